@@ -1,0 +1,102 @@
+"""``add_prompt_adapter``: an adapter where the forward really runs, and the hooks with it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from . import _releases as releases
+from ._attach import HookHandle, Options, handle_of, register_prompt_mask_hooks
+from .errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+def add_prompt_adapter(
+    model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **options: Any
+) -> HookHandle:
+    """Put a PEFT adapter on the Transformer of a Sentence Transformers model, make it active, and attach the hooks.
+
+    Sentence Transformers' own ``add_adapter`` refuses prompt learning, and assigning to ``model[0].auto_model`` does
+    nothing since 5.4. What PEFT cannot infer of the backbone, or infers wrongly (``token_dim`` of DistilBERT and
+    ALBERT, key-value heads of a prefix), is filled in; values that the config has are kept. The config itself is not
+    changed. If anything is refused, the model is as it was.
+
+    Args:
+        model: A ``SentenceTransformer``, with or without an adapter. A second one must be of the same PEFT method.
+        peft_config: A ``PromptTuningConfig``, ``PromptEncoderConfig``, ``MultitaskPromptTuningConfig``,
+            ``PrefixTuningConfig``, ``CartridgeConfig`` or ``LoraConfig``.
+        adapter_name: What the adapter goes by.
+        **options: As in ``register_prompt_mask_hooks``; with hooks on already, they must be the same or left out.
+
+    Returns:
+        The handle of the hooks.
+
+    Raises:
+        TypeError: If ``model`` is no module or ``peft_config`` is no PEFT config.
+        UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
+        ValueError: If the name is taken, or PEFT refuses the config.
+    """
+    transformer = _the_transformer(model)
+    config = _filled_in(peft_config, transformer)
+    handle, former = handle_of(model), releases.backbone_of(transformer)
+    wanted = Options(**options) if options or handle is None else handle.options
+    if handle is not None and handle.options != wanted:
+        register_prompt_mask_hooks(model, **options)  # raises, and says how to replace
+    frozen = {parameter: parameter.requires_grad for parameter in former.parameters()}
+    active = getattr(former, "active_adapter", None)
+    added = False
+    try:
+        if hasattr(former, "peft_config"):
+            if adapter_name in former.peft_config:
+                raise ValueError(f"an adapter named {adapter_name!r} is there already: give another adapter_name")
+            former.add_adapter(adapter_name, config)  # type: ignore[operator]
+            added = True
+            former.set_adapter(adapter_name)  # type: ignore[operator]
+        else:
+            from peft import get_peft_model
+
+            releases.put_backbone(transformer, get_peft_model(former, config, adapter_name))  # type: ignore[arg-type]
+        if handle is None:
+            return register_prompt_mask_hooks(model, **options)
+        handle.refresh()
+        return handle
+    except BaseException:
+        if added:
+            former.set_adapter(active)  # type: ignore[operator]
+            former.delete_adapter(adapter_name)  # type: ignore[operator]
+        releases.put_backbone(transformer, former)
+        for parameter, trainable in frozen.items():
+            parameter.requires_grad = trainable
+        raise
+
+
+def _the_transformer(model: Any) -> nn.Module:
+    found = releases.transformers_of(model) if isinstance(model, nn.Module) else []
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a SentenceTransformer, got {type(model).__name__}: load it first")
+    if len(found) != 1:
+        places = ", ".join(repr(path) for path, _ in found) or "none"
+        raise UnsupportedModelError(
+            f"expected a Sentence Transformers model with one Transformer module, got {type(model).__name__} with "
+            f"{places}: put the adapter on by hand, then call register_prompt_mask_hooks(model)"
+        )
+    return found[0][1]
+
+
+def _filled_in(peft_config: Any, transformer: nn.Module) -> Any:
+    """Return a copy of the config with what the backbone tells."""
+    from peft import PeftConfig as Config
+
+    if not isinstance(peft_config, Config):
+        raise TypeError(f"expected a PEFT config such as PromptTuningConfig, got {type(peft_config).__name__}")
+    config: Any = copy.deepcopy(peft_config)
+    config.task_type = config.task_type or "FEATURE_EXTRACTION"
+    if config.is_prompt_learning:
+        for key, value in releases.backbone_sizes(transformer, releases.method_of(config)).items():
+            if getattr(config, key, None) is None:
+                setattr(config, key, value)
+    return config

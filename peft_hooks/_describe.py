@@ -1,0 +1,67 @@
+"""What ``HookRegistry.describe`` returns: a table of hooks, with the reason where one never fired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass
+
+from torch import nn
+
+from ._dispatch import compiled_part
+
+
+@dataclass(frozen=True)
+class HookRow:
+    """One hook on one module."""
+
+    module: str
+    role: str
+    hook: str
+    order: int
+    calls: int
+    note: str
+    enabled: bool
+
+
+@dataclass(frozen=True)
+class HookTable:
+    """The hooks of a registry, in the order in which they run. ``print`` shows them as a table."""
+
+    rows: tuple[HookRow, ...]
+
+    @property
+    def never_fired(self) -> tuple[HookRow, ...]:
+        """The enabled hooks that have not been called; ``note`` says why."""
+        return tuple(row for row in self.rows if row.enabled and not row.calls)
+
+    def __iter__(self) -> Iterator[HookRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        titles = ("module", "role", "hook", "order", "calls", "note")
+        body = [(*map(str, astuple(row)[:5]), row.note if row.enabled else "disabled") for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(titles, *body, strict=True)]
+        lines = [titles, tuple("-" * width for width in widths), *body]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+
+
+def silence(model: nn.Module, path: str, calls: Mapping[str, int]) -> str:
+    """Say why the hook at ``path`` never fired, from the ``calls`` of the registry's hooks by path since it is there."""
+    from ._releases import why_never_called
+
+    if compiled_part(model, path) is not None:
+        return "calls inside torch.compile are not counted"
+    if calls.get(path):
+        return "never fired: a hook that runs before it on this module raised"
+    if not any(calls.values()):
+        return "never fired: no hooked module ran yet"
+    prefix = f"{path}." if path else ""
+    inside = next((other for other, count in calls.items() if count and other != path and other.startswith(prefix)), None)
+    if inside is not None:
+        return f"never fired: {inside!r} inside it ran, so its parent calls .forward() directly, which skips hooks"
+    return f"never fired: {why_never_called(model, path) or 'other hooked modules ran, so the forward does not pass here'}"

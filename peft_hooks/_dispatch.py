@@ -1,0 +1,147 @@
+"""The one file that touches PyTorch's hook machinery.
+
+A ``Dispatcher`` is the only thing that the library puts on a module: one pre-hook and one forward hook, which run the
+hooks of one registry in their order. It refers to no module and no registry, so that a model with hooks on it can be
+copied and pickled, in part or whole, and nothing else comes along.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ._hook import Call, Hook
+
+_Kwargs = dict[str, Any]
+
+
+@dataclass
+class Entry:
+    """One hook on one module. ``calls`` counts without a lock: threads and replicas may lose a few."""
+
+    name: str
+    hook: Hook
+    order: int
+    calls: int = 0
+
+    def __post_init__(self) -> None:
+        kind = type(self.hook)
+        self.before = self.hook.before if kind.before is not Hook.before else None
+        self.after = self.hook.after if kind.after is not Hook.after else None
+        self.failed = self.hook.failed if kind.failed is not Hook.failed else None
+
+
+class Dispatcher:
+    """Runs the entries of one registry on one module, lower ``order`` first, in ``before`` and ``after`` alike.
+
+    Args:
+        path: Where the module sits, for the hooks' messages.
+        owner: What the registry goes by, so that ``dispatchers`` finds it again on a copied model.
+    """
+
+    def __init__(self, path: str, owner: Hashable) -> None:
+        self.path = path
+        self.owner = owner
+        self.entries: tuple[Entry, ...] = ()
+        self._handles: tuple[Any, ...] = ()
+        self._local = threading.local()
+
+    def set_entries(self, module: nn.Module, entries: list[Entry], stay: bool = False) -> None:
+        """Put ``entries`` in force; with none left, nothing of the dispatcher stays on the module unless ``stay``."""
+        self.entries = tuple(sorted(entries, key=lambda entry: (entry.order, entry.name)))
+        if self.entries and not self._handles:
+            # Each handle is kept before the next step can raise: with no entries left, all of them are removed again.
+            self._handles = (module.register_forward_pre_hook(self._before, with_kwargs=True),)
+            # always_call: the forward hook runs, too, when the forward raised; so `failed` works and no call stays.
+            self._handles += (module.register_forward_hook(self._after, with_kwargs=True, always_call=True),)
+        elif not self.entries and not stay:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = ()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Kwargs) -> tuple[tuple[Any, ...], _Kwargs]:
+        call = Call(module, self.path, args, kwargs)
+        counting = not torch.compiler.is_compiling()  # a changing counter would be guarded on: recompiled every call
+        try:
+            stack = self._local.stack
+        except AttributeError:
+            stack = self._local.stack = []
+        # If a `before` raises, `_after` runs all the same, and must not take the call of a forward around this one.
+        stack.append((None, None))
+        for entry in self.entries:
+            if counting:
+                entry.calls += 1
+            if entry.before is not None:
+                entry.before(call)
+        # With the error that is being handled around this forward, so that one of the forward's own is told apart.
+        stack[-1] = (call, None if not counting else sys.exc_info()[1])
+        return call.args, call.kwargs
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Kwargs, output: Any) -> Any:
+        stack = getattr(self._local, "stack", None)
+        if not stack:
+            return None  # a pre-hook raised before ours ran, or the hook was attached while the module ran
+        call, outer_error = stack.pop()
+        if call is None:
+            return None
+        if not torch.compiler.is_compiling():
+            error = sys.exc_info()[1]
+            if error is not None and error is not outer_error:
+                self._failed(call, error)
+                return None
+        for entry in self.entries:
+            if entry.after is not None:
+                replaced = entry.after(call, output)
+                if replaced is not None:
+                    output = replaced
+        return output
+
+    def _failed(self, call: Call, error: BaseException) -> None:
+        for entry in self.entries:
+            if entry.failed is not None:
+                entry.failed(call, error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_local"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._local = threading.local()
+
+
+def dispatchers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Dispatcher]]:
+    """Yield every dispatcher on ``model`` and its submodules with its path.
+
+    ``_forward_hooks`` is private to ``nn.Module``, and there is no public way to list the hooks of a module, which is
+    what finds the hooks of a copied or unpickled model.
+    """
+    for path, module in model.named_modules():
+        for hook in module._forward_hooks.values():
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, Dispatcher):
+                yield path, module, owner
+
+
+def compiled_part(model: nn.Module, path: str) -> str | None:
+    """Return the path of the compiled module at or around ``path``, or None.
+
+    ``torch.compile`` leaves out hooks that are attached after it, without a word. Neither ``OptimizedModule`` nor the
+    mark that ``Module.compile`` leaves has a public name.
+    """
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # slow to import, and if no one did, nothing is compiled
+    if dynamo is None:
+        return None
+    module, at = model, ""
+    for part in ("", *path.split(".")) if path else ("",):
+        if part:
+            module = getattr(module, part)
+            at = f"{at}.{part}" if at else part
+        if isinstance(module, dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+            return at
+    return None

@@ -1,0 +1,85 @@
+"""``Hook`` and ``Call``: what a hook of one's own derives from, and what it is told of a forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+class Call:
+    """One call of one module, shared by ``before``, ``after`` and ``failed`` of every hook on it.
+
+    Attributes:
+        module: The module that is called (a replica, under ``DataParallel``).
+        path: The path under which the hooks were attached, such as ``"0.model"``; ``""`` is the root.
+        args: Positional arguments that the module gets. A hook's ``before`` may set another tuple.
+        kwargs: Keyword arguments that the module gets. A hook's ``before`` may set another dict.
+        given_args: ``args`` as they came in, before any hook of this registry replaced them.
+        given_kwargs: ``kwargs`` as they came in.
+        notes: What a hook's ``before`` leaves for its own ``after`` or ``failed``, under the hook itself as the key.
+    """
+
+    __slots__ = ("args", "given_args", "given_kwargs", "kwargs", "module", "notes", "path")
+
+    def __init__(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.module = module
+        self.path = path
+        self.args = self.given_args = args
+        self.kwargs = self.given_kwargs = kwargs
+        self.notes: dict[Hook, Any] = {}
+
+    @property
+    def first(self) -> Any:
+        """The first argument: in a Sentence Transformers module, the features dict."""
+        return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
+
+    @first.setter
+    def first(self, value: Any) -> None:
+        if self.args:
+            self.args = (value, *self.args[1:])
+        else:
+            self.kwargs = {**self.kwargs, next(iter(self.kwargs)): value}
+
+    @property
+    def given_first(self) -> Any:
+        """The first argument as it came in, before any hook of this registry replaced it."""
+        return self.given_args[0] if self.given_args else next(iter(self.given_kwargs.values()), None)
+
+    @property
+    def where(self) -> str:
+        """The module for a reader: ``"Pooling '1'"``."""
+        return f"{type(self.module).__name__} {self.path!r}"
+
+
+class Hook:
+    """Base class of a forward hook. Override what is needed; what is not overridden is never called.
+
+    One hook may sit on many modules and run in many threads: keep nothing of a call on ``self``, but in
+    ``call.notes[self]``.
+    A hook that holds only plain data travels with the model through ``pickle`` and ``deepcopy``.
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import Hook, HookRegistry
+        >>> class Double(Hook):
+        ...     def after(self, call, output):
+        ...         return output * 2
+        >>> model = torch.nn.Sequential(torch.nn.Identity())
+        >>> with HookRegistry(model).attached(Double(), to="0"):
+        ...     model(torch.ones(1))
+        tensor([2.])
+    """
+
+    def before(self, call: Call) -> None:
+        """Run before the module. Set ``call.args`` or ``call.kwargs`` to change what it gets."""
+
+    def after(self, call: Call, output: Any) -> Any:
+        """Run after the module. Return what replaces the output, or None to leave it."""
+
+    def failed(self, call: Call, error: BaseException) -> None:
+        """Run when the module, or a hook on it that is not of this registry, raised ``error``, which goes on rising."""
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))
+        return f"{type(self).__name__}({options})"

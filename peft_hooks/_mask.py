@@ -1,0 +1,156 @@
+"""The hooks that tell the rest of the pipeline of virtual tokens: on the Transformer, and on Pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Union, get_args
+
+import torch
+from torch import Tensor, nn
+
+from . import _features as ft
+from .errors import DimensionError
+from ._format import shape_of
+from ._hook import Call, Hook
+from ._releases import active_virtual_tokens, adapter_summary, pooling_modes
+
+VirtualTokens = Literal["auto", "pool", "ignore", "strip"]
+Expected = Union[int, Callable[[nn.Module], int], None]
+
+
+def check_policy(virtual_tokens: str) -> None:
+    """Raise ValueError unless ``virtual_tokens`` is one of the four policies."""
+    if virtual_tokens not in get_args(VirtualTokens):
+        known = ", ".join(repr(policy) for policy in get_args(VirtualTokens))
+        raise ValueError(f"virtual_tokens={virtual_tokens!r} is not a policy: choose one of {known}")
+
+
+class ExtendPromptMask(Hook):
+    """Make a Transformer's attention mask as long as its token embeddings. Goes on the Transformer module.
+
+    PEFT's prompt methods put virtual tokens in front of the text inside the backbone, and the features keep the mask
+    of the text. This hook measures how many there are, ``token_embeddings.size(1)`` less the input's length, and so is
+    right on releases that extend the mask themselves (3.3 to 6.1, as float32, and for prefix tuning too, which is
+    wrong) and on those that do not. It works on a copy of the features: the caller's dict stays as it was.
+    https://github.com/huggingface/sentence-transformers/pull/3000
+
+    Args:
+        virtual_tokens: ``"auto"`` and ``"pool"`` count virtual tokens, ``"ignore"`` keeps them with a mask of 0,
+            ``"strip"`` cuts them from ``token_embeddings`` and ``all_layer_embeddings`` and leaves the mask.
+        expected: How many virtual tokens the adapter adds, or a function of the Transformer that tells; None trusts
+            the measure. None found is always fine: LoRA, prefix tuning, a switched-off adapter.
+
+    Raises:
+        ValueError: If ``virtual_tokens`` is no policy.
+        DimensionError: In the forward, if there are fewer rows than tokens, or another number than expected.
+    """
+
+    def __init__(self, virtual_tokens: VirtualTokens = "auto", expected: Expected = active_virtual_tokens) -> None:
+        check_policy(virtual_tokens)
+        self.virtual_tokens = virtual_tokens
+        self._expected = expected
+
+    def before(self, call: Call) -> None:
+        call.first = dict(call.first)
+
+    def after(self, call: Call, output: Any) -> Any:
+        given, embeddings = call.given_first, output.get("token_embeddings")
+        length = ft.input_length(given)
+        if embeddings is None or length is None or embeddings.dim() != 3:
+            return None  # not a Transformer that gives one row per token: a CrossEncoder's scores, an image
+        found: int = embeddings.size(1) - length
+        mask = given.get("attention_mask")
+        if found == 0:
+            return None if mask is None else {**output, "attention_mask": mask}
+        self._check(call, embeddings, length, found)
+        if mask is None:
+            mask = embeddings.new_ones((embeddings.size(0), length), dtype=torch.int64)
+        if self.virtual_tokens == "strip":
+            return _text_only({**output, "attention_mask": mask}, found)
+        return {**output, "attention_mask": ft.extend_mask(mask, found, counted=self.virtual_tokens != "ignore")}
+
+    def _check(self, call: Call, embeddings: Tensor, length: int, found: int) -> None:
+        expected = self._expected(call.module) if callable(self._expected) else self._expected
+        if found < 0 or (expected is not None and found != expected):
+            raise DimensionError(
+                f"{call.where}: token_embeddings is {shape_of(embeddings)} for an input of {length} tokens, "
+                f"{abs(found)} position{'s' if abs(found) != 1 else ''} {'more' if found > 0 else 'fewer'}, but "
+                f"{adapter_summary(call.module)} adds {expected or 0}. A hook or module in between changed the length: "
+                f"`with peft_hooks.HookRegistry(model).attached(LogShapes(), to='**')` shows where"
+            )
+
+
+def _text_only(features: dict[str, Any], virtual: int) -> dict[str, Any]:
+    """Cut the first ``virtual`` rows from the token embeddings and from every hidden state."""
+    features["token_embeddings"] = features["token_embeddings"][:, virtual:]
+    if "all_layer_embeddings" in features:
+        features["all_layer_embeddings"] = tuple(layer[:, virtual:] for layer in features["all_layer_embeddings"])
+    return features
+
+
+class PreparePooling(Hook):
+    """Give Pooling what it is to count, and give back the text's own rows after it. Goes on the Pooling module.
+
+    - ``cls`` reads the text's own first token, after the prompt where the prompt is left out; with
+      ``virtual_tokens="pool"`` it reads position 0, as 3.3 to 5.3 did.
+    - A prompt that is left out (``include_prompt=False``) is left out at its real place, behind the virtual tokens;
+      with ``"pool"`` the first ``prompt_length`` positions are, as 3.3 to 6.1 did.
+    - Weighted means and left-out prompts do not depend on where the padding is, in any release.
+    - With ``"auto"``, what follows Pooling (``output_value="token_embeddings"``) sees one row per token of the text.
+
+    Args:
+        virtual_tokens: The policy, as in ``ExtendPromptMask``.
+    """
+
+    def __init__(self, virtual_tokens: VirtualTokens = "auto") -> None:
+        check_policy(virtual_tokens)
+        self.virtual_tokens = virtual_tokens
+
+    def before(self, call: Call) -> None:
+        features = call.first
+        embeddings, mask = features.get("token_embeddings"), features.get("attention_mask")
+        length = ft.input_length(features)
+        if embeddings is None or mask is None or length is None or embeddings.dim() != 3:
+            return
+        if mask.shape != embeddings.shape[:2]:
+            return  # nothing to prepare, or wrong: AssertDimensions says what
+        virtual = embeddings.size(1) - length
+        modes, leaves_out = pooling_modes(call.module), _leaves_out_prompt(call.module, features)
+        if virtual == 0 and not leaves_out and modes.isdisjoint(("cls", "weightedmean")):
+            return
+        call.first = features = dict(features)
+        start = virtual if self.virtual_tokens == "auto" else 0
+        if leaves_out or "weightedmean" in modes:
+            embeddings, mask = ft.padding_last(embeddings, mask)
+            features.update(token_embeddings=embeddings, attention_mask=mask)
+        if leaves_out:
+            mask = ft.leave_out(mask, start, features["prompt_length"])
+            if start:  # Pooling leaves out from position 0, which is right for the text alone
+                del features["prompt_length"]
+                features["attention_mask"] = mask
+        if "cls" in modes and (virtual or "cls_token_embeddings" not in features):
+            if self.virtual_tokens == "pool" and virtual:
+                features["cls_token_embeddings"] = embeddings[:, 0]
+            else:
+                first = ft.first_counted(mask[:, start:]) + start
+                features["cls_token_embeddings"] = ft.take_rows(embeddings, first)
+
+    def after(self, call: Call, output: Any) -> Any:
+        given, prepared = call.given_first, call.first
+        if prepared is given:
+            return None
+        restored = dict(output)
+        for key in ("token_embeddings", "attention_mask", "prompt_length", "cls_token_embeddings"):
+            if key in given:
+                restored[key] = given[key]
+            else:
+                restored.pop(key, None)
+        virtual = restored["token_embeddings"].size(1) - (ft.input_length(given) or 0)
+        if self.virtual_tokens == "auto" and virtual:
+            restored["attention_mask"] = restored["attention_mask"][:, virtual:]
+            return _text_only(restored, virtual)
+        return restored
+
+
+def _leaves_out_prompt(pooling: nn.Module, features: Mapping[str, Any]) -> bool:
+    return "prompt_length" in features and not getattr(pooling, "include_prompt", True)

@@ -1,0 +1,129 @@
+"""What cannot be right whatever the hooks, found before any is attached and refused by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from . import _releases as releases
+from ._positions import left_padding_message
+from ._probe import prefix_is_used
+from .errors import UnsupportedModelError
+
+
+def refuse_what_cannot_be_right(model: Any, task_id: int | None) -> None:
+    """Raise if ``model`` cannot give right embeddings with the hooks on.
+
+    Raises:
+        TypeError: If ``model`` is no module: a name, a list, None.
+        UnsupportedModelError: If it is no Sentence Transformers model, has no adapter that its forward passes, has a
+            prefix that its backbone ignores, or is set up so that virtual tokens cannot be told from text.
+        ValueError: If ``task_id`` is given and no adapter has tasks.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a SentenceTransformer, got {_shown(model)}: load it first, SentenceTransformer(path)")
+    transformers = releases.transformers_of(model)
+    if not transformers:
+        raise UnsupportedModelError(
+            f"expected a Sentence Transformers model, got {type(model).__name__}, which has no Transformer module: give "
+            f"the SentenceTransformer itself, not its backbone or its adapter"
+        )
+    for path, transformer in transformers:
+        _refuse_stray_adapter(path, transformer)
+    if not any(releases.has_adapter(transformer) for _, transformer in transformers):
+        raise UnsupportedModelError(
+            f"this {type(model).__name__} has no PEFT adapter: put one on with "
+            f"peft_hooks.add_prompt_adapter(model, PromptTuningConfig(...))"
+        )
+    if task_id is not None and not any(_multitask(transformer) for _, transformer in transformers):
+        raise ValueError(f"task_id={task_id} is given, but no adapter has tasks: only MULTITASK_PROMPT_TUNING has")
+    for path, transformer in transformers:
+        for name, config in releases.prompt_configs(transformer).items():
+            _refuse_adapter(path, transformer, name, config)
+
+
+def _shown(model: Any) -> str:
+    return f"the {type(model).__name__} {model!r}" if isinstance(model, (str, type(None))) else type(model).__name__
+
+
+def _multitask(transformer: nn.Module) -> bool:
+    return any(True for _ in releases.prompt_encoders(transformer, "MULTITASK_PROMPT_TUNING"))
+
+
+def _refuse_stray_adapter(path: str, transformer: nn.Module) -> None:
+    stray = releases.stray_backbone(transformer)
+    if stray is not None:
+        where = f"model[{path}]" if path.isdigit() else f"Transformer {path!r}"
+        raise UnsupportedModelError(
+            f"a {type(stray).__name__} was assigned to {where}.auto_model, which this release of Sentence Transformers "
+            f"never calls, so it does nothing: `adapter = dict({where}.named_children())['auto_model']; "
+            f"del {where}.auto_model; {where}.model = adapter`"
+        )
+
+
+def _refuse_adapter(path: str, transformer: nn.Module, name: str, config: Any) -> None:
+    method, backbone = releases.method_of(config), releases.backbone_of(transformer)
+    where = f"Transformer {path!r} with the {method} adapter {name!r}"
+    if releases.forward_skips_prompts(backbone):
+        raise UnsupportedModelError(
+            f"{where}: {type(backbone).__name__}.forward passes the prompt by: make the adapter with "
+            f'task_type="FEATURE_EXTRACTION", or with peft_hooks.add_prompt_adapter(model, config)'
+        )
+    if getattr(transformer, "can_flatten_inputs", False):
+        raise UnsupportedModelError(
+            f"{where}: inputs are flattened into one row without padding, where virtual tokens can stand before the "
+            f"first text only: set `model[0].unpad_inputs = False`"
+        )
+    if method in releases.PREFIX_METHODS:
+        reason = prefix_is_used(transformer, name)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"{where}: the backbone {releases.model_type(transformer)!r} {reason}: use PROMPT_TUNING or P_TUNING "
+                f"(virtual tokens among the inputs, any backbone), or LORA"
+            )
+
+
+def refuse_left_padding(path: str, transformer: nn.Module) -> str | None:
+    """Return why left padding cannot be right on this backbone, or None. Raise if the tokenizer pads on the left now.
+
+    Raises:
+        UnsupportedModelError: If it does.
+    """
+    reason = releases.distance_over_padding(transformer)
+    tokenizer = getattr(transformer, "tokenizer", None)
+    if reason is not None and getattr(tokenizer, "padding_side", "right") == "left":
+        raise UnsupportedModelError(left_padding_message(f"Transformer {path!r}", reason))
+    return reason
+
+
+def fit_positions(transformer: nn.Module) -> Callable[[], None] | None:
+    """Lower ``max_seq_length`` where virtual tokens and text exceed the backbone's positions, with a warning.
+
+    Returns:
+        What puts the former value back, or None if nothing was changed.
+    """
+    positions = releases.position_count(transformer)
+    virtual = max((config.num_virtual_tokens for config in releases.prompt_configs(transformer).values()), default=0)
+    former: int | None = transformer.max_seq_length  # type: ignore[assignment]
+    if positions is None or not virtual or (former is not None and former + virtual <= positions):
+        return None
+    if virtual >= positions:
+        raise UnsupportedModelError(
+            f"{virtual} virtual tokens leave no room for text: the backbone has {positions} positions. Use fewer"
+        )
+    fitting = positions - virtual
+    warnings.warn(
+        f"max_seq_length is lowered from {former} to {fitting}: the backbone {releases.model_type(transformer)!r} has "
+        f"{positions} positions, and {virtual} of them go to virtual tokens",
+        stacklevel=4,
+    )
+    transformer.max_seq_length = fitting  # type: ignore[assignment]
+
+    def put_back() -> None:
+        if transformer.max_seq_length == fitting:
+            transformer.max_seq_length = former  # type: ignore[assignment]
+
+    return put_back

@@ -1,0 +1,264 @@
+"""The one file that knows how the supported releases of Sentence Transformers and PEFT differ.
+
+What can be measured in a forward is measured there (``ExtendPromptMask``) and not looked up here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+PREFIX_METHODS = ("PREFIX_TUNING", "CARTRIDGE")
+"""Methods that put keys and values before the text and give no rows of their own."""
+
+# Pooling's modes: one `pooling_mode` since 5.4, a flag for each before.
+_MODE_FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "max": "pooling_mode_max_tokens",
+    "mean": "pooling_mode_mean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+
+
+def pooling_modes(pooling: nn.Module) -> frozenset[str]:
+    """Return what a Pooling module computes: ``"cls"``, ``"max"``, ``"mean"``, ``"weightedmean"``, ``"lasttoken"``."""
+    mode = getattr(pooling, "pooling_mode", None)
+    if mode is None:
+        return frozenset(mode for mode, flag in _MODE_FLAGS.items() if getattr(pooling, flag, False))
+    return frozenset((mode,) if isinstance(mode, str) else mode)
+
+
+def pooling_widths(pooling: nn.Module) -> tuple[int, int]:
+    """Return the declared widths of a Pooling module: of a token, and of the pooled embedding."""
+    width = getattr(pooling, "embedding_dimension", None) or pooling.word_embedding_dimension  # renamed in 5.4
+    return int(width), int(pooling.pooling_output_dimension)  # type: ignore[arg-type]
+
+
+def _class(module_name: str, name: str) -> type | None:
+    """Return a class if its module is loaded: what was never imported has no instance in the model at hand."""
+    return getattr(sys.modules.get(module_name), name, None)
+
+
+def transformer_class() -> type[nn.Module] | None:
+    """Return the class of Sentence Transformers' Transformer module: it moved in 5.4."""
+    moved = _class("sentence_transformers.base.modules.transformer", "Transformer")
+    return moved or _class("sentence_transformers.models.Transformer", "Transformer")
+
+
+def pooling_class() -> type[nn.Module] | None:
+    """Return the class of Sentence Transformers' Pooling module: it moved in 5.4."""
+    moved = _class("sentence_transformers.sentence_transformer.modules.pooling", "Pooling")
+    return moved or _class("sentence_transformers.models.Pooling", "Pooling")
+
+
+def peft_class() -> type[nn.Module] | None:
+    """Return ``peft.PeftModel``, if PEFT is loaded."""
+    return _class("peft", "PeftModel")
+
+
+def backbone_of(transformer: nn.Module) -> nn.Module:
+    """Return what the Transformer's forward runs: its attribute ``model`` since 5.4, ``auto_model`` before."""
+    try:
+        return transformer.model  # type: ignore[return-value]
+    except AttributeError:
+        return transformer.auto_model  # type: ignore[return-value]
+
+
+def put_backbone(transformer: nn.Module, backbone: nn.Module) -> None:
+    """Put ``backbone`` where the Transformer's forward finds it.
+
+    Since 5.4 ``auto_model`` is a property without a setter: assigning to it registers a submodule that nothing calls.
+    """
+    setattr(transformer, "model" if "model" in dict(transformer.named_children()) else "auto_model", backbone)
+
+
+def stray_backbone(transformer: nn.Module) -> nn.Module | None:
+    """Return a module that was assigned to ``auto_model`` on a release whose forward never calls it (5.4 and later)."""
+    children = dict(transformer.named_children())
+    return children.get("auto_model") if "model" in children else None
+
+
+def active_config(transformer: nn.Module) -> Any:
+    """Return the config of the active PEFT adapter, or None. Called in every forward: no imports, no ``isinstance``."""
+    try:
+        return getattr(backbone_of(transformer), "active_peft_config", None)
+    except AttributeError:
+        return None  # not a Transformer of this library: a stand-in in a user's test
+
+
+def active_virtual_tokens(transformer: nn.Module) -> int:
+    """Return how many rows the active adapter adds in front of the text's: 0 for LoRA and prefix methods."""
+    config = active_config(transformer)
+    if config is None or not config.is_prompt_learning or config.peft_type in PREFIX_METHODS:
+        return 0
+    return int(config.num_virtual_tokens)
+
+
+def method_of(config: Any) -> str:
+    """Return a PEFT config's method by name: ``"PROMPT_TUNING"``."""
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+def adapter_summary(transformer: nn.Module) -> str:
+    """Return the active adapter for a reader: ``the active PROMPT_TUNING adapter 'default'``."""
+    config = active_config(transformer)
+    if config is None:
+        return "no PEFT adapter (the Transformer has none)"
+    return f"the active {method_of(config)} adapter {backbone_of(transformer).active_adapter!r}"
+
+
+def transformers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the Transformer modules of a Sentence Transformers model with their paths; a Router has several."""
+    kind = transformer_class()
+    return [] if kind is None else [(path, module) for path, module in model.named_modules() if isinstance(module, kind)]
+
+
+def poolings_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the Pooling modules of a Sentence Transformers model with their paths."""
+    kind = pooling_class()
+    return [] if kind is None else [(path, module) for path, module in model.named_modules() if isinstance(module, kind)]
+
+
+def find_roles(model: nn.Module) -> Mapping[str, list[str]]:
+    """Return the paths of the roles ``"transformer"``, ``"backbone"`` and ``"pooling"``; empty for any other model.
+
+    The backbone is PEFT's ``base_model`` where there is an adapter: hooks on the ``PeftModel`` never fire since 5.4.
+    """
+    transformers = transformers_of(model)
+    if not transformers:
+        return {}
+    path_of = {module: path for path, module in model.named_modules()}
+    backbones = [backbone_of(transformer) for _, transformer in transformers]
+    inner = [module.base_model if hasattr(module, "active_peft_config") else module for module in backbones]
+    return {
+        "transformer": [path for path, _ in transformers],
+        "backbone": [path_of[module] for module in inner],  # type: ignore[index]
+        "pooling": [path for path, _ in poolings_of(model)],
+    }
+
+
+def prompt_encoders(transformer: nn.Module, method: str) -> Iterator[nn.Module]:
+    """Yield the prompt encoders of the Transformer's adapters of one method, such as ``"MULTITASK_PROMPT_TUNING"``."""
+    backbone = backbone_of(transformer)
+    for name, config in getattr(backbone, "peft_config", {}).items():
+        if method_of(config) == method:
+            yield backbone.prompt_encoder[name]  # type: ignore[index]
+
+
+def why_never_called(model: nn.Module, path: str) -> str | None:
+    """Say why a hook on the module at ``path`` cannot fire, where Sentence Transformers is the reason."""
+    for at, transformer in transformers_of(model):
+        prefix = f"{at}." if at else ""
+        if path == f"{prefix}model" and backbone_of(transformer) is model.get_submodule(path):
+            return (
+                f"since 5.4 Sentence Transformers calls {path!r}.forward() directly, which skips hooks: attach to "
+                f"{at!r} or {path + '.base_model'!r}"
+            )
+        if path == f"{prefix}auto_model":
+            return f"since 5.4 Sentence Transformers never calls {path!r}: put the adapter on {prefix + 'model'!r}"
+    if path == "" and transformers_of(model):
+        return "encode() of this release calls model.forward() directly, which skips hooks: attach to 'transformer'"
+    return None
+
+
+def has_adapter(transformer: nn.Module) -> bool:
+    """Tell whether the Transformer has an adapter: a ``PeftModel``, or LoRA layers put in with ``add_adapter``."""
+    backbone = backbone_of(transformer)
+    return hasattr(backbone, "peft_config") or bool(getattr(backbone, "_hf_peft_config_loaded", False))
+
+
+def prompt_configs(transformer: nn.Module) -> dict[str, Any]:
+    """Return the configs of the Transformer's prompt-learning adapters by name."""
+    configs: Mapping[str, Any] = getattr(backbone_of(transformer), "peft_config", None) or {}
+    return {name: config for name, config in configs.items() if getattr(config, "is_prompt_learning", False)}
+
+
+def forward_skips_prompts(backbone: nn.Module) -> bool:
+    """Tell whether this is a ``PeftModel`` of no task, whose forward is the base model's and never adds a prompt."""
+    kind = peft_class()
+    return kind is not None and isinstance(backbone, kind) and type(backbone).forward is kind.forward
+
+
+def plain_backbone(transformer: nn.Module) -> nn.Module:
+    """Return the transformers model, with no PEFT around it."""
+    backbone = backbone_of(transformer)
+    return backbone.get_base_model() if hasattr(backbone, "active_peft_config") else backbone  # type: ignore[operator, no-any-return]
+
+
+def model_type(transformer: nn.Module) -> str:
+    """Return the backbone's architecture by its config name: ``"bert"``."""
+    return str(getattr(plain_backbone(transformer).config, "model_type", type(plain_backbone(transformer)).__name__))
+
+
+def accepts(backbone: nn.Module, argument: str) -> bool:
+    """Tell whether the backbone's forward names ``argument``; one that is only swallowed by ``**kwargs`` is ignored."""
+    return argument in inspect.signature(backbone.forward).parameters
+
+
+def position_offset(transformer: nn.Module) -> int:
+    """Return the first position id: ``padding_idx + 1`` in backbones of RoBERTa's kind, 0 in others."""
+    for module in plain_backbone(transformer).modules():
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), nn.Embedding):
+            return padding + 1
+    return 0
+
+
+def position_count(transformer: nn.Module) -> int | None:
+    """Return how many tokens the backbone has positions for, or None if there is no limit (T5)."""
+    count = getattr(plain_backbone(transformer).config, "max_position_embeddings", None)
+    if not isinstance(count, int) or count <= 0:
+        return None
+    return count - position_offset(transformer)
+
+
+# Backbones that add a bias by distance in the sequence, whatever the position ids.
+_BIASED_BY_DISTANCE = ("t5", "mt5", "umt5", "mpnet", "deberta", "deberta-v2", "xlnet")
+
+
+def distance_over_padding(transformer: nn.Module) -> str | None:
+    """Return how the backbone measures distance over padding, where position ids cannot help, or None."""
+    backbone = plain_backbone(transformer)
+    config = backbone.config
+    kind = getattr(config, "model_type", "")
+    relative = str(getattr(config, "position_embedding_type", "") or "").startswith("relative")
+    if kind in _BIASED_BY_DISTANCE or relative:
+        return f"{kind} weighs tokens by their distance"
+    if not accepts(backbone, "position_ids"):
+        return f"the forward of {kind} takes no position ids"
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    window = getattr(config, "local_attention", 2 * window if window else None)
+    virtual = max((config.num_virtual_tokens for config in prompt_configs(transformer).values()), default=0)
+    longest = transformer.max_seq_length
+    if window and (longest is None or longest + virtual > window // 2):
+        return f"{kind} attends within a window of {window // 2}, less than max_seq_length and the virtual tokens"
+    return None
+
+
+def backbone_sizes(transformer: nn.Module, method: str) -> dict[str, int]:
+    """Return what a prompt-learning config needs to know of the backbone, where PEFT looks in the wrong place.
+
+    PEFT reads ``hidden_size``, ``n_embd`` or ``d_model`` of the config: DistilBERT has ``dim``, and word embeddings of
+    ALBERT and small ELECTRAs are narrower than ``hidden_size``. A prefix has the shape of the key-value heads, which PEFT
+    before 0.18 computes without ``head_dim`` (Qwen3, Gemma).
+    """
+    backbone: Any = plain_backbone(transformer)
+    heads = _first_of(backbone.config, "num_attention_heads", "n_heads", "n_head", "num_heads")
+    layers = _first_of(backbone.config, "num_hidden_layers", "n_layers", "n_layer", "num_layers")
+    width = int(backbone.get_input_embeddings().weight.shape[1])
+    if method in PREFIX_METHODS:
+        hidden = _first_of(backbone.config, "hidden_size", "dim", "n_embd", "d_model")
+        head_size = getattr(backbone.config, "head_dim", None) or hidden // heads
+        heads = getattr(backbone.config, "num_key_value_heads", None) or heads
+        width = heads * head_size
+    return {"token_dim": width, "num_attention_heads": heads, "num_layers": layers}
+
+
+def _first_of(config: Any, *names: str) -> int:
+    return next(int(getattr(config, name)) for name in names if getattr(config, name, None) is not None)
