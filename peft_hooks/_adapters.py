@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from . import _backbones as backbones
 from . import _releases as releases
 from ._attach import HookHandle, Options, handle_of, register_prompt_mask_hooks
 from .errors import UnsupportedModelError
@@ -53,28 +54,28 @@ def add_prompt_adapter(
         if hasattr(former, "peft_config"):
             if adapter_name in former.peft_config:
                 raise ValueError(f"an adapter named {adapter_name!r} is there already: give another adapter_name")
-            former.add_adapter(adapter_name, config)  # type: ignore[operator]
+            former.add_adapter(adapter_name, config)
             added = True
-            former.set_adapter(adapter_name)  # type: ignore[operator]
+            former.set_adapter(adapter_name)
         else:
             from peft import get_peft_model
 
-            releases.put_backbone(transformer, get_peft_model(former, config, adapter_name))  # type: ignore[arg-type]
+            releases.put_backbone(transformer, get_peft_model(former, config, adapter_name))
         if handle is None:
             return register_prompt_mask_hooks(model, **options)
         handle.refresh()
         return handle
     except BaseException:
         if added:
-            former.set_adapter(active)  # type: ignore[operator]
-            former.delete_adapter(adapter_name)  # type: ignore[operator]
+            former.set_adapter(active)
+            former.delete_adapter(adapter_name)
         releases.put_backbone(transformer, former)
         for parameter, trainable in frozen.items():
             parameter.requires_grad = trainable
         raise
 
 
-def _the_transformer(model: Any) -> nn.Module:
+def _the_transformer(model: Any) -> Any:
     found = releases.transformers_of(model) if isinstance(model, nn.Module) else []
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a SentenceTransformer, got {type(model).__name__}: load it first")
@@ -87,7 +88,7 @@ def _the_transformer(model: Any) -> nn.Module:
     return found[0][1]
 
 
-def _filled_in(peft_config: Any, transformer: nn.Module) -> Any:
+def _filled_in(peft_config: Any, transformer: Any) -> Any:
     """Return a copy of the config with what the backbone tells."""
     from peft import PeftConfig as Config
 
@@ -96,7 +97,7 @@ def _filled_in(peft_config: Any, transformer: nn.Module) -> Any:
     config: Any = copy.deepcopy(peft_config)
     config.task_type = config.task_type or "FEATURE_EXTRACTION"
     if config.is_prompt_learning:
-        for key, value in releases.backbone_sizes(transformer, releases.method_of(config)).items():
+        for key, value in backbones.backbone_sizes(transformer, releases.method_of(config)).items():
             if getattr(config, key, None) is None:
                 setattr(config, key, value)
     return config

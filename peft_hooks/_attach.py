@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from . import _backbones as backbones
 from . import _releases as releases
 from ._describe import HookTable
 from ._dimensions import AssertDimensions, Bindings
@@ -240,15 +241,15 @@ def pooling_contract(pooling: nn.Module, bindings: Bindings, causes: dict[int, s
     )
 
 
-def _plan_backbone(path: str, transformer: nn.Module, options: Options) -> Iterator[Planned]:
+def _plan_backbone(path: str, transformer: Any, options: Options) -> Iterator[Planned]:
     """Yield what the adapter's own modules need: positions, a task, and right padding where nothing else helps."""
     outer = releases.backbone_of(transformer)
     distance = refuse_left_padding(path, transformer)
     prompted = bool(releases.prompt_configs(transformer))
     if distance is not None and prompted:
         yield Planned(f"padding:{path}", RefuseLeftPadding(distance), transformer, MAKE - 1)
-    if hasattr(outer, "active_peft_config") and releases.accepts(releases.plain_backbone(transformer), "position_ids"):
-        hook = AlignPositions(releases.position_offset(transformer))
+    if hasattr(outer, "active_peft_config") and backbones.accepts(releases.plain_backbone(transformer), "position_ids"):
+        hook = AlignPositions(backbones.position_offset(transformer))
         yield Planned(f"positions:{path}", hook, outer.base_model, MAKE)  # type: ignore[arg-type]
     for number, encoder in enumerate(releases.prompt_encoders(transformer, "MULTITASK_PROMPT_TUNING")):
         yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), encoder, MAKE)

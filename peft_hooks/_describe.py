@@ -51,7 +51,7 @@ class HookTable:
 
 
 def silence(model: nn.Module, path: str, calls: Mapping[str, int]) -> str:
-    """Say why the hook at ``path`` never fired, from the ``calls`` of the registry's hooks by path since it is there."""
+    """Say why the hook at ``path`` never fired, from the ``calls`` by path of the registry's hooks since then."""
     from ._releases import why_never_called
 
     if compiled_part(model, path) is not None:
@@ -61,7 +61,11 @@ def silence(model: nn.Module, path: str, calls: Mapping[str, int]) -> str:
     if not any(calls.values()):
         return "never fired: no hooked module ran yet"
     prefix = f"{path}." if path else ""
-    inside = next((other for other, count in calls.items() if count and other != path and other.startswith(prefix)), None)
+    inside = next(
+        (other for other, count in calls.items() if count and other != path and other.startswith(prefix)), None
+    )
     if inside is not None:
         return f"never fired: {inside!r} inside it ran, so its parent calls .forward() directly, which skips hooks"
-    return f"never fired: {why_never_called(model, path) or 'other hooked modules ran, so the forward does not pass here'}"
+    return (
+        f"never fired: {why_never_called(model, path) or 'other hooked modules ran, so the forward does not pass here'}"
+    )

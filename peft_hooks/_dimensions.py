@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .errors import DimensionError
 from ._format import shape_of
 from ._hook import Call, Hook
+from .errors import DimensionError
 
 
 class Dimension(NamedTuple):
     """One dimension of a contract: a name to bind, a fixed size, both, or neither (``_``, any size)."""
 
-    name: Optional[str]
-    size: Optional[int]
+    name: str | None
+    size: int | None
 
 
 class Bound(NamedTuple):
@@ -163,7 +163,7 @@ def disagreement(
         if len(shape) != len(dimensions):
             names = " ".join(dimension.name or str(dimension.size or "_") for dimension in dimensions)
             return f"{key} is {shape_of(tensor)}, but should have {len(dimensions)} dimensions ({names})", 0
-        for size, (name, fixed) in zip(shape, dimensions):
+        for size, (name, fixed) in zip(shape, dimensions, strict=True):
             if fixed is not None and size != fixed:
                 return f"{key} is {shape_of(tensor)}, but {name or 'the size'} = {fixed} is declared", abs(size - fixed)
             if name is None:
@@ -179,4 +179,5 @@ def disagreement(
 def _explain(key: str, tensor: Tensor, name: str, size: int, known: Bound, where: str) -> str:
     other = "" if known.where == where else f" of {known.where}"
     more = f"{abs(size - known.size)} {'more' if size > known.size else 'fewer'}"
-    return f"{key} is {shape_of(tensor)}, but {name} = {known.size} was bound by {known.tensor} {list(known.shape)}{other}: {more}"
+    bound = f"{name} = {known.size} was bound by {known.tensor} {list(known.shape)}{other}"
+    return f"{key} is {shape_of(tensor)}, but {bound}: {more}"

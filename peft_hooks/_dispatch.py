@@ -13,10 +13,10 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
+from torch.compiler import is_compiling
 
-from ._hook import Call, Hook
+from ._hook import NOTHING, STARTING, Call, Hook
 
 _Kwargs = dict[str, Any]
 
@@ -67,32 +67,32 @@ class Dispatcher:
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Kwargs) -> tuple[tuple[Any, ...], _Kwargs]:
         call = Call(module, self.path, args, kwargs)
-        counting = not torch.compiler.is_compiling()  # a changing counter would be guarded on: recompiled every call
         try:
             stack = self._local.stack
         except AttributeError:
             stack = self._local.stack = []
-        # If a `before` raises, `_after` runs all the same, and must not take the call of a forward around this one.
-        stack.append((None, None))
+        # Before the entries run: if one raises, `_after` runs all the same, and must not take the call of an outer forward.
+        stack.append(call)
+        compiling = is_compiling()
         for entry in self.entries:
-            if counting:
+            if not compiling:  # a changing counter would be guarded on, and the model recompiled at every call
                 entry.calls += 1
             if entry.before is not None:
                 entry.before(call)
-        # With the error that is being handled around this forward, so that one of the forward's own is told apart.
-        stack[-1] = (call, None if not counting else sys.exc_info()[1])
+        # What is being handled around this forward, so that an error of the forward's own is told apart.
+        call.around = NOTHING if compiling else sys.exc_info()[1]
         return call.args, call.kwargs
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Kwargs, output: Any) -> Any:
         stack = getattr(self._local, "stack", None)
         if not stack:
             return None  # a pre-hook raised before ours ran, or the hook was attached while the module ran
-        call, outer_error = stack.pop()
-        if call is None:
+        call = stack.pop()
+        if call.around is STARTING:
             return None
-        if not torch.compiler.is_compiling():
+        if call.around is not NOTHING:
             error = sys.exc_info()[1]
-            if error is not None and error is not outer_error:
+            if error is not None and error is not call.around:
                 self._failed(call, error)
                 return None
         for entry in self.entries:

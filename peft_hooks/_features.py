@@ -14,11 +14,10 @@ from torch import Tensor
 
 def input_length(features: Mapping[str, Any]) -> int | None:
     """Return how many positions the text takes, padding included, or None if the features do not tell."""
-    for key in ("input_ids", "inputs_embeds"):
-        value = features.get(key)
-        if isinstance(value, Tensor) and value.dim() >= 2:
-            return value.size(1)
-    return None
+    text = features.get("input_ids")
+    if text is None:
+        text = features.get("inputs_embeds")
+    return text.size(1) if isinstance(text, Tensor) and text.dim() >= 2 else None
 
 
 def extend_mask(mask: Tensor, virtual_tokens: int, counted: bool) -> Tensor:

@@ -24,7 +24,7 @@ def shape_of(tensor: Tensor) -> str:
 
 
 def tensor_line(name: str, tensor: Tensor) -> str:
-    """Return one tensor as text. A mask's values are read, to say what it keeps: not for a forward that must not wait."""
+    """Return one tensor as text. A mask's values are read, to say what it keeps: not for a forward in a hurry."""
     line = f"{name} {dtype_of(tensor.dtype)}[{','.join(map(str, tensor.shape))}]"
     if name.endswith("attention_mask") and tensor.dim() == 2 and tensor.numel():
         kept = tensor.bool()

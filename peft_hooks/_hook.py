@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+STARTING, NOTHING = object(), object()
+
 
 class Call:
     """One call of one module, shared by ``before``, ``after`` and ``failed`` of every hook on it.
@@ -20,13 +22,14 @@ class Call:
         notes: What a hook's ``before`` leaves for its own ``after`` or ``failed``, under the hook itself as the key.
     """
 
-    __slots__ = ("args", "given_args", "given_kwargs", "kwargs", "module", "notes", "path")
+    __slots__ = ("args", "around", "given_args", "given_kwargs", "kwargs", "module", "notes", "path")
 
     def __init__(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.module = module
         self.path = path
         self.args = self.given_args = args
         self.kwargs = self.given_kwargs = kwargs
+        self.around: object = STARTING  # for the dispatcher: the error that is handled around the forward
         self.notes: dict[Hook, Any] = {}
 
     @property

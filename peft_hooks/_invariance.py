@@ -98,7 +98,9 @@ def check_padding_invariance(
         raise TypeError(f"expected a SentenceTransformer, got {type(model).__name__}: it has no encode()")
     texts = list(texts)
     if len(texts) < 2:
-        raise ValueError(f"got {len(texts)} text{'' if len(texts) == 1 else 's'}: at least two are needed to make a batch")
+        raise ValueError(
+            f"got {len(texts)} text{'' if len(texts) == 1 else 's'}: at least two are needed to make a batch"
+        )
     encode = _encoder(model, encode_options)
     alone = torch.cat([encode([text]) for text in texts])
     rows = [TextDifference(text, 0.0, 1) for text in texts]

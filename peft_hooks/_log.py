@@ -43,6 +43,6 @@ class LogShapes(Hook):
 
 
 def _short(name: str) -> str:
-    """Drop the argument's number where a name follows: ``0.attention_mask`` is ``attention_mask``."""
+    """Drop the argument's number where a name follows: ``0.attention_mask`` is ``attention_mask``, ``1.0`` stays."""
     number, _, rest = name.partition(".")
-    return rest if rest and number.isdigit() else name
+    return rest if number.isdigit() and rest and not rest[0].isdigit() else name

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from . import _features as ft
-from .errors import DimensionError
 from ._format import shape_of
 from ._hook import Call, Hook
 from ._releases import active_virtual_tokens, adapter_summary, pooling_modes
+from .errors import DimensionError
 
 VirtualTokens = Literal["auto", "pool", "ignore", "strip"]
 Expected = Union[int, Callable[[nn.Module], int], None]

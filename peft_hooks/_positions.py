@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .errors import UnsupportedModelError
 from ._features import positions
 from ._hook import Call, Hook
+from .errors import UnsupportedModelError
 
 
 class AlignPositions(Hook):

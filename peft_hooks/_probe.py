@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import _backbones as backbones
 from . import _releases as releases
 
 
-def prefix_is_used(transformer: nn.Module, adapter: str) -> str | None:
+def prefix_is_used(transformer: Any, adapter: str) -> str | None:
     """Return why the backbone does not use the prefix of ``adapter``, or None if it does.
 
     The backbone's signature tells of those that have no cache; of the others, a forward on three tokens with the
@@ -20,7 +21,7 @@ def prefix_is_used(transformer: nn.Module, adapter: str) -> str | None:
     """
     peft_model: Any = releases.backbone_of(transformer)
     backbone = peft_model.get_base_model()
-    if not releases.accepts(backbone, "past_key_values"):
+    if not backbones.accepts(backbone, "past_key_values"):
         return "has no cache (past_key_values) in its forward, where a prefix would go"
     if not can_measure(backbone):
         return None

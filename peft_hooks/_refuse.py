@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from . import _backbones as backbones
 from . import _releases as releases
 from ._positions import left_padding_message
 from ._probe import prefix_is_used
@@ -24,7 +25,9 @@ def refuse_what_cannot_be_right(model: Any, task_id: int | None) -> None:
         ValueError: If ``task_id`` is given and no adapter has tasks.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a SentenceTransformer, got {_shown(model)}: load it first, SentenceTransformer(path)")
+        raise TypeError(
+            f"expected a SentenceTransformer, got {_shown(model)}: load it first, SentenceTransformer(path)"
+        )
     transformers = releases.transformers_of(model)
     if not transformers:
         raise UnsupportedModelError(
@@ -49,11 +52,11 @@ def _shown(model: Any) -> str:
     return f"the {type(model).__name__} {model!r}" if isinstance(model, (str, type(None))) else type(model).__name__
 
 
-def _multitask(transformer: nn.Module) -> bool:
+def _multitask(transformer: Any) -> bool:
     return any(True for _ in releases.prompt_encoders(transformer, "MULTITASK_PROMPT_TUNING"))
 
 
-def _refuse_stray_adapter(path: str, transformer: nn.Module) -> None:
+def _refuse_stray_adapter(path: str, transformer: Any) -> None:
     stray = releases.stray_backbone(transformer)
     if stray is not None:
         where = f"model[{path}]" if path.isdigit() else f"Transformer {path!r}"
@@ -64,7 +67,7 @@ def _refuse_stray_adapter(path: str, transformer: nn.Module) -> None:
         )
 
 
-def _refuse_adapter(path: str, transformer: nn.Module, name: str, config: Any) -> None:
+def _refuse_adapter(path: str, transformer: Any, name: str, config: Any) -> None:
     method, backbone = releases.method_of(config), releases.backbone_of(transformer)
     where = f"Transformer {path!r} with the {method} adapter {name!r}"
     if releases.forward_skips_prompts(backbone):
@@ -81,33 +84,33 @@ def _refuse_adapter(path: str, transformer: nn.Module, name: str, config: Any) -
         reason = prefix_is_used(transformer, name)
         if reason is not None:
             raise UnsupportedModelError(
-                f"{where}: the backbone {releases.model_type(transformer)!r} {reason}: use PROMPT_TUNING or P_TUNING "
+                f"{where}: the backbone {backbones.model_type(transformer)!r} {reason}: use PROMPT_TUNING or P_TUNING "
                 f"(virtual tokens among the inputs, any backbone), or LORA"
             )
 
 
-def refuse_left_padding(path: str, transformer: nn.Module) -> str | None:
+def refuse_left_padding(path: str, transformer: Any) -> str | None:
     """Return why left padding cannot be right on this backbone, or None. Raise if the tokenizer pads on the left now.
 
     Raises:
         UnsupportedModelError: If it does.
     """
-    reason = releases.distance_over_padding(transformer)
+    reason = backbones.distance_over_padding(transformer)
     tokenizer = getattr(transformer, "tokenizer", None)
     if reason is not None and getattr(tokenizer, "padding_side", "right") == "left":
         raise UnsupportedModelError(left_padding_message(f"Transformer {path!r}", reason))
     return reason
 
 
-def fit_positions(transformer: nn.Module) -> Callable[[], None] | None:
+def fit_positions(transformer: Any) -> Callable[[], None] | None:
     """Lower ``max_seq_length`` where virtual tokens and text exceed the backbone's positions, with a warning.
 
     Returns:
         What puts the former value back, or None if nothing was changed.
     """
-    positions = releases.position_count(transformer)
+    positions = backbones.position_count(transformer)
     virtual = max((config.num_virtual_tokens for config in releases.prompt_configs(transformer).values()), default=0)
-    former: int | None = transformer.max_seq_length  # type: ignore[assignment]
+    former: int | None = transformer.max_seq_length
     if positions is None or not virtual or (former is not None and former + virtual <= positions):
         return None
     if virtual >= positions:
@@ -116,14 +119,14 @@ def fit_positions(transformer: nn.Module) -> Callable[[], None] | None:
         )
     fitting = positions - virtual
     warnings.warn(
-        f"max_seq_length is lowered from {former} to {fitting}: the backbone {releases.model_type(transformer)!r} has "
+        f"max_seq_length is lowered from {former} to {fitting}: the backbone {backbones.model_type(transformer)!r} has "
         f"{positions} positions, and {virtual} of them go to virtual tokens",
         stacklevel=4,
     )
-    transformer.max_seq_length = fitting  # type: ignore[assignment]
+    transformer.max_seq_length = fitting
 
     def put_back() -> None:
         if transformer.max_seq_length == fitting:
-            transformer.max_seq_length = former  # type: ignore[assignment]
+            transformer.max_seq_length = former
 
     return put_back

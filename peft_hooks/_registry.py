@@ -13,9 +13,9 @@ from torch import nn
 
 from ._describe import HookRow, HookTable, silence
 from ._dispatch import Dispatcher, Entry, compiled_part, dispatchers
-from .errors import HookError, HookNameError, close_matches
 from ._hook import Hook
 from ._select import Roles, Selector, select
+from .errors import HookError, HookNameError, close_matches
 
 _numbers = itertools.count()
 
@@ -145,7 +145,9 @@ class HookRegistry:
             raise TypeError(f"attach needs an instance of a peft_hooks.Hook, got {hook!r}{hint}")
         name = self._free_name(type(hook).__name__) if name is None else name
         if name in self._hooks:
-            raise HookNameError(f"a hook named {name!r} is attached already: detach({name!r}) first, or take another name")
+            raise HookNameError(
+                f"a hook named {name!r} is attached already: detach({name!r}) first, or take another name"
+            )
         found = select(self.model, to, self._roles)
         for path, _ in found:
             compiled = compiled_part(self.model, path)
@@ -247,7 +249,9 @@ class HookRegistry:
                     hook=name,
                     order=attached.order,
                     calls=entry.calls,
-                    note=silence(self.model, path, calls - attached.since) if attached.enabled and not entry.calls else "",
+                    note=silence(self.model, path, calls - attached.since)
+                    if attached.enabled and not entry.calls
+                    else "",
                     enabled=attached.enabled,
                 )
                 for name, attached in self._ordered()

@@ -5,7 +5,6 @@ What can be measured in a forward is measured there (``ExtendPromptMask``) and n
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -34,10 +33,10 @@ def pooling_modes(pooling: nn.Module) -> frozenset[str]:
     return frozenset((mode,) if isinstance(mode, str) else mode)
 
 
-def pooling_widths(pooling: nn.Module) -> tuple[int, int]:
+def pooling_widths(pooling: Any) -> tuple[int, int]:
     """Return the declared widths of a Pooling module: of a token, and of the pooled embedding."""
     width = getattr(pooling, "embedding_dimension", None) or pooling.word_embedding_dimension  # renamed in 5.4
-    return int(width), int(pooling.pooling_output_dimension)  # type: ignore[arg-type]
+    return int(width), int(pooling.pooling_output_dimension)
 
 
 def _class(module_name: str, name: str) -> type | None:
@@ -62,15 +61,15 @@ def peft_class() -> type[nn.Module] | None:
     return _class("peft", "PeftModel")
 
 
-def backbone_of(transformer: nn.Module) -> nn.Module:
+def backbone_of(transformer: Any) -> Any:
     """Return what the Transformer's forward runs: its attribute ``model`` since 5.4, ``auto_model`` before."""
     try:
-        return transformer.model  # type: ignore[return-value]
+        return transformer.model
     except AttributeError:
-        return transformer.auto_model  # type: ignore[return-value]
+        return transformer.auto_model
 
 
-def put_backbone(transformer: nn.Module, backbone: nn.Module) -> None:
+def put_backbone(transformer: Any, backbone: nn.Module) -> None:
     """Put ``backbone`` where the Transformer's forward finds it.
 
     Since 5.4 ``auto_model`` is a property without a setter: assigning to it registers a submodule that nothing calls.
@@ -78,13 +77,13 @@ def put_backbone(transformer: nn.Module, backbone: nn.Module) -> None:
     setattr(transformer, "model" if "model" in dict(transformer.named_children()) else "auto_model", backbone)
 
 
-def stray_backbone(transformer: nn.Module) -> nn.Module | None:
+def stray_backbone(transformer: Any) -> nn.Module | None:
     """Return a module that was assigned to ``auto_model`` on a release whose forward never calls it (5.4 and later)."""
     children = dict(transformer.named_children())
     return children.get("auto_model") if "model" in children else None
 
 
-def active_config(transformer: nn.Module) -> Any:
+def active_config(transformer: Any) -> Any:
     """Return the config of the active PEFT adapter, or None. Called in every forward: no imports, no ``isinstance``."""
     try:
         return getattr(backbone_of(transformer), "active_peft_config", None)
@@ -92,7 +91,7 @@ def active_config(transformer: nn.Module) -> Any:
         return None  # not a Transformer of this library: a stand-in in a user's test
 
 
-def active_virtual_tokens(transformer: nn.Module) -> int:
+def active_virtual_tokens(transformer: Any) -> int:
     """Return how many rows the active adapter adds in front of the text's: 0 for LoRA and prefix methods."""
     config = active_config(transformer)
     if config is None or not config.is_prompt_learning or config.peft_type in PREFIX_METHODS:
@@ -105,7 +104,7 @@ def method_of(config: Any) -> str:
     return str(getattr(config.peft_type, "value", config.peft_type))
 
 
-def adapter_summary(transformer: nn.Module) -> str:
+def adapter_summary(transformer: Any) -> str:
     """Return the active adapter for a reader: ``the active PROMPT_TUNING adapter 'default'``."""
     config = active_config(transformer)
     if config is None:
@@ -116,13 +115,17 @@ def adapter_summary(transformer: nn.Module) -> str:
 def transformers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the Transformer modules of a Sentence Transformers model with their paths; a Router has several."""
     kind = transformer_class()
-    return [] if kind is None else [(path, module) for path, module in model.named_modules() if isinstance(module, kind)]
+    return (
+        [] if kind is None else [(path, module) for path, module in model.named_modules() if isinstance(module, kind)]
+    )
 
 
 def poolings_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the Pooling modules of a Sentence Transformers model with their paths."""
     kind = pooling_class()
-    return [] if kind is None else [(path, module) for path, module in model.named_modules() if isinstance(module, kind)]
+    return (
+        [] if kind is None else [(path, module) for path, module in model.named_modules() if isinstance(module, kind)]
+    )
 
 
 def find_roles(model: nn.Module) -> Mapping[str, list[str]]:
@@ -138,17 +141,17 @@ def find_roles(model: nn.Module) -> Mapping[str, list[str]]:
     inner = [module.base_model if hasattr(module, "active_peft_config") else module for module in backbones]
     return {
         "transformer": [path for path, _ in transformers],
-        "backbone": [path_of[module] for module in inner],  # type: ignore[index]
+        "backbone": [path_of[module] for module in inner],
         "pooling": [path for path, _ in poolings_of(model)],
     }
 
 
-def prompt_encoders(transformer: nn.Module, method: str) -> Iterator[nn.Module]:
+def prompt_encoders(transformer: Any, method: str) -> Iterator[nn.Module]:
     """Yield the prompt encoders of the Transformer's adapters of one method, such as ``"MULTITASK_PROMPT_TUNING"``."""
     backbone = backbone_of(transformer)
     for name, config in getattr(backbone, "peft_config", {}).items():
         if method_of(config) == method:
-            yield backbone.prompt_encoder[name]  # type: ignore[index]
+            yield backbone.prompt_encoder[name]
 
 
 def why_never_called(model: nn.Module, path: str) -> str | None:
@@ -167,98 +170,25 @@ def why_never_called(model: nn.Module, path: str) -> str | None:
     return None
 
 
-def has_adapter(transformer: nn.Module) -> bool:
+def has_adapter(transformer: Any) -> bool:
     """Tell whether the Transformer has an adapter: a ``PeftModel``, or LoRA layers put in with ``add_adapter``."""
     backbone = backbone_of(transformer)
     return hasattr(backbone, "peft_config") or bool(getattr(backbone, "_hf_peft_config_loaded", False))
 
 
-def prompt_configs(transformer: nn.Module) -> dict[str, Any]:
+def prompt_configs(transformer: Any) -> dict[str, Any]:
     """Return the configs of the Transformer's prompt-learning adapters by name."""
     configs: Mapping[str, Any] = getattr(backbone_of(transformer), "peft_config", None) or {}
     return {name: config for name, config in configs.items() if getattr(config, "is_prompt_learning", False)}
 
 
-def forward_skips_prompts(backbone: nn.Module) -> bool:
+def forward_skips_prompts(backbone: Any) -> bool:
     """Tell whether this is a ``PeftModel`` of no task, whose forward is the base model's and never adds a prompt."""
     kind = peft_class()
     return kind is not None and isinstance(backbone, kind) and type(backbone).forward is kind.forward
 
 
-def plain_backbone(transformer: nn.Module) -> nn.Module:
+def plain_backbone(transformer: Any) -> Any:
     """Return the transformers model, with no PEFT around it."""
     backbone = backbone_of(transformer)
-    return backbone.get_base_model() if hasattr(backbone, "active_peft_config") else backbone  # type: ignore[operator, no-any-return]
-
-
-def model_type(transformer: nn.Module) -> str:
-    """Return the backbone's architecture by its config name: ``"bert"``."""
-    return str(getattr(plain_backbone(transformer).config, "model_type", type(plain_backbone(transformer)).__name__))
-
-
-def accepts(backbone: nn.Module, argument: str) -> bool:
-    """Tell whether the backbone's forward names ``argument``; one that is only swallowed by ``**kwargs`` is ignored."""
-    return argument in inspect.signature(backbone.forward).parameters
-
-
-def position_offset(transformer: nn.Module) -> int:
-    """Return the first position id: ``padding_idx + 1`` in backbones of RoBERTa's kind, 0 in others."""
-    for module in plain_backbone(transformer).modules():
-        padding = getattr(module, "padding_idx", None)
-        if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), nn.Embedding):
-            return padding + 1
-    return 0
-
-
-def position_count(transformer: nn.Module) -> int | None:
-    """Return how many tokens the backbone has positions for, or None if there is no limit (T5)."""
-    count = getattr(plain_backbone(transformer).config, "max_position_embeddings", None)
-    if not isinstance(count, int) or count <= 0:
-        return None
-    return count - position_offset(transformer)
-
-
-# Backbones that add a bias by distance in the sequence, whatever the position ids.
-_BIASED_BY_DISTANCE = ("t5", "mt5", "umt5", "mpnet", "deberta", "deberta-v2", "xlnet")
-
-
-def distance_over_padding(transformer: nn.Module) -> str | None:
-    """Return how the backbone measures distance over padding, where position ids cannot help, or None."""
-    backbone = plain_backbone(transformer)
-    config = backbone.config
-    kind = getattr(config, "model_type", "")
-    relative = str(getattr(config, "position_embedding_type", "") or "").startswith("relative")
-    if kind in _BIASED_BY_DISTANCE or relative:
-        return f"{kind} weighs tokens by their distance"
-    if not accepts(backbone, "position_ids"):
-        return f"the forward of {kind} takes no position ids"
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    window = getattr(config, "local_attention", 2 * window if window else None)
-    virtual = max((config.num_virtual_tokens for config in prompt_configs(transformer).values()), default=0)
-    longest = transformer.max_seq_length
-    if window and (longest is None or longest + virtual > window // 2):
-        return f"{kind} attends within a window of {window // 2}, less than max_seq_length and the virtual tokens"
-    return None
-
-
-def backbone_sizes(transformer: nn.Module, method: str) -> dict[str, int]:
-    """Return what a prompt-learning config needs to know of the backbone, where PEFT looks in the wrong place.
-
-    PEFT reads ``hidden_size``, ``n_embd`` or ``d_model`` of the config: DistilBERT has ``dim``, and word embeddings of
-    ALBERT and small ELECTRAs are narrower than ``hidden_size``. A prefix has the shape of the key-value heads, which PEFT
-    before 0.18 computes without ``head_dim`` (Qwen3, Gemma).
-    """
-    backbone: Any = plain_backbone(transformer)
-    heads = _first_of(backbone.config, "num_attention_heads", "n_heads", "n_head", "num_heads")
-    layers = _first_of(backbone.config, "num_hidden_layers", "n_layers", "n_layer", "num_layers")
-    width = int(backbone.get_input_embeddings().weight.shape[1])
-    if method in PREFIX_METHODS:
-        hidden = _first_of(backbone.config, "hidden_size", "dim", "n_embd", "d_model")
-        head_size = getattr(backbone.config, "head_dim", None) or hidden // heads
-        heads = getattr(backbone.config, "num_key_value_heads", None) or heads
-        width = heads * head_size
-    return {"token_dim": width, "num_attention_heads": heads, "num_layers": layers}
-
-
-def _first_of(config: Any, *names: str) -> int:
-    return next(int(getattr(config, name)) for name in names if getattr(config, name, None) is not None)
+    return backbone.get_base_model() if hasattr(backbone, "active_peft_config") else backbone

@@ -50,7 +50,9 @@ def select(model: nn.Module, selector: Selector, roles: Callable[[nn.Module], Ro
     return [(path, module) for module, path in first_paths.items() if module in chosen]
 
 
-def _by_name(model: nn.Module, modules: dict[str, nn.Module], name: str, roles: Callable[[nn.Module], Roles]) -> list[str]:
+def _by_name(
+    model: nn.Module, modules: dict[str, nn.Module], name: str, roles: Callable[[nn.Module], Roles]
+) -> list[str]:
     if any(sign in name for sign in "*?["):
         pattern = glob_pattern(name)
         return [path for path in modules if pattern.fullmatch(path)]

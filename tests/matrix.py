@@ -1,17 +1,19 @@
 """The matrix: architectures x padding sides x methods x pooling modes, each cell against the float64 reference.
 
+A cell is right if one batch, each text alone, and two passes over one batch all equal the reference to 1e-4.
 ``python -m tests.matrix`` runs every cell without hooks and with them and prints how many are right: README's numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +25,22 @@ from peft_hooks.testing import TEXTS, _pooling, tiny_model
 from .methods import METHODS, Unavailable, put_adapter
 from .reference import NoReference, reference_embedding
 
-ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "albert", "mpnet", "distilbert", "deberta-v2", "modernbert", "t5")
+ENCODERS = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "electra",
+    "albert",
+    "mpnet",
+    "distilbert",
+    "deberta-v2",
+    "modernbert",
+    "t5",
+)
 DECODERS = ("qwen2", "qwen3", "llama", "mistral", "gemma3_text", "gpt2", "opt", "phi3")
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean")
 BACKBONES = [(name, "right") for name in ENCODERS] + [(name, side) for name in DECODERS for side in ("right", "left")]
+TOTAL = len(BACKBONES) * len(METHODS) * len(POOLINGS)
 TASK = 1
 TOLERANCE = 1e-4
 
@@ -118,27 +132,54 @@ def cells(hooks: bool) -> Iterator[Cell]:
                 yield measure(architecture, side, method, pooling, hooks)
 
 
-def main() -> None:
-    """Print, without hooks and with them, how many cells are right."""
+OUTCOMES = ("right", "wrong", "raised", "refused", "unavailable")
+
+
+def count(verbose: bool) -> dict[str, dict[str, int]]:
+    """Run the matrix without hooks and with them, with a progress bar, and count the outcomes."""
     from rich.console import Console
     from rich.progress import track
-    from rich.table import Table
 
-    warnings.simplefilter("ignore")
-    console = Console()
-    total = len(BACKBONES) * len(METHODS) * len(POOLINGS)
-    outcomes = ("right", "wrong", "raised", "refused", "unavailable")
-    table = Table("", *outcomes, "of", title="embeddings against the float64 reference, to 1e-4")
+    counts: dict[str, dict[str, int]] = {}
     for hooks in (False, True):
         label = "with hooks" if hooks else "without hooks"
-        found = list(track(cells(hooks), label, total, console=Console(stderr=True)))
-        counts = Counter(cell.outcome for cell in found)
-        table.add_row(label, *(str(counts[outcome]) for outcome in outcomes), str(total))
-        if "-v" in sys.argv:
-            for cell in found:
-                if cell.outcome not in ("right", "unavailable"):
-                    console.print(label, cell, highlight=False)
-    console.print(table)
+        found = list(track(cells(hooks), label, TOTAL, console=Console(stderr=True)))
+        counts[label] = {outcome: sum(cell.outcome == outcome for cell in found) for outcome in OUTCOMES}
+        for cell in found if verbose else ():
+            if cell.outcome not in ("right", "unavailable"):
+                print(f"{label}: {cell}")
+    return counts
+
+
+def show(releases: dict[str, dict[str, dict[str, int]]]) -> None:
+    """Print a table of the outcomes by release, in text that can stand in README."""
+    head = ("Sentence Transformers", "", "right", "wrong", "raised", "refused", "of")
+    rows = []
+    for release in sorted(releases, key=lambda version: tuple(map(int, version.split(".")))):
+        for label, found in releases[release].items():
+            cells_there = TOTAL - found["unavailable"]
+            name = release if label == "without hooks" else ""
+            rows.append((name, label, *(str(found[outcome]) for outcome in OUTCOMES[:-1]), str(cells_there)))
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    for row in (head, tuple("-" * width for width in widths), *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def main() -> None:
+    """Run the command line: nothing runs and prints, ``write DIR`` also keeps the counts, ``table DIR`` prints all."""
+    warnings.simplefilter("ignore")
+    words = [word for word in sys.argv[1:] if word != "-v"]
+    if words[:1] == ["table"]:
+        show({path.stem: json.loads(path.read_text()) for path in Path(words[1]).glob("*.json")})
+        return
+    import sentence_transformers
+
+    counts = count("-v" in sys.argv)
+    if words[:1] == ["write"]:
+        path = Path(words[1]) / f"{sentence_transformers.__version__}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(counts))
+    show({sentence_transformers.__version__: counts})
 
 
 if __name__ == "__main__":

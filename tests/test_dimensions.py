@@ -47,14 +47,23 @@ TEXT = {"token_embeddings": "batch seq hidden", "attention_mask": "batch seq"}
 
 def test_a_contract_has_names_sizes_both_and_any() -> None:
     assert parse({"x": "batch 3 hidden=384 _ _=2", "y": ""}) == (
-        ("x", (Dimension("batch", None), Dimension(None, 3), Dimension("hidden", 384), Dimension(None, None), Dimension(None, 2))),
+        (
+            "x",
+            (
+                Dimension("batch", None),
+                Dimension(None, 3),
+                Dimension("hidden", 384),
+                Dimension(None, None),
+                Dimension(None, 2),
+            ),
+        ),
         ("y", ()),
     )
 
 
 @pytest.mark.parametrize("text", ["a-b", "3x", "=3", "a=b", "a=", "*", "-1"])
 def test_what_is_no_dimension_is_refused_when_the_hook_is_made(text: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="is no dimension") as caught:
         AssertDimensions({"x": f"batch {text}"})
     assert str(caught.value) == (
         f"{text!r} in the contract of 'x' is no dimension: write a name, a size, name=size or _"
@@ -126,8 +135,8 @@ def test_a_difference_with_a_known_cause_is_explained_with_the_way_out() -> None
     hook = AssertDimensions(TEXT, causes={10: cause})
     features = {"token_embeddings": torch.zeros(2, 19, 4), "attention_mask": torch.zeros(2, 9)}
     assert message(hook, features) == (
-        "Identity '0' input: attention_mask is [2, 9], but seq = 19 was bound by token_embeddings [2, 19, 4]: 10 fewer. "
-        "10 = num_virtual_tokens of the active PROMPT_TUNING adapter 'default': attach the mask hooks, "
+        "Identity '0' input: attention_mask is [2, 9], but seq = 19 was bound by token_embeddings [2, 19, 4]: 10 "
+        "fewer. 10 = num_virtual_tokens of the active PROMPT_TUNING adapter 'default': attach the mask hooks, "
         "peft_hooks.register_prompt_mask_hooks(model)"
     )
     features["attention_mask"] = torch.zeros(2, 10)
@@ -182,8 +191,8 @@ def test_modules_that_share_bindings_are_held_against_each_other() -> None:
     with pytest.raises(DimensionError) as caught:
         pipeline(12)(given())
     assert str(caught.value) == (
-        "Identity '1' input: token_embeddings is [2, 12, 4], but seq = 9 was bound by attention_mask [2, 9] of Update '0': "
-        "3 more"
+        "Identity '1' input: token_embeddings is [2, 12, 4], but seq = 9 was bound by attention_mask [2, 9] of Update "
+        "'0': 3 more"
     )
 
 
@@ -215,7 +224,10 @@ def test_a_reason_is_returned_with_the_difference_and_agreement_is_none() -> Non
     spec = parse({"a": "x", "b": "x"})
     assert disagreement(spec, {"a": torch.zeros(2), "b": torch.zeros(2)}, bound, "here") is None
     assert bound == {"x": Bound(2, "a", torch.Size([2]), "here")}
-    assert disagreement(spec, {"b": torch.zeros(7)}, bound, "here") == ("b is [7], but x = 2 was bound by a [2]: 5 more", 5)
+    assert disagreement(spec, {"b": torch.zeros(7)}, bound, "here") == (
+        "b is [7], but x = 2 was bound by a [2]: 5 more",
+        5,
+    )
 
 
 def test_threads_do_not_see_each_others_bindings() -> None:
@@ -250,11 +262,13 @@ def test_threads_do_not_see_each_others_bindings() -> None:
 # -- copies, values, repr ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
 def test_a_copied_model_shares_bindings_among_its_own_hooks_only(copied: Any) -> None:
     model = pipeline(12)
     twin = copied(model)
-    with pytest.raises(DimensionError, match="bound by attention_mask .* of Update '0'"):
+    with pytest.raises(DimensionError, match=r"bound by attention_mask .* of Update '0'"):
         twin(given())
     twin[0](given(12))
     model[0](given(5))  # another forward has begun, on the first model
@@ -266,7 +280,8 @@ def test_a_copied_model_shares_bindings_among_its_own_hooks_only(copied: Any) ->
 def test_bindings_of_a_copy_begin_empty() -> None:
     bindings = Bindings()
     bindings.keep({"x": Bound(2, "a", torch.Size([2]), "here")})
-    assert copy.deepcopy(bindings).current() == {} and len(bindings.current()) == 1
+    assert copy.deepcopy(bindings).current() == {}
+    assert len(bindings.current()) == 1
 
 
 def test_dimensions_are_checked_without_reading_a_value() -> None:
@@ -276,7 +291,9 @@ def test_dimensions_are_checked_without_reading_a_value() -> None:
     with FakeTensorMode():
         fake = {"token_embeddings": torch.zeros(2, 9, 4), "attention_mask": torch.zeros(2, 9)}
         assert run(hook, fake)
-        assert message(hook, {**fake, "attention_mask": torch.zeros(2, 5)}).endswith("bound by token_embeddings [2, 9, 4]: 4 fewer")
+        assert message(hook, {**fake, "attention_mask": torch.zeros(2, 5)}).endswith(
+            "bound by token_embeddings [2, 9, 4]: 4 fewer"
+        )
 
 
 @pytest.mark.parametrize("bindings", [None, Bindings()], ids=["own", "shared"])

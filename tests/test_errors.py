@@ -19,12 +19,16 @@ from peft_hooks.errors import PeftHooksError, close_matches
     ],
 )
 def test_every_error_is_caught_as_the_librarys_and_as_the_builtin_of_its_kind(kind: type, builtin: type) -> None:
-    assert issubclass(kind, PeftHooksError) and issubclass(kind, builtin)
+    assert issubclass(kind, PeftHooksError)
+    assert issubclass(kind, builtin)
     assert str(kind("text")) == "text"
 
 
 def test_close_names_are_offered_the_closest_first() -> None:
-    assert close_matches("pooling", ["poolings", "pool", "cooling", "mask"]) == "; did you mean 'poolings' or 'cooling' or 'pool'?"
+    assert (
+        close_matches("pooling", ["poolings", "pool", "cooling", "mask"])
+        == "; did you mean 'poolings' or 'cooling' or 'pool'?"
+    )
 
 
 def test_with_nothing_close_the_first_eight_are_listed() -> None:

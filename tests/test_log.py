@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -60,8 +60,8 @@ def test_tensors_by_position_by_name_and_nested_are_named(debug: pytest.LogCaptu
         torch.zeros(2, 3), [torch.zeros(1), torch.zeros(4, dtype=torch.bfloat16)], attention_mask=torch.ones(1, 3)
     )
     assert debug.messages == [
-        "Takes '1' in: 0 f32[2,3], 0 f32[1], 1 bf16[4], attention_mask f32[1,3] kept 3/3 pad none | out: 0 f32[2,3], "
-        "1.new.0 bf16[4]"
+        "Takes '1' in: 0 f32[2,3], 1.0 f32[1], 1.1 bf16[4], attention_mask f32[1,3] kept 3/3 pad none | out: 0 "
+        "f32[2,3], 1.new.0 bf16[4]"
     ]
 
 
@@ -84,7 +84,7 @@ def test_a_forward_that_raises_is_logged_with_the_error_which_rises(debug: pytes
 class Counting(Tensor):
     """A tensor that counts what is done with it."""
 
-    used: list[str] = []
+    used: ClassVar[list[str]] = []
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -112,13 +112,15 @@ def test_nothing_is_read_or_formatted_while_the_level_is_off(
         logged(Pooling())(counting_features())
         with pytest.raises(RuntimeError):
             logged(nn.Linear(2, 3))(torch.zeros(5, 7))
-    assert Counting.used == [] and caplog.records == []
+    assert Counting.used == []
+    assert caplog.records == []
 
 
 def test_the_mask_is_read_while_the_level_is_on(debug: pytest.LogCaptureFixture) -> None:
     """The twin of the test above: the counter does count."""
     logged(Pooling())(counting_features())
-    assert "sum" in Counting.used and len(debug.records) == 1
+    assert "sum" in Counting.used
+    assert len(debug.records) == 1
 
 
 def test_a_mask_that_cannot_be_read_passes_while_the_level_is_off(caplog: pytest.LogCaptureFixture) -> None:

@@ -37,7 +37,11 @@ def numbers(embeddings: Tensor) -> Any:
 
 
 def features_of(mask: list[list[int]], **more: Any) -> dict[str, Any]:
-    return {"input_ids": torch.zeros(len(mask), len(mask[0]), dtype=torch.int64), "attention_mask": torch.tensor(mask), **more}
+    return {
+        "input_ids": torch.zeros(len(mask), len(mask[0]), dtype=torch.int64),
+        "attention_mask": torch.tensor(mask),
+        **more,
+    }
 
 
 def transform(hook: ExtendPromptMask, features: Any, output: dict[str, Any], module: nn.Module | None = None) -> Any:
@@ -98,7 +102,9 @@ def test_the_mask_keeps_its_device_and_no_value_is_read(policy: str) -> None:
 @pytest.mark.parametrize("builtin", [torch.ones(2, 6), torch.ones(2, 6, dtype=torch.int64)])
 def test_what_a_release_made_of_the_mask_itself_is_made_from_the_callers_again(builtin: Tensor) -> None:
     """3.3 to 6.1 extend it themselves, as float32."""
-    output = transform(hook_with(), features_of(RIGHT), {"token_embeddings": embed(RIGHT_ROWS), "attention_mask": builtin})
+    output = transform(
+        hook_with(), features_of(RIGHT), {"token_embeddings": embed(RIGHT_ROWS), "attention_mask": builtin}
+    )
     assert output["attention_mask"].dtype is torch.int64
     assert output["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]]
 
@@ -130,7 +136,8 @@ def test_the_callers_features_stay_and_a_second_pass_gives_the_same(policy: str)
     before = dict(given)
     output = {"token_embeddings": embed(RIGHT_ROWS), "all_layer_embeddings": (embed(RIGHT_ROWS),)}
     first = transform(hook_with(policy), given, output)
-    assert list(given) == list(before) and all(given[key] is before[key] for key in before)
+    assert list(given) == list(before)
+    assert all(given[key] is before[key] for key in before)
     second = transform(hook_with(policy), given, output)
     assert first["attention_mask"].tolist() == second["attention_mask"].tolist()
     assert numbers(first["token_embeddings"]) == numbers(second["token_embeddings"])
@@ -153,9 +160,7 @@ def test_strip_cuts_every_hidden_state_and_the_others_none(policy: str, cut: boo
     )
     assert isinstance(output["all_layer_embeddings"], tuple)
     assert [numbers(layer)[0] for layer in output["all_layer_embeddings"]] == (
-        [[11, 12, 13, 91], [111, 112, 113, 191]]
-        if cut
-        else [[71, 72, 11, 12, 13, 91], [171, 172, 111, 112, 113, 191]]
+        [[11, 12, 13, 91], [111, 112, 113, 191]] if cut else [[71, 72, 11, 12, 13, 91], [171, 172, 111, 112, 113, 191]]
     )
 
 
@@ -163,8 +168,8 @@ def test_fewer_rows_than_tokens_are_an_error_that_says_so() -> None:
     with pytest.raises(DimensionError) as caught:
         transform(hook_with(expected=None), features_of(RIGHT), {"token_embeddings": embed([[1, 2, 3], [1, 2, 3]])})
     assert str(caught.value) == (
-        "Identity '0': token_embeddings is [2, 3, 2] for an input of 4 tokens, 1 position fewer, but no PEFT adapter (the "
-        "Transformer has none) adds 0. A hook or module in between changed the length: `with "
+        "Identity '0': token_embeddings is [2, 3, 2] for an input of 4 tokens, 1 position fewer, but no PEFT adapter "
+        "(the Transformer has none) adds 0. A hook or module in between changed the length: `with "
         "peft_hooks.HookRegistry(model).attached(LogShapes(), to='**')` shows where"
     )
 
@@ -198,9 +203,11 @@ def test_the_number_of_rows_that_the_adapter_adds_is_right() -> None:
     assert output["attention_mask"].shape == (2, 6)
 
 
-@pytest.mark.parametrize("adapted", [Adapted("PREFIX_TUNING", 2), Adapted("CARTRIDGE", 2), Adapted("LORA", 2, prompt=False)])
+@pytest.mark.parametrize(
+    "adapted", [Adapted("PREFIX_TUNING", 2), Adapted("CARTRIDGE", 2), Adapted("LORA", 2, prompt=False)]
+)
 def test_rows_are_an_error_where_the_adapter_adds_none(adapted: nn.Module) -> None:
-    with pytest.raises(DimensionError, match="2 positions more, but the active [A-Z_]+ adapter 'default' adds 0. "):
+    with pytest.raises(DimensionError, match=r"2 positions more, but the active [A-Z_]+ adapter 'default' adds 0. "):
         transform(ExtendPromptMask(), features_of(RIGHT), {"token_embeddings": embed(RIGHT_ROWS)}, adapted)
 
 
@@ -214,7 +221,8 @@ def test_a_batch_encoding_is_taken_and_stays_as_it_was() -> None:
     given = transformers.BatchEncoding(features_of(RIGHT))
     output = transform(hook_with(), given, {"token_embeddings": embed(RIGHT_ROWS)})
     assert output["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]]
-    assert sorted(given) == ["attention_mask", "input_ids"] and given["attention_mask"].tolist() == RIGHT
+    assert sorted(given) == ["attention_mask", "input_ids"]
+    assert given["attention_mask"].tolist() == RIGHT
 
 
 @pytest.mark.parametrize(("policy", "front"), [("auto", [1, 1]), ("ignore", [0, 0]), ("strip", [])])
@@ -223,7 +231,7 @@ def test_features_without_a_mask_get_one_that_counts_every_token(policy: str, fr
     del given["attention_mask"]
     output = transform(hook_with(policy), given, {"token_embeddings": embed(RIGHT_ROWS)})
     assert output["attention_mask"].dtype is torch.int64
-    assert output["attention_mask"].tolist() == [front + [1, 1, 1, 1]] * 2
+    assert output["attention_mask"].tolist() == [[*front, 1, 1, 1, 1]] * 2
 
 
 def test_features_of_embeddings_instead_of_ids_are_measured_by_them() -> None:
@@ -256,7 +264,7 @@ def test_what_is_not_one_row_per_token_is_left_alone(given: dict[str, Any], outp
 
 @pytest.mark.parametrize("hook", [ExtendPromptMask, PreparePooling])
 def test_an_unknown_policy_is_refused_with_those_there_are(hook: Any) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="is not a policy") as caught:
         hook("mean")
     assert str(caught.value) == (
         "virtual_tokens='mean' is not a policy: choose one of 'auto', 'pool', 'ignore', 'strip'"
@@ -266,7 +274,8 @@ def test_an_unknown_policy_is_refused_with_those_there_are(hook: Any) -> None:
 def test_the_hooks_are_written_with_their_policy_and_travel() -> None:
     for hook in (ExtendPromptMask("strip"), PreparePooling("pool")):
         for twin in (copy.deepcopy(hook), pickle.loads(pickle.dumps(hook))):
-            assert repr(twin) == repr(hook) and vars(twin) == vars(hook)
+            assert repr(twin) == repr(hook)
+            assert vars(twin) == vars(hook)
     assert repr(ExtendPromptMask()) == "ExtendPromptMask(virtual_tokens='auto')"
     assert repr(PreparePooling("pool")) == "PreparePooling(virtual_tokens='pool')"
 
@@ -314,9 +323,11 @@ def extended(mask: list[list[int]], rows: list[list[int]], policy: str = "auto",
     return given
 
 
-@pytest.mark.parametrize("mask,rows", [(RIGHT, RIGHT_ROWS), (LEFT, LEFT_ROWS)], ids=["right", "left"])
+@pytest.mark.parametrize(("mask", "rows"), [(RIGHT, RIGHT_ROWS), (LEFT, LEFT_ROWS)], ids=["right", "left"])
 @pytest.mark.parametrize(("policy", "expected"), [("auto", [11, 21]), ("pool", [71, 71]), ("ignore", [11, 21])])
-def test_cls_reads_the_texts_own_first_token_but_under_pool_position_0(mask: Any, rows: Any, policy: str, expected: Any) -> None:
+def test_cls_reads_the_texts_own_first_token_but_under_pool_position_0(
+    mask: Any, rows: Any, policy: str, expected: Any
+) -> None:
     got, _ = pool(Pooling("cls"), extended(mask, rows, policy), policy)
     assert numbers(got["cls_token_embeddings"]) == expected
 
@@ -330,31 +341,41 @@ def test_cls_of_a_text_without_virtual_rows_is_its_first_token(policy: str) -> N
 
 def test_a_cls_embedding_that_the_transformer_gives_stays_unless_there_are_virtual_tokens() -> None:
     own = embed([[5, 6]])[0]
-    got, output = pool(Pooling("cls"), features_of(RIGHT, token_embeddings=embed([[1, 2, 3, 4]] * 2), cls_token_embeddings=own))
-    assert got["cls_token_embeddings"] is own and output["cls_token_embeddings"] is own
+    got, output = pool(
+        Pooling("cls"), features_of(RIGHT, token_embeddings=embed([[1, 2, 3, 4]] * 2), cls_token_embeddings=own)
+    )
+    assert got["cls_token_embeddings"] is own
+    assert output["cls_token_embeddings"] is own
     got, output = pool(Pooling("cls"), extended(RIGHT, RIGHT_ROWS, cls_token_embeddings=own))
-    assert numbers(got["cls_token_embeddings"]) == [11, 21] and output["cls_token_embeddings"] is own
+    assert numbers(got["cls_token_embeddings"]) == [11, 21]
+    assert output["cls_token_embeddings"] is own
 
 
-@pytest.mark.parametrize("length", [1, torch.tensor([1]), torch.tensor([1, 1])], ids=["int", "tensor[1]", "tensor[batch]"])
-@pytest.mark.parametrize("mask,rows", [(RIGHT, RIGHT_ROWS), (LEFT, LEFT_ROWS)], ids=["right", "left"])
+@pytest.mark.parametrize(
+    "length", [1, torch.tensor([1]), torch.tensor([1, 1])], ids=["int", "tensor[1]", "tensor[batch]"]
+)
+@pytest.mark.parametrize(("mask", "rows"), [(RIGHT, RIGHT_ROWS), (LEFT, LEFT_ROWS)], ids=["right", "left"])
 def test_a_prompt_is_left_out_at_its_real_place(length: Any, mask: Any, rows: Any) -> None:
     """The prompt is the first token of each text: 11 and 21."""
     got, output = pool(Pooling(("cls", "mean"), include_prompt=False), extended(mask, rows, prompt_length=length))
     counted = [
-        sorted(number for number, kept in zip(row, kept_row) if kept)
-        for row, kept_row in zip(numbers(got["token_embeddings"]), got["attention_mask"].tolist())
+        sorted(number for number, kept in zip(row, kept_row, strict=True) if kept)
+        for row, kept_row in zip(numbers(got["token_embeddings"]), got["attention_mask"].tolist(), strict=True)
     ]
     assert counted == [[12, 13, 71, 72], [22, 71, 72]]
     assert numbers(got["cls_token_embeddings"]) == [12, 22]
-    assert "prompt_length" not in got and output["prompt_length"] is length
+    assert "prompt_length" not in got
+    assert output["prompt_length"] is length
 
 
-@pytest.mark.parametrize("mask,rows", [(RIGHT, RIGHT_ROWS), (LEFT, LEFT_ROWS)], ids=["right", "left"])
+@pytest.mark.parametrize(("mask", "rows"), [(RIGHT, RIGHT_ROWS), (LEFT, LEFT_ROWS)], ids=["right", "left"])
 def test_a_prompt_is_left_to_pooling_under_ignore_in_a_layout_where_all_releases_agree(mask: Any, rows: Any) -> None:
-    got, _ = pool(Pooling(("cls", "mean"), include_prompt=False), extended(mask, rows, "ignore", prompt_length=1), "ignore")
+    got, _ = pool(
+        Pooling(("cls", "mean"), include_prompt=False), extended(mask, rows, "ignore", prompt_length=1), "ignore"
+    )
     assert got["prompt_length"] == 1
-    assert [row[:kept] for row, kept in zip(numbers(got["token_embeddings"]), (3, 2))] == [[11, 12, 13], [21, 22]]
+    first, second = numbers(got["token_embeddings"])
+    assert (first[:3], second[:2]) == ([11, 12, 13], [21, 22])
     assert got["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
     assert numbers(got["cls_token_embeddings"]) == [12, 22]
 
@@ -372,11 +393,14 @@ def test_a_prompt_that_counts_is_not_touched() -> None:
     assert got["attention_mask"].tolist() == [[1, 1, 0, 1, 1, 1], [1, 1, 0, 0, 1, 1]]
 
 
-@pytest.mark.parametrize("mask,rows", [(RIGHT, RIGHT_ROWS), (LEFT, LEFT_ROWS)], ids=["right", "left"])
+@pytest.mark.parametrize(("mask", "rows"), [(RIGHT, RIGHT_ROWS), (LEFT, LEFT_ROWS)], ids=["right", "left"])
 @pytest.mark.parametrize("pooling", [Pooling("weightedmean"), OldPooling(pooling_mode_weightedmean_tokens=True)])
 def test_weighted_means_get_a_layout_without_padding_in_front(mask: Any, rows: Any, pooling: Any) -> None:
     got, _ = pool(pooling, extended(mask, rows))
-    assert [row[:kept] for row, kept in zip(numbers(got["token_embeddings"]), (5, 4))] == [[71, 72, 11, 12, 13], [71, 72, 21, 22]]
+    assert [row[:kept] for row, kept in zip(numbers(got["token_embeddings"]), (5, 4), strict=True)] == [
+        [71, 72, 11, 12, 13],
+        [71, 72, 21, 22],
+    ]
     assert got["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]]
 
 
@@ -389,7 +413,8 @@ def test_the_modes_are_found_however_the_release_keeps_them(pooling: Any) -> Non
 def test_other_modes_get_the_features_as_they_are(mode: str) -> None:
     given = extended(LEFT, LEFT_ROWS)
     got, _ = pool(Pooling(mode), given)
-    assert all(got[key] is given[key] for key in given) and "cls_token_embeddings" not in got
+    assert all(got[key] is given[key] for key in given)
+    assert "cls_token_embeddings" not in got
 
 
 def test_under_auto_what_comes_out_has_one_row_per_token_of_the_text() -> None:
@@ -416,9 +441,10 @@ def test_the_callers_features_stay_and_a_second_pass_through_pooling_gives_the_s
     before = dict(given)
     pooling = Pooling(mode, include_prompt=False)
     first = pool(pooling, given)
-    assert list(given) == list(before) and all(given[key] is before[key] for key in before)
+    assert list(given) == list(before)
+    assert all(given[key] is before[key] for key in before)
     second = pool(pooling, given)
-    for one, other in zip(first, second):
+    for one, other in zip(first, second, strict=True):
         assert sorted(one) == sorted(other)
         assert numbers(one["token_embeddings"]) == numbers(other["token_embeddings"])
         assert one["attention_mask"].tolist() == other["attention_mask"].tolist()
@@ -444,7 +470,8 @@ def test_a_batch_encoding_goes_through_pooling() -> None:
 def test_features_that_cannot_be_prepared_are_handed_on_as_they_are(broken: dict[str, Any]) -> None:
     given = {key: value for key, value in {**extended(RIGHT, RIGHT_ROWS), **broken}.items() if value is not None}
     got, output = pool(Pooling("cls"), given)
-    assert got.keys() | {"sentence_embedding"} == given.keys() and output is given
+    assert got.keys() | {"sentence_embedding"} == given.keys()
+    assert output is given
 
 
 @pytest.mark.parametrize("mode", ["mean", "cls", "weightedmean"])
@@ -452,7 +479,8 @@ def test_pooling_is_prepared_without_reading_a_value(mode: str) -> None:
     given = {key: value.to("meta") for key, value in extended(LEFT, LEFT_ROWS).items()}
     given["prompt_length"] = torch.tensor([1], device="meta")
     got, output = pool(Pooling(mode, include_prompt=False), given)
-    assert got["token_embeddings"].shape == (2, 6, 2) and output["token_embeddings"].shape == (2, 4, 2)
+    assert got["token_embeddings"].shape == (2, 6, 2)
+    assert output["token_embeddings"].shape == (2, 4, 2)
 
 
 # -- the property: a text is pooled the same alone and in any batch ---------------------------------------------------
@@ -468,7 +496,7 @@ def plain_pooling(mode: str, rows: list[int], kept: list[bool]) -> float:
     if mode == "cls":
         return float(counted[0][1])
     weights = [weight if mode == "weightedmean" else 1 for weight, _ in counted]
-    return sum(weight * number for weight, (_, number) in zip(weights, counted)) / sum(weights)
+    return sum(weight * number for weight, (_, number) in zip(weights, counted, strict=True)) / sum(weights)
 
 
 def by_hand(mode: str, policy: str, virtual: list[int], text: list[int], prompt: int) -> float:
@@ -508,7 +536,7 @@ def test_a_text_is_pooled_the_same_alone_and_with_padding_anywhere(
     for text in texts:
         places = sorted(layout.sample(range(length), len(text)))
         row = [-1000] * length
-        for place, number in zip(places, text):
+        for place, number in zip(places, text, strict=True):
             row[place] = number
         mask.append([int(place in places) for place in range(length)])
         rows.append(virtual + row)
@@ -516,7 +544,10 @@ def test_a_text_is_pooled_the_same_alone_and_with_padding_anywhere(
     handed_on = transform(hook_with(policy, expected=len(virtual)), given, {"token_embeddings": embed(rows)})
     got, _ = pool(Pooling(mode, include_prompt=False), handed_on, policy)
     for index, text in enumerate(texts):
-        row, kept = numbers(got["token_embeddings"])[index], [bool(one) for one in got["attention_mask"][index].tolist()]
+        row, kept = (
+            numbers(got["token_embeddings"])[index],
+            [bool(one) for one in got["attention_mask"][index].tolist()],
+        )
         left_out = got.get("prompt_length", 0)
         if mode == "cls" and "cls_token_embeddings" in got:
             found = float(numbers(got["cls_token_embeddings"])[index])

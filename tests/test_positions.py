@@ -20,7 +20,8 @@ MASK = [[1, 1, 1, 1, 1], [1, 1, 0, 0, 1]]
 def aligned(hook: AlignPositions | None = None, **kwargs: Any) -> dict[str, Any]:
     call = Call(nn.Identity(), "0.model.base_model", (), kwargs)
     (hook or AlignPositions()).before(call)
-    assert call.given_kwargs is kwargs and (call.kwargs is kwargs or kwargs.get("position_ids") is None)
+    assert call.given_kwargs is kwargs
+    assert call.kwargs is kwargs or kwargs.get("position_ids") is None
     return call.kwargs
 
 
@@ -46,14 +47,17 @@ def test_positions_start_at_the_offset() -> None:
 
 
 def test_embeddings_tell_the_length_where_ids_are_none() -> None:
-    kwargs = aligned(input_ids=None, inputs_embeds=torch.zeros(2, 5, 3), attention_mask=torch.tensor(MASK), position_ids=None)
+    kwargs = aligned(
+        input_ids=None, inputs_embeds=torch.zeros(2, 5, 3), attention_mask=torch.tensor(MASK), position_ids=None
+    )
     assert kwargs["position_ids"].shape == (2, 5)
 
 
 def test_every_other_argument_is_handed_on() -> None:
     mask, embeds = torch.tensor(MASK), torch.zeros(2, 5, 3)
     kwargs = aligned(inputs_embeds=embeds, attention_mask=mask, output_hidden_states=True)
-    assert kwargs["inputs_embeds"] is embeds and kwargs["attention_mask"] is mask
+    assert kwargs["inputs_embeds"] is embeds
+    assert kwargs["attention_mask"] is mask
     assert sorted(kwargs) == ["attention_mask", "inputs_embeds", "output_hidden_states", "position_ids"]
 
 
@@ -64,7 +68,11 @@ def test_every_other_argument_is_handed_on() -> None:
         {"inputs_embeds": torch.zeros(2, 5, 3), "attention_mask": None},
         {"attention_mask": torch.tensor(MASK)},
         {"inputs_embeds": torch.zeros(2, 5, 3), "attention_mask": torch.ones(2, 1, 5, 5)},
-        {"inputs_embeds": torch.zeros(2, 5, 3), "attention_mask": torch.tensor(MASK), "position_ids": torch.zeros(2, 5)},
+        {
+            "inputs_embeds": torch.zeros(2, 5, 3),
+            "attention_mask": torch.tensor(MASK),
+            "position_ids": torch.zeros(2, 5),
+        },
     ],
     ids=["no mask", "mask is none", "no tokens", "4-d mask", "positions given"],
 )
@@ -96,8 +104,9 @@ def test_left_padding_is_refused_with_the_reason_and_the_way_out() -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         RefuseLeftPadding("T5 biases attention by distance").before(Call(transformer("left"), "0", ({},), {}))
     assert str(caught.value) == (
-        "Identity '0': the tokenizer pads on the left, between the virtual tokens and the text, and T5 biases attention "
-        "by distance, so that an embedding would depend on its batch: set `model.tokenizer.padding_side = \"right\"`"
+        "Identity '0': the tokenizer pads on the left, between the virtual tokens and the text, and T5 biases "
+        "attention by distance, so that an embedding would depend on its batch: set "
+        '`model.tokenizer.padding_side = "right"`'
     )
     assert str(caught.value) == left_padding_message("Identity '0'", "T5 biases attention by distance")
 

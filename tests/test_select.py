@@ -48,7 +48,10 @@ def paths(model: nn.Module, selector: Any, roles: Any = no_roles) -> list[str]:
             "0.model.**.attention",
             [*(f"0.model.layer.{i}.attention" for i in range(3)), "0.model.attention"],
         ),
-        ("0.model.layer.1.**", [f"0.model.layer.1.{x}" for x in ("attention", "attention.query", "attention.key", "dense")]),
+        (
+            "0.model.layer.1.**",
+            [f"0.model.layer.1.{x}" for x in ("attention", "attention.query", "attention.key", "dense")],
+        ),
         ("**.layer.**.key", [f"0.model.layer.{i}.attention.key" for i in range(3)]),
         ("0.model.layer.?", [f"0.model.layer.{i}" for i in range(3)]),
         ("0.model.l?yer", ["0.model.layer"]),
@@ -148,7 +151,8 @@ def shared() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "selector", ["first", "inner.again", "**.again", "inner.*", nn.Linear, lambda path, _: path in ("first", "inner.again")]
+    "selector",
+    ["first", "inner.again", "**.again", "inner.*", nn.Linear, lambda path, _: path in ("first", "inner.again")],
 )
 def test_a_shared_module_is_found_by_any_of_its_paths_and_returned_once_with_the_first(selector: Any) -> None:
     assert paths(shared(), selector) == ["first"]

@@ -38,7 +38,8 @@ def test_the_task_is_put_in_for_every_row_however_the_encoder_is_called(how: str
         "with another task": lambda: model(INDICES, task_ids=torch.zeros(2, dtype=torch.int64)),
     }[how]()
     assert indices is INDICES
-    assert task_ids.dtype is torch.int64 and task_ids.tolist() == [2, 2]
+    assert task_ids.dtype is torch.int64
+    assert task_ids.tolist() == [2, 2]
 
 
 def test_the_task_is_on_the_device_of_the_indices() -> None:
@@ -50,7 +51,7 @@ def test_the_task_is_on_the_device_of_the_indices() -> None:
 def test_a_task_that_the_adapter_does_not_have_is_refused_in_the_forward() -> None:
     model = nn.Sequential(Encoder(num_tasks=3))
     HookRegistry(model).attach(SelectTask(3), to="0")
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="task_id=3") as caught:
         model(INDICES)
     assert str(caught.value) == "Encoder '0': task_id=3, but the adapter has the tasks 0 to 2"
 
@@ -63,7 +64,7 @@ def test_an_encoder_that_does_not_tell_its_tasks_is_trusted() -> None:
 
 @pytest.mark.parametrize("wrong", [-1, 1.0, "0", True, [0]])
 def test_what_is_no_task_is_refused_at_once(wrong: Any) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="is not a task") as caught:
         SelectTask(wrong)
     assert str(caught.value) == f"task_id={wrong!r} is not a task: give a whole number from 0"
 
@@ -71,11 +72,11 @@ def test_what_is_no_task_is_refused_at_once(wrong: Any) -> None:
 def test_a_forward_without_a_chosen_task_is_refused_with_the_way_out() -> None:
     model = Encoder()
     HookRegistry(model).attach(SelectTask(None), to="")
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="needs a task") as caught:
         model(INDICES)
     assert str(caught.value) == (
-        "Encoder '': multitask prompt tuning needs a task: register_prompt_mask_hooks(model, task_id=0), or for a block "
-        "`with prompt_mask_hooks(model, task_id=0)`"
+        "Encoder '': multitask prompt tuning needs a task: register_prompt_mask_hooks(model, task_id=0), or for a "
+        "block `with prompt_mask_hooks(model, task_id=0)`"
     )
 
 

