@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -47,15 +49,11 @@ def add_prompt_adapter(
     wanted = Options(**options) if options or handle is None else handle.options
     if handle is not None and handle.options != wanted:
         register_prompt_mask_hooks(model, **options)  # raises, and says how to replace
-    frozen = {parameter: parameter.requires_grad for parameter in former.parameters()}
-    active = getattr(former, "active_adapter", None)
-    added = False
-    try:
+    with _all_or_nothing(transformer, handle):
         if hasattr(former, "peft_config"):
             if adapter_name in former.peft_config:
                 raise ValueError(f"an adapter named {adapter_name!r} is there already: give another adapter_name")
             former.add_adapter(adapter_name, config)
-            added = True
             former.set_adapter(adapter_name)
         else:
             from peft import get_peft_model
@@ -65,13 +63,32 @@ def add_prompt_adapter(
             return register_prompt_mask_hooks(model, **options)
         handle.refresh()
         return handle
+
+
+@contextlib.contextmanager
+def _all_or_nothing(transformer: Any, handle: HookHandle | None) -> Iterator[None]:
+    """Put the backbone, its adapters, what is frozen and the hooks back as they were if the block raises."""
+    former = releases.backbone_of(transformer)
+    attributes, adapters = set(vars(former)), set(getattr(former, "peft_config", ()))
+    active = getattr(former, "active_adapter", None)
+    frozen = {parameter: parameter.requires_grad for parameter in former.parameters()}
+    try:
+        yield
     except BaseException:
-        if added:
+        wrapped = releases.backbone_of(transformer)
+        if wrapped is not former:
+            releases.put_backbone(transformer, former)
+            if hasattr(wrapped.base_model, "unload"):  # LoRA's layers are in the backbone itself
+                wrapped.base_model.unload()
+        for name in set(getattr(former, "peft_config", ())) - adapters if adapters else ():
             former.set_adapter(active)
-            former.delete_adapter(adapter_name)
-        releases.put_backbone(transformer, former)
+            releases.drop_adapter(former, name)
+        for key in set(vars(former)) - attributes:
+            delattr(former, key)
         for parameter, trainable in frozen.items():
             parameter.requires_grad = trainable
+        if handle is not None and not handle.active:
+            handle.refresh()
         raise
 
 

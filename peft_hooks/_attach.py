@@ -19,7 +19,7 @@ from ._hook import Hook
 from ._log import LogShapes
 from ._mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
 from ._positions import AlignPositions, RefuseLeftPadding
-from ._refuse import fit_positions, refuse_left_padding, refuse_what_cannot_be_right
+from ._refuse import fit_positions, refuse_left_padding, refuse_task, refuse_what_cannot_be_right
 from ._registry import HookRegistry
 from ._task import SelectTask
 from .errors import HookError
@@ -101,6 +101,7 @@ class HookHandle:
     def switched(self, **options: Any) -> Iterator[HookHandle]:
         """Use other options for the length of a block; those not given stay as they are."""
         former, model = self.options, self.registry.model
+        refuse_task(model, options.get("task_id"))
         with self.registry.replaced():
             self.options = replace(former, **options)
             try:
@@ -206,6 +207,7 @@ def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
     bindings, poolings = Bindings(), releases.poolings_of(model)
     policy: VirtualTokens = "strip" if options.virtual_tokens == "auto" and not poolings else options.virtual_tokens
     causes: dict[int, str] = {}
+    missing = releases.missing_in_prompt_length(model)
     for path, transformer in releases.transformers_of(model):
         if not releases.has_adapter(transformer):
             continue
@@ -220,7 +222,7 @@ def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
         if options.log:
             yield Planned(f"log:{path}", LogShapes(), transformer, LOG)
     for path, pooling in poolings:
-        yield Planned(f"pooling:{path}", PreparePooling(options.virtual_tokens), pooling, MAKE)
+        yield Planned(f"pooling:{path}", PreparePooling(options.virtual_tokens, missing), pooling, MAKE)
         if options.check:
             yield Planned(f"check:{path}", pooling_contract(pooling, bindings, causes), pooling, CHECK)
         if options.log:
@@ -237,6 +239,7 @@ def pooling_contract(pooling: nn.Module, bindings: Bindings, causes: dict[int, s
         inputs={"token_embeddings": f"batch seq width={width}", "attention_mask": "batch seq"},
         outputs={"sentence_embedding": f"batch {pooled}"},
         bindings=bindings,
+        ends=True,
         causes=causes,
     )
 
@@ -245,11 +248,10 @@ def _plan_backbone(path: str, transformer: Any, options: Options) -> Iterator[Pl
     """Yield what the adapter's own modules need: positions, a task, and right padding where nothing else helps."""
     outer = releases.backbone_of(transformer)
     distance = refuse_left_padding(path, transformer)
-    prompted = bool(releases.prompt_configs(transformer))
-    if distance is not None and prompted:
+    if distance is not None:
         yield Planned(f"padding:{path}", RefuseLeftPadding(distance), transformer, MAKE - 1)
     if hasattr(outer, "active_peft_config") and backbones.accepts(releases.plain_backbone(transformer), "position_ids"):
         hook = AlignPositions(backbones.position_offset(transformer))
-        yield Planned(f"positions:{path}", hook, outer.base_model, MAKE)  # type: ignore[arg-type]
+        yield Planned(f"positions:{path}", hook, outer.base_model, MAKE)
     for number, encoder in enumerate(releases.prompt_encoders(transformer, "MULTITASK_PROMPT_TUNING")):
         yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), encoder, MAKE)

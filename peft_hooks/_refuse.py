@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -31,8 +32,8 @@ def refuse_what_cannot_be_right(model: Any, task_id: int | None) -> None:
     transformers = releases.transformers_of(model)
     if not transformers:
         raise UnsupportedModelError(
-            f"expected a Sentence Transformers model, got {type(model).__name__}, which has no Transformer module: give "
-            f"the SentenceTransformer itself, not its backbone or its adapter"
+            f"expected a Sentence Transformers model, got {type(model).__name__}, which has no Transformer module: "
+            f"give the SentenceTransformer itself, not its backbone or its adapter"
         )
     for path, transformer in transformers:
         _refuse_stray_adapter(path, transformer)
@@ -41,8 +42,7 @@ def refuse_what_cannot_be_right(model: Any, task_id: int | None) -> None:
             f"this {type(model).__name__} has no PEFT adapter: put one on with "
             f"peft_hooks.add_prompt_adapter(model, PromptTuningConfig(...))"
         )
-    if task_id is not None and not any(_multitask(transformer) for _, transformer in transformers):
-        raise ValueError(f"task_id={task_id} is given, but no adapter has tasks: only MULTITASK_PROMPT_TUNING has")
+    refuse_task(model, task_id)
     for path, transformer in transformers:
         for name, config in releases.prompt_configs(transformer).items():
             _refuse_adapter(path, transformer, name, config)
@@ -52,8 +52,17 @@ def _shown(model: Any) -> str:
     return f"the {type(model).__name__} {model!r}" if isinstance(model, (str, type(None))) else type(model).__name__
 
 
-def _multitask(transformer: Any) -> bool:
-    return any(True for _ in releases.prompt_encoders(transformer, "MULTITASK_PROMPT_TUNING"))
+def refuse_task(model: nn.Module, task_id: int | None) -> None:
+    """Raise ValueError if ``task_id`` is given and no adapter of ``model`` has such a task."""
+    if task_id is None:
+        return
+    transformers = [transformer for _, transformer in releases.transformers_of(model)]
+    encoders: list[Any] = [e for t in transformers for e in releases.prompt_encoders(t, "MULTITASK_PROMPT_TUNING")]
+    if not encoders:
+        raise ValueError(f"task_id={task_id} is given, but no adapter has tasks: only MULTITASK_PROMPT_TUNING has")
+    tasks = max(int(encoder.num_tasks) for encoder in encoders)
+    if task_id >= tasks:
+        raise ValueError(f"task_id={task_id} is given, but the adapter has the tasks 0 to {tasks - 1}")
 
 
 def _refuse_stray_adapter(path: str, transformer: Any) -> None:
@@ -102,6 +111,14 @@ def refuse_left_padding(path: str, transformer: Any) -> str | None:
     return reason
 
 
+def _level_of_caller() -> int:
+    """Return the ``stacklevel`` that makes a warning of the function that asks point out of this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (__package__, "contextlib"):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def fit_positions(transformer: Any) -> Callable[[], None] | None:
     """Lower ``max_seq_length`` where virtual tokens and text exceed the backbone's positions, with a warning.
 
@@ -121,7 +138,7 @@ def fit_positions(transformer: Any) -> Callable[[], None] | None:
     warnings.warn(
         f"max_seq_length is lowered from {former} to {fitting}: the backbone {backbones.model_type(transformer)!r} has "
         f"{positions} positions, and {virtual} of them go to virtual tokens",
-        stacklevel=4,
+        stacklevel=_level_of_caller(),
     )
     transformer.max_seq_length = fitting
 

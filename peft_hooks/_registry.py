@@ -7,46 +7,17 @@ import itertools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
 
 from torch import nn
 
-from ._describe import HookRow, HookTable, silence
-from ._dispatch import Dispatcher, Entry, compiled_part, dispatchers
+from ._describe import HookTable, describe
+from ._dispatch import Entry, compiled_part
 from ._hook import Hook
+from ._places import Attached, Places
 from ._select import Roles, Selector, select
 from .errors import HookError, HookNameError, close_matches
 
 _numbers = itertools.count()
-
-
-@dataclass
-class _Attached:
-    """One attached hook: its entries by path. While it is disabled the entries are on no module.
-
-    ``since`` is how often each path had fired when the entries were put on, to tell what ran since.
-    """
-
-    hook: Hook
-    order: int
-    entries: dict[str, Entry]
-    enabled: bool = True
-    since: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass
-class _Target:
-    """One module that the registry has hooks on. The module is not kept alive."""
-
-    module: weakref.ReferenceType[nn.Module]
-    dispatcher: Dispatcher
-    entries: list[Entry] = field(default_factory=list)
-    pinned: bool = False
-
-    def update(self) -> None:
-        module = self.module()
-        if module is not None:
-            self.dispatcher.set_entries(module, self.entries, stay=self.pinned)
 
 
 def _find_roles(model: nn.Module) -> Roles:
@@ -90,9 +61,8 @@ class HookRegistry:
             raise TypeError(f"HookRegistry needs an nn.Module, got {type(model).__name__}: load the model first")
         self._model = weakref.ref(model)
         self._roles = roles
-        self._owner = f"registry {next(_numbers)}" if owner is None else owner
-        self._hooks: dict[str, _Attached] = {}
-        self._targets: dict[str, _Target] = {}
+        self._hooks: dict[str, Attached] = {}
+        self._places = Places(f"registry {next(_numbers)}" if owner is None else owner)
 
     @classmethod
     def adopt(cls, model: nn.Module, owner: Hashable) -> HookRegistry:
@@ -101,13 +71,11 @@ class HookRegistry:
         Hooks that were disabled when the model was copied are on no module, and so are not found.
         """
         registry = cls(model, owner=owner)
-        for path, module, dispatcher in dispatchers(model):
-            if dispatcher.owner == owner:
-                target = _Target(weakref.ref(module), dispatcher, list(dispatcher.entries))
-                registry._targets[path] = target
-                for entry in target.entries:
-                    attached = registry._hooks.setdefault(entry.name, _Attached(entry.hook, entry.order, {}))
-                    attached.entries[path] = entry
+        registry._places = Places.found_on(model, owner)
+        for path, target in registry._places.targets.items():
+            for entry in target.entries:
+                attached = registry._hooks.setdefault(entry.name, Attached(entry.hook, entry.order, {}))
+                attached.entries[path] = entry
         return registry
 
     @property
@@ -150,22 +118,23 @@ class HookRegistry:
             )
         found = select(self.model, to, self._roles)
         for path, _ in found:
-            compiled = compiled_part(self.model, path)
-            if compiled is not None:
-                raise HookError(
-                    f"{compiled or type(self.model).__name__!r} is compiled already, and PyTorch leaves out hooks that "
-                    f"are attached after torch.compile: attach {name!r} first, then compile"
-                )
-        self._hooks[name] = _Attached(hook, order, {path: Entry(name, hook, order) for path, _ in found})
+            self._refuse_compiled(path, name)
+        self._hooks[name] = Attached(hook, order, {path: Entry(name, hook, order) for path, _ in found})
         try:
-            for path, module in found:
-                if path not in self._targets:
-                    self._targets[path] = _Target(weakref.ref(module), Dispatcher(path, self._owner))
+            self._places.add(found)
             self._put_on(name)
         except BaseException:
             self.detach(name)
             raise
         return name
+
+    def _refuse_compiled(self, path: str, name: str) -> None:
+        compiled = compiled_part(self.model, path)
+        if compiled is not None:
+            raise HookError(
+                f"{compiled or type(self.model).__name__!r} is compiled already, and PyTorch leaves out hooks that are "
+                f"attached after torch.compile: attach {name!r} first, then compile"
+            )
 
     def detach(self, name: str) -> None:
         """Take the hook off every module.
@@ -173,10 +142,9 @@ class HookRegistry:
         Raises:
             HookNameError: If no hook has this name.
         """
-        self._take_off(name)
+        self._places.take_off(self._get(name))
         del self._hooks[name]
-        for path in [path for path, target in self._targets.items() if not (target.pinned or self._used(path))]:
-            del self._targets[path]
+        self._places.keep_only({path for attached in self._hooks.values() for path in attached.entries})
 
     def clear(self) -> None:
         """Detach every hook of this registry. Hooks of others stay."""
@@ -189,9 +157,9 @@ class HookRegistry:
             self._put_on(name)
 
     def disable(self, name: str) -> None:
-        """Take the hook off its modules until ``enable``: it costs nothing. Raises HookNameError for an unknown name."""
+        """Take the hook off its modules until ``enable``; it costs nothing. Raises HookNameError for an unknown one."""
         if self._get(name).enabled:
-            self._take_off(name)
+            self._places.take_off(self._hooks[name])
 
     @contextlib.contextmanager
     def attached(self, hook: Hook, to: Selector, name: str | None = None, order: int = 0) -> Iterator[str]:
@@ -224,45 +192,23 @@ class HookRegistry:
 
         What PyTorch holds on the modules stays in place meanwhile, so that the block leaves no trace.
         """
-        hooks, targets = self._hooks, self._targets
-        self._hooks = {}
-        self._targets = {path: _Target(old.module, old.dispatcher, pinned=True) for path, old in targets.items()}
+        hooks, places = self._hooks, self._places
+        self._hooks, self._places = {}, places.set_aside()
         try:
-            for target in self._targets.values():
-                target.update()
             yield
         finally:
             self.clear()
-            self._hooks, self._targets = hooks, targets
-            for target in targets.values():
-                target.update()
+            self._hooks, self._places = hooks, places
+            places.update()
 
     def describe(self) -> HookTable:
         """List every hook on every module: role, order, calls, and why a hook never fired, where that is known."""
-        calls = self._calls()
-        roles = {path: role for role, paths in self._roles(self.model).items() for path in paths}
-        return HookTable(
-            tuple(
-                HookRow(
-                    module=f"{type(self._targets[path].module()).__name__} {path!r}",
-                    role=roles.get(path, ""),
-                    hook=name,
-                    order=attached.order,
-                    calls=entry.calls,
-                    note=silence(self.model, path, calls - attached.since)
-                    if attached.enabled and not entry.calls
-                    else "",
-                    enabled=attached.enabled,
-                )
-                for name, attached in self._ordered()
-                for path, entry in attached.entries.items()
-            )
-        )
+        return describe(self.model, self._ordered(), self._calls(), self._roles(self.model))
 
-    def _ordered(self) -> list[tuple[str, _Attached]]:
+    def _ordered(self) -> list[tuple[str, Attached]]:
         return sorted(self._hooks.items(), key=lambda item: (item[1].order, item[0]))
 
-    def _get(self, name: str) -> _Attached:
+    def _get(self, name: str) -> Attached:
         try:
             return self._hooks[name]
         except KeyError:
@@ -281,27 +227,8 @@ class HookRegistry:
 
     def _put_on(self, name: str) -> None:
         attached = self._hooks[name]
-        attached.enabled, attached.since = True, self._calls()
-        try:
-            for path, entry in attached.entries.items():
-                target = self._targets[path]
-                target.entries.append(entry)
-                target.update()
-        except BaseException:
-            self._take_off(name)
-            raise
-
-    def _take_off(self, name: str) -> None:
-        attached = self._get(name)
-        attached.enabled = False
-        for path, entry in attached.entries.items():
-            target = self._targets.get(path)
-            if target is not None:
-                target.entries = [other for other in target.entries if other is not entry]
-                target.update()
-
-    def _used(self, path: str) -> bool:
-        return any(path in attached.entries for attached in self._hooks.values())
+        attached.since = self._calls()
+        self._places.put_on(attached)
 
     def __contains__(self, name: object) -> bool:
         return name in self._hooks

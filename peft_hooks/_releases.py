@@ -182,6 +182,18 @@ def prompt_configs(transformer: Any) -> dict[str, Any]:
     return {name: config for name, config in configs.items() if getattr(config, "is_prompt_learning", False)}
 
 
+def drop_adapter(peft_model: Any, name: str) -> None:
+    """Delete an adapter that is not the active one.
+
+    ``PeftModel.delete_adapter`` came with PEFT 0.17, and did not know prompt learning at first.
+    """
+    if not peft_model.peft_config[name].is_prompt_learning:
+        peft_model.base_model.delete_adapter(name)
+        return
+    del peft_model.peft_config[name], peft_model.prompt_encoder[name]
+    peft_model.prompt_tokens.pop(name, None)
+
+
 def forward_skips_prompts(backbone: Any) -> bool:
     """Tell whether this is a ``PeftModel`` of no task, whose forward is the base model's and never adds a prompt."""
     kind = peft_class()
@@ -192,3 +204,20 @@ def plain_backbone(transformer: Any) -> Any:
     """Return the transformers model, with no PEFT around it."""
     backbone = backbone_of(transformer)
     return backbone.get_base_model() if hasattr(backbone, "active_peft_config") else backbone
+
+
+def missing_in_prompt_length(model: nn.Module) -> int:
+    """Return how many tokens of a prompt ``prompt_length`` does not count.
+
+    Before 5.0 it is one less than the tokens of the prompt, for a closing special token, also with tokenizers that add
+    none (GPT-2, Llama, Mistral): https://github.com/huggingface/sentence-transformers/commit/5d7bb02e
+    """
+    if int(_release().split(".")[0]) >= 5:
+        return 0
+    tokenizers = [getattr(transformer, "tokenizer", None) for _, transformer in transformers_of(model)]
+    closed = [tokenizer("a")["input_ids"][-1] in tokenizer.all_special_ids for tokenizer in filter(None, tokenizers)]
+    return int(not all(closed))
+
+
+def _release() -> str:
+    return str(getattr(sys.modules.get("sentence_transformers"), "__version__", "0"))

@@ -11,7 +11,7 @@ from torch import nn
 from .errors import SelectorError, close_matches
 
 Predicate = Callable[[str, nn.Module], bool]
-Selector = Union[str, type[nn.Module], nn.Module, Predicate]
+Selector = str | type[nn.Module] | nn.Module | Predicate
 Roles = Mapping[str, Sequence[str]]
 
 

@@ -84,9 +84,15 @@ def embeddings() -> Iterator[tuple[str, Tensor]]:
                 key = f"{name} {method} {side} {pooling} {policy} {'with' if include_prompt else 'without'} the prompt"
                 try:
                     with prompt_mask_hooks(built, virtual_tokens=policy, **options):
-                        yield key, built.encode(list(TEXTS), prompt=PROMPT, convert_to_tensor=True).clone()
+                        yield key, encode(built, unit=name == "minilm")
                 except UnsupportedModelError:
                     continue
+
+
+def encode(model: Any, unit: bool) -> Tensor:
+    """Encode the texts in one batch, as MiniLM does to unit length."""
+    found = model.encode(list(TEXTS), prompt=PROMPT, convert_to_tensor=True, normalize_embeddings=unit)
+    return found.clone()
 
 
 def compare(directory: Path) -> float:

@@ -154,10 +154,9 @@ def _token_ids(model: Any, text: str) -> list[int]:
 
 
 def _prompt_length(model: Any, prompt: str) -> int:
-    """Count the prompt's tokens as the release does: without the last one, which since 5.1 must be a special token."""
+    """Count the prompt's tokens as 5.0 and later do: without the last one if it is a special token."""
     ids = _token_ids(model, prompt)
-    looks = any(hasattr(counter, "_get_prompt_length") for counter in (model, model[0]))
-    return len(ids) - (ids[-1] in model.tokenizer.all_special_ids if looks else 1)
+    return len(ids) - (ids[-1] in model.tokenizer.all_special_ids)
 
 
 # --- the backbone without PEFT ----------------------------------------------------------------------------------------

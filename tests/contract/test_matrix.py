@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 
@@ -13,11 +14,22 @@ from .support import TEXTS, forward, options_for, shared
 
 TYPES = {"prefix_tuning": "PREFIX_TUNING", "cartridge": "CARTRIDGE"}
 
-MODELS = [(architecture, side, method) for architecture, side in BACKBONES for method in METHODS]
+# With --dist loadgroup one worker builds a model once and runs all its cells.
+MODELS = [
+    pytest.param(architecture, side, method, marks=pytest.mark.xdist_group(architecture))
+    for architecture, side in BACKBONES
+    for method in METHODS
+]
 
 
 def must_be_refused(architecture: str, method: str) -> bool:
     return method in CACHE_METHODS and architecture in NO_CACHE
+
+
+def broken_in_peft(architecture: str, method: str) -> bool:
+    """Tell whether PEFT itself raises: 0.16 and 0.17 make a cache of no length for a sliding window (PEFT PR #2735)."""
+    version = tuple(int(part) for part in peft.__version__.split(".")[:2])
+    return architecture == "gemma3_text" and method in CACHE_METHODS and (0, 16) <= version < (0, 18)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -35,6 +47,9 @@ def test_an_embedding_is_the_reference_alone_in_a_batch_and_again_or_it_is_refus
         assert f"the {TYPES[method]} adapter 'default'" in cell.detail
         assert f"the backbone {architecture!r}" in cell.detail
         assert "use PROMPT_TUNING or P_TUNING" in cell.detail
+    elif broken_in_peft(architecture, method):
+        assert cell.outcome == "refused" and "rejects a prefix (ValueError: max_cache_len" in cell.detail, cell
+        pytest.skip(f"PEFT {peft.__version__}: {cell.detail}")
     else:
         assert cell.outcome == "right", cell
 
@@ -42,7 +57,7 @@ def test_an_embedding_is_the_reference_alone_in_a_batch_and_again_or_it_is_refus
 @pytest.mark.parametrize(("architecture", "side", "method"), MODELS)
 def test_features_passed_twice_are_unchanged_and_give_the_same(architecture: str, side: str, method: str) -> None:
     """The caller's dict keeps its keys, its tensors and their values."""
-    if must_be_refused(architecture, method):
+    if must_be_refused(architecture, method) or broken_in_peft(architecture, method):
         pytest.skip(f"{method} on {architecture} is refused")
     model = shared(architecture, side, method)
     features = model.tokenize(list(TEXTS))

@@ -43,6 +43,8 @@ def test_pool_gives_number_for_number_what_the_release_gives(
 ) -> None:
     if pooling == "cls" and not include_prompt and VERSION >= (5, 5):
         pytest.skip("5.5 to 6.1 read the first position that is left; `pool` reads position 0, as 3.3 to 5.4 did")
+    if architecture == "llama" and not include_prompt and VERSION < (5, 0):
+        pytest.skip("before 5.0 a prompt without a closing special token was taken to be one token shorter")
     model = pipeline(model_with(architecture, method), pooling, include_prompt)
     native = encode(model, prompt=PROMPT)
     with prompt_mask_hooks(model, virtual_tokens="pool"):

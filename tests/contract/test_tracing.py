@@ -1,0 +1,226 @@
+"""The hooks read no tensor's values: they run on fake tensors, and add no graph break to a compiled model."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from peft_hooks import HookError, add_prompt_adapter, prompt_mask_hooks, register_prompt_mask_hooks
+
+from ..methods import METHODS, prefix_tuning
+from .support import RELEASE, TEXTS, adapted, distance, forward, needs, options_for, plain, shared, unchanged
+
+POLICIES = ("auto", "pool", "ignore", "strip")
+POOLING = ("cls", "max", "mean", "weightedmean", "lasttoken")
+
+
+# --- fake tensors ------------------------------------------------------------------------------------------------------
+
+
+def faked(mode: FakeTensorMode, model: nn.Module) -> Any:
+    """Return a copy of the model whose parameters, buffers and prompt tokens have shapes and no values."""
+    fake = copy.deepcopy(model)
+    for module in fake.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(mode.from_tensor(parameter.data), parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = mode.from_tensor(buffer)
+        tokens = vars(module).get("prompt_tokens", {})
+        tokens.update({name: mode.from_tensor(value) for name, value in tokens.items()})
+    return fake
+
+
+def fake_features(mode: FakeTensorMode, model: Any) -> dict[str, Any]:
+    """Return the tokens of the texts as fake tensors."""
+    features = model.tokenize(list(TEXTS))
+    return {key: mode.from_tensor(value) for key, value in features.items() if isinstance(value, torch.Tensor)}
+
+
+def eager_attention(architecture: str, method: str, side: str) -> Any:
+    """Build a model whose attention masks are made without a look at them, as transformers does for speed."""
+    return adapted(architecture, method, padding_side=side, pooling=POOLING, attn_implementation="eager")
+
+
+def run(model: Any, features: dict[str, Any]) -> tuple[int, ...]:
+    """Run the pipeline on fake tensors and return the embedding's shape."""
+    found = forward(model, features)
+    assert isinstance(found["sentence_embedding"], FakeTensor)
+    return tuple(found["sentence_embedding"].shape)
+
+
+def needs_traceable(mode: FakeTensorMode, architecture: str, side: str) -> None:
+    """Skip where the backbone itself reads values: it cannot be traced with hooks or without."""
+    model = plain(architecture, padding_side=side, pooling=POOLING, attn_implementation="eager")
+    try:
+        fake, features = faked(mode, model), fake_features(mode, model)
+        with mode:
+            run(fake, features)
+    except Exception as error:  # noqa: BLE001 - the reason is printed
+        pytest.skip(f"{architecture} itself does not run on fake tensors: {type(error).__name__}: {str(error)[:120]}")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("architecture", "side"), [("bert", "right"), ("gpt2", "left"), ("llama", "left")])
+def test_hooks_that_are_attached_run_on_fake_tensors(architecture: str, side: str, method: str) -> None:
+    """Any read of a value would raise."""
+    model, mode = eager_attention(architecture, method, side), FakeTensorMode()
+    needs_traceable(mode, architecture, side)
+    with prompt_mask_hooks(model, **options_for(method)):
+        fake, features = faked(mode, model), fake_features(mode, model)
+    with mode:
+        assert run(fake, features) == (len(TEXTS), len(POOLING) * 32)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_hooks_can_be_attached_to_fake_tensors(method: str, policy: str) -> None:
+    """Where there are no values the probe of a prefix goes by the signature."""
+    model, mode = eager_attention("bert", method, "right"), FakeTensorMode()
+    needs_traceable(mode, "bert", "right")
+    fake, features = faked(mode, model), fake_features(mode, model)
+    with mode, unchanged(fake), prompt_mask_hooks(fake, virtual_tokens=policy, **options_for(method)):
+        assert run(fake, features) == (len(TEXTS), len(POOLING) * 32)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_prompt_that_is_left_out_is_read_by_no_one(policy: str) -> None:
+    """Its length may be a tensor."""
+    model = plain("llama", padding_side="left", pooling=("cls", "mean"), include_prompt=False, attn_implementation="eager")
+    needs(RELEASE >= (3, 3), "takes no tensor as prompt_length")
+    from ..methods import put_adapter
+
+    put_adapter(model, "prompt_tuning")
+    mode = FakeTensorMode()
+    needs_traceable(mode, "llama", "left")
+    fake, features = faked(mode, model), fake_features(mode, model)
+    features["prompt_length"] = mode.from_tensor(torch.tensor([2]))
+    if policy in ("strip", "ignore", "pool"):
+        # Pooling itself compares the length with columns since 5.3, and slices with it before.
+        features["prompt_length"] = 2
+    with mode, prompt_mask_hooks(fake, virtual_tokens=policy):
+        assert run(fake, features) == (len(TEXTS), 64)
+
+
+def test_a_read_of_a_value_does_raise() -> None:
+    """The twin that shows that the mode is on."""
+    mode = FakeTensorMode()
+    with mode, pytest.raises(Exception, match=r"item|data-dependent|DataDependent|meta"):
+        bool(mode.from_tensor(torch.ones(2)).sum().item() > 1)
+
+
+def test_a_prefix_on_the_meta_device_is_refused_by_the_backbones_signature() -> None:
+    """Nothing can be measured there."""
+    from peft_hooks import UnsupportedModelError
+
+    model = adapted("mpnet", "prefix_tuning").to("meta")
+    with unchanged(model), pytest.raises(UnsupportedModelError, match="has no cache"):
+        register_prompt_mask_hooks(model)
+
+
+# --- torch.compile -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def clean_dynamo() -> Iterator[None]:
+    """Trace anew, and leave nothing traced."""
+    torch._dynamo.reset()
+    try:
+        yield
+    finally:
+        torch._dynamo.reset()
+
+
+def pipeline_of(model: Any) -> Callable[[dict[str, Any]], torch.Tensor]:
+    """Return the pipeline as a function of features."""
+    transformer, pooling = model[0], model[1]
+    return lambda features: pooling(transformer(features))["sentence_embedding"]
+
+
+def transformer_of(model: Any) -> Callable[[dict[str, Any]], torch.Tensor]:
+    """Return the Transformer alone as a function of features."""
+    transformer = model[0]
+    return lambda features: transformer(features)["token_embeddings"]
+
+
+def graph_breaks(function: Callable[[dict[str, Any]], torch.Tensor], features: dict[str, Any]) -> int:
+    """Count the graph breaks of one call."""
+    with clean_dynamo(), torch.no_grad():
+        return int(torch._dynamo.explain(function)(dict(features)).graph_break_count)
+
+
+COMPILED = [
+    ("bert", "right", "prompt_tuning"),
+    ("bert", "right", "prefix_tuning"),
+    ("bert", "right", "multitask_prompt_tuning"),
+    ("llama", "left", "prompt_tuning"),
+    ("llama", "left", "prefix_tuning"),
+    ("llama", "left", "multitask_prompt_tuning"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "side", "method"), COMPILED)
+def test_hooks_add_no_graph_break(architecture: str, side: str, method: str) -> None:
+    """Over the same model without hooks, for the pipeline and for the Transformer alone."""
+    model, options = shared(architecture, side, method), options_for(method)
+    features = dict(model.tokenize(list(TEXTS)))
+    compared = 0
+    for part in (pipeline_of, transformer_of):
+        try:
+            without = graph_breaks(part(model), features)
+        except Exception as error:  # noqa: BLE001 - Pooling crashes before 3.3, multitask runs nowhere
+            print(f"without hooks {part.__name__} does not run: {type(error).__name__}")
+            without = None
+        if without is None and method == "multitask_prompt_tuning":
+            without = graph_breaks(part(shared(architecture, side, "prompt_tuning")), features) if compared else None
+        if without is None:
+            continue
+        with prompt_mask_hooks(model, **options):
+            assert graph_breaks(part(model), features) <= without, part.__name__
+        compared += 1
+    if not compared:
+        pytest.skip("the model does not run without hooks")
+
+
+@pytest.mark.parametrize(("architecture", "side", "method"), COMPILED)
+def test_a_compiled_model_gives_what_it_gives_uncompiled(architecture: str, side: str, method: str) -> None:
+    """The hooks are attached first, and run inside."""
+    model, options = shared(architecture, side, method), options_for(method)
+    features = dict(model.tokenize(list(TEXTS)))
+    with clean_dynamo(), prompt_mask_hooks(model, **options), torch.no_grad():
+        pipeline = pipeline_of(model)
+        eager = pipeline(dict(features))
+        compiled = torch.compile(pipeline, backend="eager")
+        assert distance(compiled(dict(features)), eager) <= 1e-6
+        shorter = dict(model.tokenize(list(TEXTS[:3])))
+        assert distance(compiled(dict(shorter)), pipeline(dict(shorter))) <= 1e-6
+
+
+def test_hooks_inside_a_compiled_model_do_not_count_calls_and_say_so() -> None:
+    """A counter would be guarded on, and the model compiled anew for every call."""
+    model = adapted("bert")
+    features = dict(model.tokenize(list(TEXTS)))
+    with clean_dynamo(), torch.no_grad():
+        handle = register_prompt_mask_hooks(model)
+        truth = forward(model, dict(features))["sentence_embedding"]
+        compiled = torch.compile(model, backend="eager")
+        assert distance(compiled(dict(features))["sentence_embedding"], truth) <= 1e-6
+        assert register_prompt_mask_hooks(model) is handle
+        handle.remove()
+
+
+def test_a_compiled_model_takes_no_adapter_and_is_left_as_it_was() -> None:
+    """``add_prompt_adapter`` says to attach first, too."""
+    model = plain("bert")
+    config = prefix_tuning(model)
+    model[0].compile(backend="eager")
+    with clean_dynamo(), unchanged(model), pytest.raises(HookError, match="is compiled already"):
+        add_prompt_adapter(model, config)
