@@ -12,13 +12,8 @@ from . import _releases as releases
 
 def model_type(transformer: Any) -> str:
     """Return the backbone's architecture by its config name: ``"bert"``."""
-    return str(
-        getattr(
-            releases.plain_backbone(transformer).config,
-            "model_type",
-            type(releases.plain_backbone(transformer)).__name__,
-        )
-    )
+    backbone = releases.plain_backbone(transformer)
+    return str(getattr(backbone.config, "model_type", type(backbone).__name__))
 
 
 def accepts(backbone: nn.Module, argument: str) -> bool:
@@ -57,8 +52,11 @@ def distance_over_padding(transformer: Any) -> str | None:
     kind = getattr(config, "model_type", "")
     virtual = max((config.num_virtual_tokens for config in releases.prompt_configs(transformer).values()), default=0)
     fixed = None
-    if not accepts(backbone, "position_ids") and kind not in _NUMBERED_BY_MASK:
-        fixed = f"the forward of {kind} takes no position ids"
+    if kind not in _NUMBERED_BY_MASK and position_offset(transformer) == 0:
+        if not accepts(backbone, "position_ids"):
+            fixed = f"the forward of {kind} takes no position ids"
+        elif backbone is releases.backbone_of(transformer):
+            fixed = "an adapter that add_adapter() put in leaves no module to give position ids to"
     if not virtual:  # padding stands outside of the text, where nothing but learned positions sees it
         return fixed if _has_learned_positions(backbone) else None
     relative = str(getattr(config, "position_embedding_type", "") or "").startswith("relative")
@@ -75,7 +73,8 @@ def distance_over_padding(transformer: Any) -> str | None:
 
 
 def _has_learned_positions(backbone: nn.Module) -> bool:
-    return any(isinstance(getattr(m, "position_embeddings", None), nn.Embedding) for m in backbone.modules())
+    names = ("position_embeddings", "wpe", "embed_positions")
+    return any(isinstance(getattr(module, name, None), nn.Embedding) for module in backbone.modules() for name in names)
 
 
 def backbone_sizes(transformer: Any, method: str) -> dict[str, int]:

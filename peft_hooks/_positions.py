@@ -56,6 +56,6 @@ class RefuseLeftPadding(Hook):
 def left_padding_message(where: str, reason: str) -> str:
     """Return the message for a tokenizer that pads on the left where that cannot be right."""
     return (
-        f"{where}: the tokenizer pads on the left, between the virtual tokens and the text, and {reason}, so that an "
-        f'embedding would depend on its batch: set `model.tokenizer.padding_side = "right"`'
+        f"{where}: the tokenizer pads on the left, and {reason}, so that an embedding "
+        f'would depend on its batch: set `model.tokenizer.padding_side = "right"`'
     )

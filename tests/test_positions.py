@@ -104,7 +104,7 @@ def test_left_padding_is_refused_with_the_reason_and_the_way_out() -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         RefuseLeftPadding("T5 biases attention by distance").before(Call(transformer("left"), "0", ({},), {}))
     assert str(caught.value) == (
-        "Identity '0': the tokenizer pads on the left, between the virtual tokens and the text, and T5 biases "
+        "Identity '0': the tokenizer pads on the left, and T5 biases "
         "attention by distance, so that an embedding would depend on its batch: set "
         '`model.tokenizer.padding_side = "right"`'
     )

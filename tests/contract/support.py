@@ -38,7 +38,9 @@ def plain(architecture: str = "bert", **options: Any) -> Any:
         return pytest.skip(str(error))
 
 
-def adapted(architecture: str = "bert", method: str = "prompt_tuning", *, adapter: Mapping[str, Any] = {}, **options: Any) -> Any:
+def adapted(
+    architecture: str = "bert", method: str = "prompt_tuning", *, adapter: Mapping[str, Any] = {}, **options: Any
+) -> Any:
     """Build a tiny model of one's own with an adapter; it has no hooks."""
     model = plain(architecture, **options)
     put(model, method, **adapter)
@@ -84,7 +86,9 @@ def in_order(modes: str | tuple[str, ...]) -> tuple[str, ...]:
     return tuple(mode for mode in POOLING_MODES if mode in wanted)
 
 
-def expected(model: Any, texts: Sequence[str] = TEXTS, *, pooling: str | tuple[str, ...] = "mean", **how: Any) -> Tensor:
+def expected(
+    model: Any, texts: Sequence[str] = TEXTS, *, pooling: str | tuple[str, ...] = "mean", **how: Any
+) -> Tensor:
     """Compute the texts' embeddings by hand, ``[texts, width]``, float64."""
     return torch.stack([reference_embedding(model, text, pooling=in_order(pooling), **how) for text in texts])
 
@@ -116,7 +120,9 @@ def forward(model: Any, features: Any) -> Any:
 
 def snapshot(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Take down ``vars()`` of every module, the hooks among them with their keys and in their order."""
-    return {path: {key: _contents(value) for key, value in vars(module).items()} for path, module in model.named_modules()}
+    return {
+        path: {key: _contents(value) for key, value in vars(module).items()} for path, module in model.named_modules()
+    }
 
 
 def _contents(value: Any) -> Any:
@@ -141,7 +147,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refused(model: nn.Module, kind: type[BaseException], *parts: str) -> Iterator[pytest.ExceptionInfo[BaseException]]:
-    """Assert that the block raises exactly ``kind``, that the message has every part, and that the model is as it was."""
+    """Assert that the block raises exactly ``kind``, with every part in the message, and leaves the model as it was."""
     with unchanged(model):
         with pytest.raises(kind) as caught:
             yield caught

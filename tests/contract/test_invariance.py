@@ -31,7 +31,7 @@ EMPTY = ("a cat", "", "the dog sleeps on the warm sofa")
 LONG = " ".join(TEXTS * 40)
 
 
-# --- the report --------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -41,9 +41,12 @@ def test_with_hooks_every_method_passes_the_check(method: str) -> None:
     with prompt_mask_hooks(model, **options_for(method)):
         report = check_padding_invariance(model, TEXTS)
     assert isinstance(report, PaddingReport)
-    assert report and report.ok and bool(report) is True
+    assert report
+    assert report.ok
+    assert bool(report) is True
     assert [row.text for row in report.differences] == list(TEXTS)
-    assert report.tolerance == 1e-4 and 0 <= report.largest_difference <= 1e-4
+    assert report.tolerance == 1e-4
+    assert 0 <= report.largest_difference <= 1e-4
     assert str(report).startswith("6 embeddings are the same alone and in any batch tried: largest difference ")
     assert "(tolerance 1e-04)" in str(report)
 
@@ -54,10 +57,14 @@ def test_without_hooks_the_check_finds_a_batch_that_moves_an_embedding() -> None
     needs(RELEASE >= (3, 3), "Pooling crashes without hooks")
     with unchanged(model):
         report = check_padding_invariance(model, TEXTS)
-    assert not report and not report.ok
+    assert not report
+    assert not report.ok
     assert report.largest_difference == report.worst.difference > 1e-2
-    assert report.worst in report.differences and report.worst.batch_size > 1
-    assert str(report).startswith(f"6 embeddings depend on their batch: largest difference {report.worst.difference:.2e} ")
+    assert report.worst in report.differences
+    assert report.worst.batch_size > 1
+    assert str(report).startswith(
+        f"6 embeddings depend on their batch: largest difference {report.worst.difference:.2e} "
+    )
     assert repr(report.worst.text) in str(report) or "..." in str(report)
     assert str(report).endswith(f"in a batch of {report.worst.batch_size}")
 
@@ -85,7 +92,8 @@ def test_the_tolerance_and_the_batch_sizes_can_be_chosen() -> None:
     model = shared("bert", "right", "prompt_tuning")
     with prompt_mask_hooks(model):
         report = check_padding_invariance(model, TEXTS, batch_sizes=[4], tolerance=1.0, prompt="query : ")
-        assert report and report.tolerance == 1.0
+        assert report
+        assert report.tolerance == 1.0
         assert {row.batch_size for row in report.differences} <= {1, 2, 4}
         assert not check_padding_invariance(model, TEXTS, tolerance=-1.0)
 
@@ -104,12 +112,11 @@ def test_one_string_is_a_type_error(text: str) -> None:
         check_padding_invariance(shared("bert", "right", None), text)
 
 
-@pytest.mark.parametrize(("texts", "shown"), [([], "got 0 texts"), (["alone"], "got 1 text:")])
+@pytest.mark.parametrize(("texts", "shown"), [([], "got 0 texts"), (["alone"], "got 1 text")])
 def test_fewer_than_two_texts_are_an_error(texts: list[str], shown: str) -> None:
     """One text makes no batch."""
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=f"^{shown}.*: at least two are needed to make a batch"):
         check_padding_invariance(shared("bert", "right", None), texts)
-    assert str(caught.value).startswith(shown) and "at least two are needed to make a batch" in str(caught.value)
 
 
 def test_a_model_that_cannot_encode_is_a_type_error() -> None:
@@ -137,7 +144,8 @@ class Broken(nn.Module):
 def test_a_nan_is_never_the_same(size: int | None, value: float) -> None:
     """Alone, in one size of batch only, or everywhere."""
     report = check_padding_invariance(Broken(size, value), ["a", "b b", "c c c", "d"])
-    assert not report and not report.ok
+    assert not report
+    assert not report.ok
     assert not report.largest_difference <= report.tolerance
     assert "depend on their batch" in str(report)
 
@@ -156,14 +164,14 @@ def test_a_model_with_nan_in_its_weights_does_not_pass() -> None:
         assert not check_padding_invariance(model, TEXTS)
 
 
-# --- inputs ------------------------------------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------------------------
 
 
 def outcome(model: Any, texts: Any, **options: Any) -> tuple[Any, ...]:
     """Return the type and shape of what ``encode`` gives, or the type of what it raises."""
     try:
         found = model.encode(texts, **options)
-    except Exception as error:  # noqa: BLE001 - whatever this release does
+    except Exception as error:
         return (type(error),)
     return type(found), getattr(found, "shape", len(found))
 

@@ -7,9 +7,9 @@ import gc
 import multiprocessing
 import pickle
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from peft_hooks import (
     register_prompt_mask_hooks,
 )
 
-from ..methods import METHODS, VIRTUAL_TOKENS, Unavailable, backbone_of, fill_adapter
+from ..methods import METHODS, VIRTUAL_TOKENS, backbone_of, fill_adapter
 from .support import (
     RELEASE,
     TASK,
@@ -51,11 +51,17 @@ every_method = pytest.mark.parametrize("method", METHODS)
 LONG = " ".join(TEXTS * 3)
 
 
-class Gone(Exception):
+class GoneError(Exception):
     """Raised in a block on purpose."""
 
 
-# --- one handle --------------------------------------------------------------------------------------------------------
+def raise_after(work: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:
+    """Do the work, then raise."""
+    work(*args, **kwargs)
+    raise GoneError
+
+
+# --- one handle -----------------------------------------------------------------------------------------------------
 
 
 def test_registering_twice_with_the_same_options_gives_the_same_handle() -> None:
@@ -105,8 +111,8 @@ def test_a_block_leaves_every_module_as_it_was_found_also_when_it_raises(method:
     model = adapted("bert", method)
     with unchanged(model), prompt_mask_hooks(model, **options_for(method)):
         encoded(model)
-    with unchanged(model), pytest.raises(Gone), prompt_mask_hooks(model, **options_for(method)):
-        raise Gone
+    with unchanged(model), pytest.raises(GoneError), prompt_mask_hooks(model, **options_for(method)):
+        raise GoneError
     with unchanged(model), pytest.raises((IndexError, RuntimeError)), prompt_mask_hooks(model, **options_for(method)):
         forward(model, {"input_ids": torch.full((1, 3), 10**6), "attention_mask": torch.ones(1, 3, dtype=torch.int64)})
     with prompt_mask_hooks(model, **options_for(method)):
@@ -116,9 +122,8 @@ def test_a_block_leaves_every_module_as_it_was_found_also_when_it_raises(method:
 def test_a_handle_is_a_context_manager_that_removes_the_hooks_also_when_the_block_raises() -> None:
     """As ``with register_prompt_mask_hooks(model):``."""
     model = adapted()
-    with unchanged(model), pytest.raises(Gone), register_prompt_mask_hooks(model) as handle:
-        assert handle.active
-        raise Gone
+    with unchanged(model), pytest.raises(GoneError), register_prompt_mask_hooks(model) as handle:
+        raise_after(assert_right, model)
     assert not handle.active
 
 
@@ -137,9 +142,8 @@ def test_hooks_of_others_stay_whether_they_came_before_or_after() -> None:
     before = foreign_hooks(model)
     with unchanged(model):
         register_prompt_mask_hooks(model).remove()
-        with pytest.raises(Gone), prompt_mask_hooks(model):
-            encoded(model)
-            raise Gone
+        with pytest.raises(GoneError), prompt_mask_hooks(model):
+            raise_after(encoded, model)
     handle = register_prompt_mask_hooks(model)
     after = foreign_hooks(model)
     assert_right(model)
@@ -162,7 +166,7 @@ def test_the_handle_does_not_keep_the_model_alive() -> None:
     handle.remove()
 
 
-# --- blocks ------------------------------------------------------------------------------------------------------------
+# --- blocks ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_inner_block_has_other_options_and_the_former_come_back_after_it() -> None:
@@ -173,9 +177,8 @@ def test_an_inner_block_has_other_options_and_the_former_come_back_after_it() ->
         with unchanged(model), prompt_mask_hooks(model, virtual_tokens="strip") as inner:
             assert inner is outer
             assert_right(model, virtual_tokens="strip")
-            with unchanged(model), pytest.raises(Gone), prompt_mask_hooks(model, virtual_tokens="ignore"):
-                assert_right(model, virtual_tokens="ignore")
-                raise Gone
+            with unchanged(model), pytest.raises(GoneError), prompt_mask_hooks(model, virtual_tokens="ignore"):
+                raise_after(assert_right, model, virtual_tokens="ignore")
             assert inner.options.virtual_tokens == "strip"
             assert_right(model, virtual_tokens="strip")
         assert outer.options.virtual_tokens == "auto"
@@ -193,7 +196,8 @@ def test_a_block_on_a_registered_model_leaves_the_registered_hooks() -> None:
         with prompt_mask_hooks(model):
             assert_right(model, task_id=TASK)
     assert_right(model, task_id=TASK)
-    assert register_prompt_mask_hooks(model, task_id=TASK) is handle and handle.active
+    assert register_prompt_mask_hooks(model, task_id=TASK) is handle
+    assert handle.active
 
 
 def test_each_block_has_its_task() -> None:
@@ -212,16 +216,16 @@ def test_without_a_task_the_forward_says_how_to_give_one() -> None:
     """The hooks may be attached without, as a block may choose."""
     model = adapted("bert", "multitask_prompt_tuning")
     with prompt_mask_hooks(model):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match="multitask prompt tuning needs a task") as caught:
             encoded(model)
         message = str(caught.value)
-        assert "multitask prompt tuning needs a task: register_prompt_mask_hooks(model, task_id=0)" in message
+        assert "register_prompt_mask_hooks(model, task_id=0)" in message
         assert "`with prompt_mask_hooks(model, task_id=0)`" in message
         with prompt_mask_hooks(model, task_id=TASK):
             assert_right(model, task_id=TASK)
 
 
-# --- copies ------------------------------------------------------------------------------------------------------------
+# --- copies ---------------------------------------------------------------------------------------------------------
 
 COPIES = {
     "deepcopy": copy.deepcopy,
@@ -240,11 +244,13 @@ def test_a_copied_model_has_hooks_that_work_and_a_handle_of_its_own(method: str,
     copied = COPIES[how](model)
     assert torch.equal(encoded(copied), truth)
     other = register_prompt_mask_hooks(copied, **options)
-    assert other is not handle and len(other.registry) == len(handle.registry)
+    assert other is not handle
+    assert len(other.registry) == len(handle.registry)
     assert register_prompt_mask_hooks(copied, **options) is other
     other.remove()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in copied.modules())
-    assert handle.active and torch.equal(encoded(model), truth)
+    assert handle.active
+    assert torch.equal(encoded(model), truth)
     handle.remove()
 
 
@@ -288,7 +294,7 @@ def test_half_a_pipeline_can_be_copied_and_keeps_its_hooks() -> None:
     assert found["attention_mask"].shape == found["token_embeddings"].shape[:2]
 
 
-# --- workers and threads -----------------------------------------------------------------------------------------------
+# --- workers and threads --------------------------------------------------------------------------------------------
 
 
 def encode_in_processes(model: Any, texts: list[str]) -> Any:
@@ -341,10 +347,11 @@ def test_one_threads_error_is_no_matter_to_the_others() -> None:
     with prompt_mask_hooks(model), ThreadPoolExecutor(4) as pool:
         truth = forward(model, dict(good))["sentence_embedding"]
         found = [embedding for embedding in pool.map(run, range(60)) if embedding is not None]
-    assert len(found) == 40 and all(distance(embedding, truth) <= 1e-6 for embedding in found)
+    assert len(found) == 40
+    assert all(distance(embedding, truth) <= 1e-6 for embedding in found)
 
 
-# --- adapters ----------------------------------------------------------------------------------------------------------
+# --- adapters -------------------------------------------------------------------------------------------------------
 
 
 def add_second(model: Any, method: str, name: str, **config: Any) -> None:
@@ -426,7 +433,7 @@ def test_lora_put_in_by_sentence_transformers_itself_is_left_as_it_is() -> None:
         assert distance(encoded(model), without) <= 1e-6
 
 
-# --- describe ----------------------------------------------------------------------------------------------------------
+# --- describe -------------------------------------------------------------------------------------------------------
 
 
 @every_method
@@ -441,10 +448,11 @@ def test_before_a_forward_every_hook_says_that_nothing_ran_and_after_it_every_ho
         after = handle.describe()
         assert not after.never_fired
         assert all(row.calls >= 1 and not row.note for row in after)
-        assert "mask:0" in str(after) and "ExtendPromptMask" in repr(handle.registry)
+        assert "mask:0" in str(after)
+        assert "ExtendPromptMask" in repr(handle.registry)
 
 
-# --- add_prompt_adapter ------------------------------------------------------------------------------------------------
+# --- add_prompt_adapter ---------------------------------------------------------------------------------------------
 
 
 def bare_config(method: str, **more: Any) -> Any:
@@ -521,7 +529,8 @@ def test_a_second_adapter_stands_beside_the_first_and_is_active() -> None:
     model = plain()
     handle = add_prompt_adapter(model, bare_config("prompt_tuning"), "first")
     second = add_prompt_adapter(model, bare_config("prompt_tuning", num_virtual_tokens=7), "second")
-    assert second is handle and handle.active
+    assert second is handle
+    assert handle.active
     model.eval()
     assert backbone_of(model).active_adapter == "second"
     for name in ("second", "first", "second"):
@@ -550,7 +559,7 @@ def test_a_second_adapter_on_a_model_without_hooks_attaches_them() -> None:
     assert_right(model)
 
 
-# --- add_prompt_adapter that fails -------------------------------------------------------------------------------------
+# --- add_prompt_adapter that fails ----------------------------------------------------------------------------------
 
 
 def lora_config() -> Any:
@@ -603,7 +612,8 @@ def test_an_adapter_that_cannot_be_added_leaves_the_model_as_it_was(failure: str
     before, backbone, length = encoded(model), backbone_of(model), model.max_seq_length
     with unchanged(model), pytest.raises(kind):
         add_prompt_adapter(model, made, **options)
-    assert backbone_of(model) is backbone and model.max_seq_length == length
+    assert backbone_of(model) is backbone
+    assert model.max_seq_length == length
     assert not hasattr(backbone, "peft_config")
     assert torch.equal(encoded(model), before)
 
@@ -653,7 +663,7 @@ def test_what_add_prompt_adapter_cannot_take_is_a_type_error() -> None:
         add_prompt_adapter(nn.Linear(1, 1), bare_config("prompt_tuning"))
 
 
-# --- checks ------------------------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------------------------
 
 
 class Shorten(nn.Module):
@@ -668,7 +678,7 @@ def shortened() -> Iterator[Any]:
     from sentence_transformers import SentenceTransformer
 
     model = adapted()
-    yield SentenceTransformer(modules=[model[0], Shorten(), model[1]], device="cpu").eval()
+    return SentenceTransformer(modules=[model[0], Shorten(), model[1]], device="cpu").eval()
 
 
 def test_a_mask_that_does_not_fit_is_an_error_and_not_a_mask_of_ones(shortened: Any) -> None:

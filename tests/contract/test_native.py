@@ -67,7 +67,7 @@ def test_prefix_tuning_is_right_where_the_release_extends_its_mask_too(architect
     model = pipeline(model_with(architecture, "prefix_tuning"), "mean")
     expected = torch.stack([reference_embedding(model, text) for text in TEXTS])
     if VERSION < (5, 4):
-        with pytest.raises(RuntimeError, match="The expanded size of the tensor .* must match the existing size"):
+        with pytest.raises(RuntimeError, match=r"The expanded size of the tensor .* must match the existing size"):
             encode(model)
     else:
         assert (encode(model).double() - expected).abs().max() > 0.01  # Pooling fell back to a mask of ones

@@ -53,7 +53,8 @@ def test_with_hooks_the_batch_of_the_report_is_right(model: Any, texts: list[str
             features = model[0](model.tokenize(texts))
     assert distance(found["sentence_embedding"], expected(model, texts)) <= 1e-4
     assert list(features["token_embeddings"].shape) == [64, 63, 32]
-    assert list(features["attention_mask"].shape) == [64, 63] and features["attention_mask"].dtype == torch.int64
+    assert list(features["attention_mask"].shape) == [64, 63]
+    assert features["attention_mask"].dtype == torch.int64
 
 
 def test_without_hooks_pooling_crashes_as_reported(model: Any, texts: list[str]) -> None:
@@ -110,7 +111,7 @@ def test_without_hooks_prefix_tuning_is_what_the_release_makes_of_it() -> None:
         assert distance(encoded(prefixed), truth) <= 1e-4
 
 
-# --- the real one ------------------------------------------------------------------------------------------------------
+# --- the real one ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

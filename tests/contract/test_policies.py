@@ -57,7 +57,9 @@ def test_every_pooling_gives_the_reference_under_every_policy_and_prompt(
     prompt, include_prompt = PROMPTS[prompted]
     how: dict[str, Any] = {"virtual_tokens": policy, "prompt": prompt, "include_prompt": include_prompt}
     texts = TEXTS[:4]
-    truth = dict(zip(POOLING_MODES, expected(model, texts, pooling=POOLING_MODES, **how).chunk(len(POOLING_MODES), dim=1)))
+    truth = dict(
+        zip(POOLING_MODES, expected(model, texts, pooling=POOLING_MODES, **how).chunk(len(POOLING_MODES), dim=1))
+    )
     given = {"prompt": prompt} if prompt else {}
     for pooling in POOLINGS:
         pooled = with_pooling(model, pooling, include_prompt)
@@ -73,7 +75,7 @@ def test_every_pooling_gives_the_reference_under_every_policy_and_prompt(
 @with_methods
 @on_backbones
 def test_token_embeddings_are_the_rows_of_the_text(architecture: str, side: str, method: str, policy: str) -> None:
-    """``output_value="token_embeddings"`` has the shape that it has without PEFT, and the reference's rows of the text."""
+    """``output_value="token_embeddings"`` has the shape that it has without PEFT, and the reference's rows."""
     model, without = shared(architecture, side, method), shared(architecture, side, None)
     shapes = [rows.shape for rows in without.encode(list(TEXTS), output_value="token_embeddings")]
     with prompt_mask_hooks(model, virtual_tokens=policy):
@@ -107,7 +109,9 @@ def test_ignore_keeps_the_rows_of_virtual_tokens_with_a_mask_of_zeros(side: str)
         found = forward(model, features)
     length = features["input_ids"].size(1)
     assert found["token_embeddings"].size(1) == VIRTUAL_TOKENS + length
-    assert found["attention_mask"].tolist() == [[0] * VIRTUAL_TOKENS + row for row in features["attention_mask"].tolist()]
+    assert found["attention_mask"].tolist() == [
+        [0] * VIRTUAL_TOKENS + row for row in features["attention_mask"].tolist()
+    ]
 
 
 def test_pool_keeps_the_rows_of_virtual_tokens_with_a_mask_of_ones() -> None:
@@ -118,7 +122,9 @@ def test_pool_keeps_the_rows_of_virtual_tokens_with_a_mask_of_ones() -> None:
         found = forward(model, features)
     length = features["input_ids"].size(1)
     assert found["token_embeddings"].size(1) == VIRTUAL_TOKENS + length
-    assert found["attention_mask"].tolist() == [[1] * VIRTUAL_TOKENS + row for row in features["attention_mask"].tolist()]
+    assert found["attention_mask"].tolist() == [
+        [1] * VIRTUAL_TOKENS + row for row in features["attention_mask"].tolist()
+    ]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -166,7 +172,8 @@ def test_features_are_unchanged_under_every_policy_with_a_prompt_left_out(side: 
     with prompt_mask_hooks(model, virtual_tokens=policy):
         first, second = (forward(model, features)["sentence_embedding"] for _ in range(2))
     assert torch.equal(first, second)
-    assert list(features) == list(given) and all(features[key] is given[key] for key in given)
+    assert list(features) == list(given)
+    assert all(features[key] is given[key] for key in given)
     assert all(torch.equal(features[key], values[key]) for key in values)
 
 

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 from peft_hooks import HookError, add_prompt_adapter, prompt_mask_hooks, register_prompt_mask_hooks
 
 from ..methods import METHODS, prefix_tuning
-from .support import RELEASE, TEXTS, adapted, distance, forward, needs, options_for, plain, shared, unchanged
+from .support import TEXTS, adapted, distance, forward, options_for, plain, put, shared, unchanged
 
 POLICIES = ("auto", "pool", "ignore", "strip")
 POOLING = ("cls", "max", "mean", "weightedmean", "lasttoken")
 
 
-# --- fake tensors ------------------------------------------------------------------------------------------------------
+# --- fake tensors ---------------------------------------------------------------------------------------------------
 
 
 def faked(mode: FakeTensorMode, model: nn.Module) -> Any:
@@ -64,7 +64,7 @@ def needs_traceable(mode: FakeTensorMode, architecture: str, side: str) -> None:
         fake, features = faked(mode, model), fake_features(mode, model)
         with mode:
             run(fake, features)
-    except Exception as error:  # noqa: BLE001 - the reason is printed
+    except Exception as error:
         pytest.skip(f"{architecture} itself does not run on fake tensors: {type(error).__name__}: {str(error)[:120]}")
 
 
@@ -91,30 +91,25 @@ def test_hooks_can_be_attached_to_fake_tensors(method: str, policy: str) -> None
         assert run(fake, features) == (len(TEXTS), len(POOLING) * 32)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_prompt_that_is_left_out_is_read_by_no_one(policy: str) -> None:
-    """Its length may be a tensor."""
-    model = plain("llama", padding_side="left", pooling=("cls", "mean"), include_prompt=False, attn_implementation="eager")
-    needs(RELEASE >= (3, 3), "takes no tensor as prompt_length")
-    from ..methods import put_adapter
-
-    put_adapter(model, "prompt_tuning")
+def test_the_length_of_a_prompt_that_is_left_out_is_not_read() -> None:
+    """It may be a tensor. Where no virtual token is counted, Pooling itself leaves the prompt out, and may read it."""
+    model = plain(
+        "llama", padding_side="left", pooling=("cls", "mean"), include_prompt=False, attn_implementation="eager"
+    )
+    put(model, "prompt_tuning")
     mode = FakeTensorMode()
     needs_traceable(mode, "llama", "left")
     fake, features = faked(mode, model), fake_features(mode, model)
     features["prompt_length"] = mode.from_tensor(torch.tensor([2]))
-    if policy in ("strip", "ignore", "pool"):
-        # Pooling itself compares the length with columns since 5.3, and slices with it before.
-        features["prompt_length"] = 2
-    with mode, prompt_mask_hooks(fake, virtual_tokens=policy):
+    with mode, prompt_mask_hooks(fake):
         assert run(fake, features) == (len(TEXTS), 64)
 
 
 def test_a_read_of_a_value_does_raise() -> None:
     """The twin that shows that the mode is on."""
     mode = FakeTensorMode()
-    with mode, pytest.raises(Exception, match=r"item|data-dependent|DataDependent|meta"):
-        bool(mode.from_tensor(torch.ones(2)).sum().item() > 1)
+    with mode, pytest.raises(DataDependentOutputException):
+        mode.from_tensor(torch.ones(2)).sum().item()
 
 
 def test_a_prefix_on_the_meta_device_is_refused_by_the_backbones_signature() -> None:
@@ -126,7 +121,7 @@ def test_a_prefix_on_the_meta_device_is_refused_by_the_backbones_signature() -> 
         register_prompt_mask_hooks(model)
 
 
-# --- torch.compile -----------------------------------------------------------------------------------------------------
+# --- torch.compile --------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -145,16 +140,13 @@ def pipeline_of(model: Any) -> Callable[[dict[str, Any]], torch.Tensor]:
     return lambda features: pooling(transformer(features))["sentence_embedding"]
 
 
-def transformer_of(model: Any) -> Callable[[dict[str, Any]], torch.Tensor]:
-    """Return the Transformer alone as a function of features."""
-    transformer = model[0]
-    return lambda features: transformer(features)["token_embeddings"]
-
-
-def graph_breaks(function: Callable[[dict[str, Any]], torch.Tensor], features: dict[str, Any]) -> int:
-    """Count the graph breaks of one call."""
+def graph_breaks(model: Any, features: dict[str, Any]) -> int | None:
+    """Count the graph breaks of one call of the pipeline, or return None where the call itself raises."""
     with clean_dynamo(), torch.no_grad():
-        return int(torch._dynamo.explain(function)(dict(features)).graph_break_count)
+        try:
+            return len(torch._dynamo.explain(pipeline_of(model))(dict(features)).break_reasons)
+        except (RuntimeError, ValueError):
+            return None
 
 
 COMPILED = [
@@ -169,25 +161,19 @@ COMPILED = [
 
 @pytest.mark.parametrize(("architecture", "side", "method"), COMPILED)
 def test_hooks_add_no_graph_break(architecture: str, side: str, method: str) -> None:
-    """Over the same model without hooks, for the pipeline and for the Transformer alone."""
-    model, options = shared(architecture, side, method), options_for(method)
-    features = dict(model.tokenize(list(TEXTS)))
-    compared = 0
-    for part in (pipeline_of, transformer_of):
-        try:
-            without = graph_breaks(part(model), features)
-        except Exception as error:  # noqa: BLE001 - Pooling crashes before 3.3, multitask runs nowhere
-            print(f"without hooks {part.__name__} does not run: {type(error).__name__}")
-            without = None
-        if without is None and method == "multitask_prompt_tuning":
-            without = graph_breaks(part(shared(architecture, side, "prompt_tuning")), features) if compared else None
-        if without is None:
-            continue
-        with prompt_mask_hooks(model, **options):
-            assert graph_breaks(part(model), features) <= without, part.__name__
-        compared += 1
-    if not compared:
-        pytest.skip("the model does not run without hooks")
+    """Over the same model without hooks, or, where that raises, over one with another adapter that runs.
+
+    PEFT itself breaks the graph to warn of token types, which it drops; without them there is no break at all.
+    """
+    model = shared(architecture, side, method)
+    tokens = dict(model.tokenize(list(TEXTS)))
+    for features in (tokens, {key: tokens[key] for key in ("input_ids", "attention_mask")}):
+        others = (shared(architecture, side, other) for other in (method, "prompt_tuning", "prefix_tuning"))
+        without = next(found for found in (graph_breaks(other, features) for other in others) if found is not None)
+        with prompt_mask_hooks(model, **options_for(method)):
+            found = graph_breaks(model, features)
+        assert found is not None
+        assert found <= without
 
 
 @pytest.mark.parametrize(("architecture", "side", "method"), COMPILED)
