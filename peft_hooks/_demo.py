@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ._attach import prompt_mask_hooks
-from ._demo_model import load, model_path, one_thread, quiet
+from ._console import one_thread, quiet, saying
+from ._demo_model import load, model_path
 from ._features import input_length
 from ._format import tensors_in
 from ._hook import Call, Hook
@@ -149,20 +150,6 @@ def counted_positions(pooling: nn.Module, given: dict[str, Tensor]) -> Tensor:
 def letter(number: int) -> str:
     """Return what a text goes by: A, B, C."""
     return chr(ord("A") + number)
-
-
-@contextlib.contextmanager
-def saying(what: str) -> Iterator[None]:
-    """Say on stderr what is being done: a spinner in a terminal, a line elsewhere."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with console.status(f"{what} ..."):
-            yield
-    else:
-        console.print(f"{what} ...", highlight=False)
-        yield
 
 
 def run() -> int:

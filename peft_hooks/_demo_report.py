@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._demo import letter
 from ._demo_model import PROMPT, VIRTUAL_TOKENS
-from ._format import dtype_of
+from ._format import difference, dtype_of
 from ._ribbon import legend, ribbon
 
 if TYPE_CHECKING:
@@ -201,11 +201,6 @@ def similarity(embeddings: Tensor, number: int) -> str:
     if number == 0:
         return "-"
     return f"{float(embeddings[number] @ embeddings[0]):.2f}{'*' if number == best_answer(embeddings) else ' '}"
-
-
-def difference(value: float) -> str:
-    """Return a difference for a reader: ``0.5753``, or ``1e-07`` where that would be all zeros."""
-    return f"{value:.4f}" if value >= 1e-3 else f"{value:.0e}" if value else "0"
 
 
 def shape_rows(without: Sequence[Flow], hooked: Sequence[Flow]) -> Iterator[tuple[str, str, str, str]]:

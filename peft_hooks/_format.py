@@ -52,3 +52,8 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, (tuple, list)):
         for index, inner in enumerate(value):
             yield from tensors_in(inner, f"{name}.{index}" if name else str(index))
+
+
+def difference(value: float) -> str:
+    """Return a difference for a reader: ``0.5753``, or ``1e-07`` where that would be all zeros."""
+    return f"{value:.4f}" if value >= 1e-3 else f"{value:.0e}" if value else "0"

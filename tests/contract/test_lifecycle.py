@@ -283,6 +283,66 @@ def test_a_copy_of_a_model_whose_length_was_lowered_keeps_that_length() -> None:
     assert (model.max_seq_length, copied.max_seq_length) == (28, 26)
 
 
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_that_is_made_in_a_block_has_the_blocks_options(how: str) -> None:
+    """Not those of the block around it, whose hooks are set aside."""
+    model = adapted()
+    handle = register_prompt_mask_hooks(model)
+    with prompt_mask_hooks(model, virtual_tokens="strip"):
+        copied = COPIES[how](model)
+    assert_right(copied, virtual_tokens="strip")
+    assert register_prompt_mask_hooks(copied, virtual_tokens="strip").options.virtual_tokens == "strip"
+    with pytest.raises(HookError, match="other options, HookHandle\\(virtual_tokens='strip'"):
+        register_prompt_mask_hooks(copied)
+    assert register_prompt_mask_hooks(model) is handle
+    assert_right(model)
+
+
+def test_a_model_that_shares_a_module_with_a_hooked_one_is_refused_until_those_hooks_go() -> None:
+    """Its Pooling has none of them, and would read virtual tokens."""
+    model = adapted()
+    other = with_pooling(model, "cls")
+    handle = register_prompt_mask_hooks(model)
+    for attach in (register_prompt_mask_hooks, lambda model: prompt_mask_hooks(model).__enter__()):
+        with refused(other, HookError, f"the hooks of another, {handle!r}: call `.remove()` on that handle first"):
+            attach(other)
+    handle.remove()
+    with prompt_mask_hooks(other):
+        assert_right(other, pooling="cls")
+
+
+def test_a_model_whose_transformer_has_hooks_of_its_own_is_refused_until_they_go() -> None:
+    """And the other way round: the Transformer alone, with the whole model's hooks on it."""
+    model = adapted()
+    for first, second in ((model[0], model), (model, model[0])):
+        with register_prompt_mask_hooks(first), refused(model, HookError, "the hooks of another"):
+            register_prompt_mask_hooks(second)
+    with prompt_mask_hooks(model):
+        assert_right(model)
+
+
+def test_a_copied_transformer_in_another_pipeline_gets_the_hooks_of_that_pipeline() -> None:
+    """What came along with the copy is replaced."""
+    model = adapted()
+    with prompt_mask_hooks(model, virtual_tokens="strip"):
+        transformer = copy.deepcopy(model[0])
+    other = with_pooling([transformer], "cls")
+    handle = register_prompt_mask_hooks(other)
+    assert_right(other, pooling="cls")
+    handle.remove()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in other.modules())
+
+
+def test_a_wrapped_model_has_the_handle_of_the_model_inside() -> None:
+    """``DataParallel`` and ``torch.compile`` wrap, and the hooks are inside."""
+    model = adapted()
+    handle = register_prompt_mask_hooks(model)
+    for wrapped in (nn.DataParallel(model), torch.compile(model, backend="eager")):
+        assert register_prompt_mask_hooks(wrapped) is handle
+    with pytest.raises(HookError, match="other options"):
+        register_prompt_mask_hooks(nn.DataParallel(model), virtual_tokens="strip")
+
+
 def test_half_a_pipeline_can_be_copied_and_keeps_its_hooks() -> None:
     """A Transformer module alone, as training code does."""
     model = adapted()
@@ -686,10 +746,9 @@ def test_a_mask_that_does_not_fit_is_an_error_and_not_a_mask_of_ones(shortened: 
     with prompt_mask_hooks(shortened), pytest.raises(DimensionError) as caught:
         encoded(shortened)
     seq = max(len(ids) for ids in shortened.tokenizer(list(TEXTS))["input_ids"]) + VIRTUAL_TOKENS
-    assert str(caught.value) == (
-        f"Pooling '2' input: token_embeddings is [6, {seq - 1}, 32], but seq = {seq} was bound by token_embeddings "
-        f"[6, {seq}, 32] of Transformer '0': 1 fewer"
-    )
+    assert str(caught.value).startswith("Pooling '2' input: ")
+    for part in (f"attention_mask is [6, {seq}]", f"seq = {seq - 1}", f"token_embeddings [6, {seq - 1}, 32]", "1 more"):
+        assert part in str(caught.value)
 
 
 def test_without_the_check_it_is_whatever_the_release_does(shortened: Any) -> None:

@@ -390,24 +390,6 @@ def test_left_padding_elsewhere_is_right_or_refused(architecture: str) -> None:
         assert_right(model)
 
 
-def test_left_padding_is_refused_for_lora_too_where_learned_positions_cannot_be_given() -> None:
-    """``add_adapter`` makes no PeftModel, and so leaves no module to give position ids to."""
-    from peft import LoraConfig
-
-    needs(RELEASE >= (3, 3), "has no add_adapter")
-    for architecture in ("bert", "gpt2"):
-        model = plain(architecture, padding_side="left")
-        targets = ["query"] if architecture == "bert" else ["c_attn"]
-        model.add_adapter(LoraConfig(target_modules=targets, fan_in_fan_out=architecture == "gpt2"))
-        with refused(model, UnsupportedModelError, "pads on the left", "add_adapter() put in"):
-            register_prompt_mask_hooks(model)
-    model = plain("llama", padding_side="left")
-    model.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
-    model.eval()
-    with prompt_mask_hooks(model):
-        assert check_padding_invariance(model, TEXTS)
-
-
 @pytest.mark.parametrize(
     ("architecture", "config"),
     [
@@ -438,10 +420,9 @@ def test_left_padding_is_no_matter_to_lora() -> None:
         assert_right(model)
 
 
-# --- options --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("architecture", "layer"), [("bert", "query"), ("gpt2", "c_attn"), ("roberta", "query")])
+@pytest.mark.parametrize(
+    ("architecture", "layer"), [("bert", "query"), ("gpt2", "c_attn"), ("roberta", "query"), ("llama", "q_proj")]
+)
 def test_lora_by_add_adapter_on_left_padded_positions_is_right_or_refused(architecture: str, layer: str) -> None:
     """Its layers sit in the backbone, which no module calls with keyword arguments: nothing can give it positions."""
     from peft import LoraConfig
@@ -449,13 +430,16 @@ def test_lora_by_add_adapter_on_left_padded_positions_is_right_or_refused(archit
     needs(RELEASE >= (3, 3), "has no add_adapter")
     model = plain(architecture, padding_side="left")
     model.add_adapter(LoraConfig(target_modules=[layer], init_lora_weights=False))
-    if architecture == "roberta":
+    if architecture in ("roberta", "llama"):
         with prompt_mask_hooks(model):
             assert check_padding_invariance(model, TEXTS)
     else:
         assert not check_padding_invariance(model, TEXTS)
         with pytest.raises(UnsupportedModelError, match=r"add_adapter\(\) put in leaves no module"):
             register_prompt_mask_hooks(model)
+
+
+# --- options --------------------------------------------------------------------------------------------------------
 
 
 @ATTACH
