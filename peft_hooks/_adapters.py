@@ -11,7 +11,8 @@ from torch import nn
 
 from . import _backbones as backbones
 from . import _releases as releases
-from ._attach import HookHandle, Options, handle_of, register_prompt_mask_hooks
+from ._attach import HookHandle, handle_of, register_prompt_mask_hooks
+from ._plan import Options
 from .errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -102,7 +103,13 @@ def _the_transformer(model: Any) -> Any:
             f"expected a Sentence Transformers model with one Transformer module, got {type(model).__name__} with "
             f"{places}: put the adapter on by hand, then call register_prompt_mask_hooks(model)"
         )
-    return found[0][1]
+    transformer = found[0][1]
+    if releases.has_adapter(transformer) and not hasattr(releases.backbone_of(transformer), "active_peft_config"):
+        raise UnsupportedModelError(
+            "the backbone has an adapter that model.add_adapter() put in, beside which a PeftModel cannot stand: take "
+            "it off with `model.delete_adapter(name)`, or add to a model that is loaded anew"
+        )
+    return transformer
 
 
 def _filled_in(peft_config: Any, transformer: Any) -> Any:

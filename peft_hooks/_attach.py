@@ -1,55 +1,23 @@
-"""``register_prompt_mask_hooks``: which hooks a model needs, and their life as one."""
+"""``register_prompt_mask_hooks``: the life of a model's hooks as one."""
 
 from __future__ import annotations
 
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict, replace
+from typing import Any
 
 from torch import nn
 
-from . import _backbones as backbones
 from . import _releases as releases
 from ._describe import HookTable
-from ._dimensions import AssertDimensions, Bindings
 from ._dispatch import dispatchers
-from ._hook import Hook
-from ._log import LogShapes
-from ._mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
-from ._positions import AlignPositions, RefuseLeftPadding
-from ._refuse import fit_positions, refuse_left_padding, refuse_task, refuse_what_cannot_be_right
+from ._mask import VirtualTokens
+from ._plan import Options, plan
+from ._refuse import fit_positions, refuse_task, refuse_what_cannot_be_right
 from ._registry import HookRegistry
-from ._task import SelectTask
 from .errors import HookError
-
-# Lower runs first: what is right is made, then checked, then logged.
-MAKE, CHECK, LOG = 0, 100, 200
-
-
-@dataclass(frozen=True)
-class Options:
-    """What ``register_prompt_mask_hooks`` was asked for. The hooks on a model are marked with it."""
-
-    virtual_tokens: VirtualTokens = "auto"
-    task_id: int | None = None
-    check: bool = True
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        check_policy(self.virtual_tokens)
-        if self.task_id is not None:
-            SelectTask(self.task_id)
-
-
-class Planned(NamedTuple):
-    """A hook that is to be attached."""
-
-    name: str
-    hook: Hook
-    to: nn.Module
-    order: int
 
 
 class HookHandle:
@@ -102,8 +70,9 @@ class HookHandle:
         """Use other options for the length of a block; those not given stay as they are."""
         former, model = self.options, self.registry.model
         refuse_task(model, options.get("task_id"))
-        with self.registry.replaced():
-            self.options = replace(former, **options)
+        block = replace(former, **options)
+        with self.registry.replaced(block):  # a copy that is made in the block has the block's options
+            self.options = block
             try:
                 for planned in plan(model, self.options):
                     self.registry.attach(planned.hook, planned.to, planned.name, planned.order)
@@ -126,12 +95,28 @@ _handles: weakref.WeakKeyDictionary[nn.Module, HookHandle] = weakref.WeakKeyDict
 
 
 def handle_of(model: nn.Module) -> HookHandle | None:
-    """Return the handle of the hooks on ``model``, also when they came along with a copied or unpickled model."""
+    """Return the handle of the hooks on ``model``, also when they came along with a copied or unpickled model.
+
+    Raises:
+        HookError: If ``model`` shares a module with another model, whose hooks are on it.
+    """
     handle = _handles.get(model)
     if handle is not None and handle.active:
         return handle
-    owner = next((found.owner for _, _, found in dispatchers(model) if isinstance(found.owner, Options)), None)
-    return None if owner is None else HookHandle(model, owner, HookRegistry.adopt(model, owner))
+    found = [entry for entry in dispatchers(model) if isinstance(entry[2].owner, Options)]
+    hooked = {module for _, module, _ in found}
+    covered = hooked.issuperset(pooling for _, pooling in releases.poolings_of(model))
+    for other, its in list(_handles.items()):
+        if its.active and not hooked.isdisjoint(other.modules()):
+            if covered and other in set(model.modules()):  # torch.compile(other), DataParallel(other)
+                return its
+            raise HookError(f"a part of it has the hooks of another, {its!r}: call `.remove()` on that handle first")
+    whole = covered and all(path == dispatcher.path for path, _, dispatcher in found)
+    for owner in {dispatcher.owner for _, _, dispatcher in found if isinstance(dispatcher.owner, Options)}:
+        if whole:
+            return HookHandle(model, owner, HookRegistry.adopt(model, owner))
+        HookRegistry.adopt(model, owner).clear()  # of a model of which a part was copied, and do not fit this one
+    return None
 
 
 def register_prompt_mask_hooks(
@@ -200,58 +185,3 @@ def prompt_mask_hooks(model: nn.Module, **options: Any) -> Iterator[HookHandle]:
     block = register_prompt_mask_hooks(model, **options) if outer is None else outer.switched(**options)
     with block as handle:
         yield handle
-
-
-def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
-    """Yield the hooks that ``model`` needs, for every Transformer and Pooling of it."""
-    bindings, poolings = Bindings(), releases.poolings_of(model)
-    policy: VirtualTokens = "strip" if options.virtual_tokens == "auto" and not poolings else options.virtual_tokens
-    causes: dict[int, str] = {}
-    missing = releases.missing_in_prompt_length(model)
-    for path, transformer in releases.transformers_of(model):
-        if not releases.has_adapter(transformer):
-            continue
-        for name, config in releases.prompt_configs(transformer).items():
-            what = f"num_virtual_tokens of the {releases.method_of(config)} adapter {name!r}"
-            causes.setdefault(config.num_virtual_tokens, what)
-        yield Planned(f"mask:{path}", ExtendPromptMask(policy), transformer, MAKE)
-        yield from _plan_backbone(path, transformer, options)
-        if options.check:
-            hook = AssertDimensions(outputs=TRANSFORMER_OUTPUT, bindings=bindings, starts=True, causes=causes)
-            yield Planned(f"check:{path}", hook, transformer, CHECK)
-        if options.log:
-            yield Planned(f"log:{path}", LogShapes(), transformer, LOG)
-    for path, pooling in poolings:
-        yield Planned(f"pooling:{path}", PreparePooling(options.virtual_tokens, missing), pooling, MAKE)
-        if options.check:
-            yield Planned(f"check:{path}", pooling_contract(pooling, bindings, causes), pooling, CHECK)
-        if options.log:
-            yield Planned(f"log:{path}", LogShapes(), pooling, LOG)
-
-
-TRANSFORMER_OUTPUT = {"token_embeddings": "batch seq hidden", "attention_mask": "batch seq"}
-
-
-def pooling_contract(pooling: nn.Module, bindings: Bindings, causes: dict[int, str]) -> AssertDimensions:
-    """Return the contract of a Pooling module, its declared widths included."""
-    width, pooled = releases.pooling_widths(pooling)
-    return AssertDimensions(
-        inputs={"token_embeddings": f"batch seq width={width}", "attention_mask": "batch seq"},
-        outputs={"sentence_embedding": f"batch {pooled}"},
-        bindings=bindings,
-        ends=True,
-        causes=causes,
-    )
-
-
-def _plan_backbone(path: str, transformer: Any, options: Options) -> Iterator[Planned]:
-    """Yield what the adapter's own modules need: positions, a task, and right padding where nothing else helps."""
-    outer = releases.backbone_of(transformer)
-    distance = refuse_left_padding(path, transformer)
-    if distance is not None:
-        yield Planned(f"padding:{path}", RefuseLeftPadding(distance), transformer, MAKE - 1)
-    if hasattr(outer, "active_peft_config") and backbones.accepts(releases.plain_backbone(transformer), "position_ids"):
-        hook = AlignPositions(backbones.position_offset(transformer))
-        yield Planned(f"positions:{path}", hook, outer.base_model, MAKE)
-    for number, encoder in enumerate(releases.prompt_encoders(transformer, "MULTITASK_PROMPT_TUNING")):
-        yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), encoder, MAKE)

@@ -140,7 +140,9 @@ def compiled_part(model: nn.Module, path: str) -> str | None:
     module, at = model, ""
     for part in ("", *path.split(".")) if path else ("",):
         if part:
-            module = getattr(module, part)
+            # Not getattr: since 5.4 a module assigned to `auto_model` is hidden behind a property of that name.
+            child = module._modules[part]
+            module = module if child is None else child  # not `or`: a compiled module's truth is its length
             at = f"{at}.{part}" if at else part
         if isinstance(module, dynamo.OptimizedModule) or module._compiled_call_impl is not None:
             return at

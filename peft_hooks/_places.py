@@ -59,9 +59,9 @@ class Places:
                 places.targets[path] = Target(weakref.ref(module), dispatcher, list(dispatcher.entries))
         return places
 
-    def set_aside(self) -> Places:
-        """Return places that run nothing, on the same modules: what PyTorch holds there stays as it is."""
-        aside = Places(self.owner)
+    def set_aside(self, owner: Hashable) -> Places:
+        """Return places of ``owner`` that run nothing, on the same modules: what PyTorch holds there stays as it is."""
+        aside = Places(owner)
         aside.targets = {path: Target(old.module, old.dispatcher, pinned=True) for path, old in self.targets.items()}
         aside.update()
         return aside
@@ -69,6 +69,7 @@ class Places:
     def update(self) -> None:
         """Bring every module in line with its target."""
         for target in self.targets.values():
+            target.dispatcher.owner = self.owner
             target.update()
 
     def add(self, found: Iterable[tuple[str, nn.Module]]) -> None:

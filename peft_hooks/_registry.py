@@ -187,13 +187,13 @@ class HookRegistry:
                     self.enable(name)
 
     @contextlib.contextmanager
-    def replaced(self) -> Iterator[None]:
+    def replaced(self, owner: Hashable = None) -> Iterator[None]:
         """Set all hooks aside for the length of a block, which may attach others; the former come back after it.
 
-        What PyTorch holds on the modules stays in place meanwhile, so that the block leaves no trace.
+        What PyTorch holds on the modules stays in place, so the block leaves no trace; its hooks are marked ``owner``.
         """
         hooks, places = self._hooks, self._places
-        self._hooks, self._places = {}, places.set_aside()
+        self._hooks, self._places = {}, places.set_aside(places.owner if owner is None else owner)
         try:
             yield
         finally:

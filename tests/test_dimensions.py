@@ -219,14 +219,18 @@ def test_a_check_that_fails_binds_nothing() -> None:
     assert {name: size for name, (size, *_) in before.items()} == {"x": 5, "y": 6}
 
 
-def test_a_reason_is_returned_with_the_difference_and_agreement_is_none() -> None:
+def test_a_reason_is_returned_with_the_difference_in_positions_and_agreement_is_none() -> None:
     bound: dict[str, Bound] = {}
-    spec = parse({"a": "x", "b": "x"})
-    assert disagreement(spec, {"a": torch.zeros(2), "b": torch.zeros(2)}, bound, "here") is None
-    assert bound == {"x": Bound(2, "a", torch.Size([2]), "here")}
-    assert disagreement(spec, {"b": torch.zeros(7)}, bound, "here") == (
-        "b is [7], but x = 2 was bound by a [2]: 5 more",
+    spec = parse({"a": "seq width", "b": "seq width"})
+    assert disagreement(spec, {"a": torch.zeros(2, 3), "b": torch.zeros(2, 3)}, bound, "here") is None
+    assert bound == {name: Bound(size, "a", torch.Size([2, 3]), "here") for name, size in (("seq", 2), ("width", 3))}
+    assert disagreement(spec, {"b": torch.zeros(7, 3)}, bound, "here") == (
+        "b is [7, 3], but seq = 2 was bound by a [2, 3]: 5 more",
         5,
+    )
+    assert disagreement(spec, {"b": torch.zeros(2, 8)}, bound, "here") == (
+        "b is [2, 8], but width = 3 was bound by a [2, 3]: 5 more",
+        0,  # not a matter of virtual tokens
     )
 
 

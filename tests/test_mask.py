@@ -277,7 +277,7 @@ def test_the_hooks_are_written_with_their_policy_and_travel() -> None:
             assert repr(twin) == repr(hook)
             assert vars(twin) == vars(hook)
     assert repr(ExtendPromptMask()) == "ExtendPromptMask(virtual_tokens='auto')"
-    assert repr(PreparePooling("pool")) == "PreparePooling(virtual_tokens='pool')"
+    assert repr(PreparePooling("pool")) == "PreparePooling(virtual_tokens='pool', missing=0)"
 
 
 # -- PreparePooling ----------------------------------------------------------------------------------------------------

@@ -715,6 +715,18 @@ def test_a_second_adapter_that_cannot_be_added_leaves_the_first_and_its_hooks(fa
         assert_right(model)
 
 
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_an_adapter_beside_one_of_add_adapter_is_refused_naming_what_takes_that_off(name: str) -> None:
+    """Its layers are in the backbone, where PEFT would put on a second model."""
+    from peft import LoraConfig
+
+    needs(RELEASE >= (3, 3), "has no add_adapter")
+    model = plain()
+    model.add_adapter(LoraConfig(target_modules=["query"]))
+    with refused(model, UnsupportedModelError, "model.add_adapter() put in", "`model.delete_adapter(name)`"):
+        add_prompt_adapter(model, bare_config("prompt_tuning"), name)
+
+
 def test_what_add_prompt_adapter_cannot_take_is_a_type_error() -> None:
     """A name, a plain module, an unknown pipeline."""
     with pytest.raises(TypeError, match="expected a SentenceTransformer, got str: load it first"):
@@ -747,7 +759,8 @@ def test_a_mask_that_does_not_fit_is_an_error_and_not_a_mask_of_ones(shortened: 
         encoded(shortened)
     seq = max(len(ids) for ids in shortened.tokenizer(list(TEXTS))["input_ids"]) + VIRTUAL_TOKENS
     assert str(caught.value).startswith("Pooling '2' input: ")
-    for part in (f"attention_mask is [6, {seq}]", f"seq = {seq - 1}", f"token_embeddings [6, {seq - 1}, 32]", "1 more"):
+    bound = f"seq = {seq} was bound by token_embeddings [6, {seq}, 32] of Transformer '0'"
+    for part in (f"token_embeddings is [6, {seq - 1}, 32]", bound, "1 fewer"):
         assert part in str(caught.value)
 
 
