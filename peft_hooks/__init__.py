@@ -15,6 +15,8 @@ from ._mask import ExtendPromptMask, PreparePooling
 from ._positions import AlignPositions
 from ._registry import HookRegistry
 from ._task import SelectTask
+from ._trace import trace_shapes
+from ._trace_data import ShapeTrace
 from .errors import DimensionError, HookError, HookNameError, PeftHooksError, SelectorError, UnsupportedModelError
 
 __all__ = [
@@ -34,9 +36,11 @@ __all__ = [
     "PreparePooling",
     "SelectTask",
     "SelectorError",
+    "ShapeTrace",
     "UnsupportedModelError",
     "add_prompt_adapter",
     "check_padding_invariance",
     "prompt_mask_hooks",
     "register_prompt_mask_hooks",
+    "trace_shapes",
 ]

@@ -1,0 +1,133 @@
+"""Causes that are about shapes: which two sizes disagree, where each comes from, what happened to the odd one."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ._causes_inputs import inputs_disagree, too_many_positions
+from ._clash import Clash, due, kind_of_dimension, read_clash, what_changed
+from ._failure import Bound, Finding
+from ._origins import Operand, Origin
+
+if TYPE_CHECKING:
+    from ._causes import Scene
+
+
+def because_of_shapes(scene: Scene) -> Finding | None:
+    """Find the cause of a disagreement of shapes."""
+    history = scene.history
+    wide = _wrong_width(scene)
+    if wide is not None:
+        return wide
+    clash = read_clash(scene.message)
+    if clash is None:
+        return inputs_disagree(scene, None) or _rank(scene)
+    operands = history.clash(clash.sizes, clash.dimension, clash.shapes)
+    if not operands:
+        return None
+    bounds = tuple(history.bound(operand, place) for operand, place in operands)
+    virtual = _virtual_tokens(scene, clash, bounds)
+    special = virtual or too_many_positions(scene, clash, bounds) or inputs_disagree(scene, clash)
+    if special is not None:
+        return special
+    origins = [(history.origin(operand.leaf), operand, place) for operand, place in operands]
+    seen = [(origin.when, origin, operand, place) for origin, operand, place in origins if origin is not None]
+    if not seen:
+        return Finding(
+            "unknown", "no known cause: the sizes differ, and where they come from was not recorded", None, bounds
+        )
+    # The size that was seen later is the odd one.
+    _, origin, operand, place = max(seen, key=lambda one: one[0])
+    return _odd(scene, origin, operand, place, bounds)
+
+
+def clash_bounds(scene: Scene) -> tuple[Bound, ...]:
+    """Return what the message says disagrees, and who bound it."""
+    clash = read_clash(scene.message)
+    if clash is None:
+        return ()
+    operands = scene.history.clash(clash.sizes, clash.dimension, clash.shapes)
+    return tuple(scene.history.bound(operand, place) for operand, place in operands)
+
+
+def _virtual_tokens(scene: Scene, clash: Clash, bounds: tuple[Bound, ...]) -> Finding | None:
+    short, long = min(clash.sizes), max(clash.sizes)
+    adapter = next((adapter for adapter in scene.adapters if adapter.virtual_tokens == long - short), None)
+    if adapter is None:
+        return None
+    cause = f"{long} - {short} = {long - short} = num_virtual_tokens of {adapter}"
+    for bound in bounds:
+        if "mask" in bound.leaf:
+            covers = "does not cover the" if bound.size == short else "covers"
+            cause += f": {bound.leaf} {covers} virtual tokens" + ("" if bound.size == short else " that are not there")
+            break
+    if scene.pipeline:
+        cure = "peft_hooks.register_prompt_mask_hooks(model)"
+    else:
+        cure = f"make the attention_mask {long - short} positions longer or shorter, on the left"
+    return Finding("virtual tokens", cause, cure, bounds)
+
+
+def _wrong_width(scene: Scene) -> Finding | None:
+    """Compare what went into a Linear or a norm with what its weight takes."""
+    module, leaf = scene.module, next(iter(scene.row.came), None)
+    if isinstance(module, nn.Linear):
+        wanted, says = module.in_features, "in_features"
+    elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        wanted, says = module.normalized_shape[0], "normalized_shape"
+    elif type(module).__name__.endswith("RMSNorm") and isinstance(getattr(module, "weight", None), Tensor):
+        wanted, says = int(module.weight.shape[-1]), "the weight"  # type: ignore[index]
+    else:
+        return None
+    if leaf is None or not leaf.shape or leaf.shape[-1] == wanted:
+        return None
+    history, operand = scene.history, Operand(leaf, leaf.name, None)
+    weight = Bound(wanted, f"{says} of {scene.row.where}", (wanted,), 0, "", scene.row.path)
+    bounds = (history.bound(operand, -1), weight)
+    origin = history.origin(leaf)
+    if wanted in leaf.shape[:-1]:
+        why = f"its width {wanted} is dimension {leaf.shape.index(wanted)}, not the last"
+        culprit = origin.event.row.path if origin is not None and origin.made else None
+        cure = f"look at what {origin.event.row.where} returns" if culprit is not None and origin is not None else None
+        return Finding("transposed", f"{operand} is transposed: {why}{scene.on(culprit)}", cure, bounds, culprit)
+    if origin is None:
+        return Finding("width", f"{operand} does not fit", None, bounds)
+    what = f"is {leaf.shape[-1]} wide, but {scene.row.where} takes {wanted}"
+    return _odd(scene, origin, operand, len(leaf.shape) - 1, bounds, what)
+
+
+def _odd(
+    scene: Scene, origin: Origin, operand: Operand, place: int, bounds: tuple[Bound, ...], what: str = ""
+) -> Finding:
+    """Say what happened to the tensor with the odd size where it was seen first."""
+    row = origin.event.row
+    module = scene.modules.get(row.path)
+    if origin.made and module is not None and due(module, ()) is None:  # the others did what they must
+        for other in (other for other in row.came if other.dtype == operand.leaf.dtype):
+            change = what_changed(other.shape or (), operand.shape, operand.is_wide)
+            if change is not None and change[0] != "rank":
+                cause = (
+                    f"{row.where} turned {other.name} {list(other.shape or ())} into {list(operand.shape)}: {change[1]}"
+                )
+                return Finding(
+                    change[0], cause + scene.on(row.path), f"look at what {row.where} returns", bounds, row.path
+                )
+    kind = kind_of_dimension(place, len(operand.shape), operand.is_wide)
+    culprit = row.path if origin.made else None
+    what = what or f"does not fit the rest in its {kind}"
+    given = f"{operand}, {origin.source(scene.history.rows)}, {what}"
+    return Finding(kind, given + scene.on(culprit), f"check the {kind} of {operand.label}", bounds, culprit)
+
+
+def _rank(scene: Scene) -> Finding | None:
+    """Errors about how many dimensions a tensor has."""
+    words = (
+        r"values to unpack|Dimension out of range|too many indices|number of dimensions|must be .*D|-D |expected .*dim"
+    )
+    if not re.search(words, scene.message):
+        return None
+    given = ", ".join(f"{leaf.name} {list(leaf.shape or ())}" for leaf in scene.row.came)
+    return Finding("rank", f"a tensor has another number of dimensions than the code takes; given: {given or 'none'}")

@@ -1,0 +1,172 @@
+"""Where a shape in a failed forward comes from: the first call that it went into or came out of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ._failure import Bound
+from ._leaves import Leaf
+from ._trace_data import Row
+
+
+class Event(NamedTuple):
+    """A call of ``row`` began (``side == "in"``) or ended (``"out"``)."""
+
+    side: str
+    row: Row
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        return (
+            self.row.came if self.side == "in" else tuple(leaf for leaf in self.row.outputs if leaf.shape is not None)
+        )
+
+
+class Origin(NamedTuple):
+    """The event that a tensor was first seen in, and when.
+
+    ``made`` tells whether the call made it: whether it came out of a call that it, and its like, had not gone into.
+    """
+
+    when: int
+    event: Event
+    made: bool
+
+    def source(self, rows: Sequence[Row]) -> str:
+        """Say where that was, for a reader."""
+        row = self.event.row
+        if self.made:
+            return f"which came out of {row.where}"
+        if row.parent is None:
+            return f"which came in with the call of {row.where}"
+        return f"which was made in {rows[row.parent].where} before it called {row.where}"
+
+
+class Operand(NamedTuple):
+    """A tensor that a failing call could work on, its name, and the call inside that it came out of, if any."""
+
+    leaf: Leaf
+    label: str
+    row: Row | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return self.leaf.shape or ()
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the last of two dimensions is a width: of floating-point tensors that are no masks."""
+        dtype = self.leaf.dtype
+        return dtype is not None and dtype.is_floating_point and not self.leaf.key.endswith("mask")
+
+    def __str__(self) -> str:
+        return f"{self.label} {list(self.shape)}"
+
+
+class History:
+    """What happened in one forward, in order.
+
+    Args:
+        rows: The rows of the trace.
+        forward: The number of the forward.
+        end: The call that failed.
+    """
+
+    def __init__(self, rows: Sequence[Row], forward: int, end: Row) -> None:
+        self.rows = rows
+        self.end = end
+        self.events = list(_events([row for row in rows if row.forward == forward]))
+        self._seen: dict[tuple[object, ...], list[tuple[int, bool]]] = {}
+        began: dict[int, int] = {}
+        for when, event in enumerate(self.events):
+            began.setdefault(event.row.index, when)
+            for leaf in event.leaves:
+                seen = self._seen.setdefault((leaf.identity, *_looks(leaf)), [])
+                # What a call gives that was seen neither going into it nor inside it, it has made.
+                made = event.side == "out" and not (seen and seen[-1][0] >= began[event.row.index])
+                seen.append((when, made))
+
+    def origin(self, leaf: Leaf) -> Origin | None:
+        """Return where this tensor was seen first: what made it last, or the first call that it went into.
+
+        Tensors are told apart by ``id``, dtype and shape. One that was made where another of the kind had just been
+        freed is taken for it; it was mostly made of it.
+        """
+        seen = self._seen.get((leaf.identity, *_looks(leaf)))
+        if not seen:
+            return None
+        when, made = next((one for one in reversed(seen) if one[1]), seen[0])
+        return Origin(when, self.events[when], made)
+
+    def operands(self) -> list[Operand]:
+        """Return what the failing call could work on: its inputs, and what came out of the calls inside, last first."""
+        found = [Operand(leaf, leaf.name, None) for leaf in self.end.came]
+        for row in reversed([row for row in self.rows if row.parent == self.end.index]):
+            # A tuple of one tensor, or features that hold many: the name says which.
+            alone = sum(leaf.shape is not None for leaf in row.outputs) == 1
+            for leaf in row.outputs:
+                if leaf.shape is not None:
+                    name = "the output" if alone else leaf.name
+                    found.append(Operand(leaf, f"{name} of {row.where}", row))
+        return found
+
+    def clash(
+        self, sizes: tuple[int, int], dimension: int | None, shapes: Sequence[object]
+    ) -> list[tuple[Operand, int]]:
+        """Return the two operands that most likely have the two sizes, and in which dimension; or one, or none.
+
+        Two that have the sizes where the message says, and agree in the other dimensions, come first; then inputs.
+        """
+        operands = self.operands()
+        sides = [
+            [(one, place) for one in operands for place, other in enumerate(one.shape) if other == size]
+            for size in sizes
+        ]
+        if not all(sides):
+            return [side[0] for side in sides if side]
+
+        def unlike(pair: tuple[tuple[Operand, int], tuple[Operand, int]]) -> tuple[int, ...]:
+            (a, at), (b, place) = pair
+            exact = (a.shape != shapes[0]) + (b.shape != shapes[1])
+            elsewhere = (at != dimension) + (place != dimension) if dimension is not None else int(at != place)
+            masks = int("mask" in a.label) + int("mask" in b.label)
+            same = sum(x == y for x, y in zip(a.shape[::-1], b.shape[::-1]))
+            # A mask and what it masks belong together, whatever their dtypes.
+            other = int(a.leaf.dtype != b.leaf.dtype and len(a.shape) == len(b.shape) and not masks)
+            return exact, int(a is b), elsewhere, other, -same, -masks
+
+        pairs = [(one, other) for one in sides[0] for other in sides[1]]
+        best = min(pairs, key=unlike)
+        return [*best]
+
+    def bound(self, operand: Operand, dimension: int) -> Bound:
+        """Return the size of one dimension of a tensor, with where it was seen first."""
+        shape = operand.shape
+        dimension %= len(shape)
+        origin = self.origin(operand.leaf)
+        known = origin is None or origin.event.row is operand.row
+        source = "" if known or origin is None else origin.source(self.rows)
+        path = origin.event.row.path if origin is not None and origin.made else None
+        return Bound(shape[dimension], operand.label, shape, dimension, source, path)
+
+
+def _looks(leaf: Leaf) -> tuple[object, ...]:
+    return leaf.shape, leaf.dtype, None if leaf.device is None else leaf.device.type
+
+
+def _events(rows: Sequence[Row]) -> Iterator[Event]:
+    """Yield the beginning of every call, and its end after the ends of the calls inside it."""
+    inside: dict[int | None, list[Row]] = {}
+    known = {row.index for row in rows}
+    for row in rows:
+        inside.setdefault(row.parent if row.parent in known else None, []).append(row)
+
+    def walk(parent: int | None) -> Iterator[Event]:
+        for row in inside.get(parent, ()):
+            yield Event("in", row)
+            yield from walk(row.index)
+            yield Event("out", row)
+
+    return walk(None)

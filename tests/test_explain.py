@@ -1,0 +1,466 @@
+"""Why a forward raised: the note that the exception gains, word by word, and ``trace.failure``."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from peft_hooks import Hook, HookRegistry, ShapeTrace, trace_shapes
+from peft_hooks._clash import read_clash, what_changed
+from peft_hooks._explain import add_explanation
+from peft_hooks._failure import Failure
+from peft_hooks.testing import TEXTS, tiny_model
+
+
+class Residual(nn.Module):
+    """``dense(x) + x``: the place where a length that does not fit is noticed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(4, 4)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        result: Tensor = self.dropout(self.dense(hidden)) + hidden
+        return result if mask is None else result * mask.unsqueeze(-1)
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.residual = Residual()
+
+    def forward(self, token_embeddings: Tensor, attention_mask: Tensor) -> Tensor:
+        pooled: Tensor = self.residual(token_embeddings, attention_mask).sum(1)
+        return pooled
+
+
+class Needs(nn.Module):
+    def forward(self, features: dict[str, Any]) -> Any:
+        return features["token_embeddings"] * 2
+
+
+class Makes(nn.Module):
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Any) -> Any:
+        return self.value
+
+
+def shorten(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output[:, :-1]
+
+
+def trace_of(model: nn.Module, *args: Any, error: type[Exception] = RuntimeError, **kwargs: Any) -> ShapeTrace:
+    with torch.no_grad(), trace_shapes(model) as trace, pytest.raises(error):
+        model(*args, **kwargs)
+    return trace
+
+
+def failure_of(model: nn.Module, *args: Any, error: type[Exception] = RuntimeError, **kwargs: Any) -> Failure:
+    failure = trace_of(model, *args, error=error, **kwargs).failure
+    assert failure is not None
+    return failure
+
+
+def model_of(architecture: str) -> Any:
+    try:
+        return tiny_model(architecture)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+def features_of(model: Any, count: int = 4) -> dict[str, Any]:
+    return dict((model.preprocess if hasattr(model, "preprocess") else model.tokenize)(list(TEXTS[:count])))
+
+
+@pytest.fixture(scope="module")
+def bert() -> Any:
+    return tiny_model("bert")
+
+
+# -- the exception -----------------------------------------------------------------------------------------------------
+
+
+def test_the_exception_keeps_its_type_and_traceback_and_gains_the_note() -> None:
+    model = nn.Sequential(Residual())
+    with pytest.raises(RuntimeError) as caught, trace_shapes(model) as trace:
+        model(torch.zeros(2, 9, 5))
+    assert type(caught.value) is RuntimeError
+    assert str(caught.value).startswith("mat1 and mat2 shapes cannot be multiplied (18x5 and 4x4)")
+    assert caught.value.__notes__ == [str(trace.failure)]
+    assert traceback.extract_tb(caught.value.__traceback__)[-1].name == "forward"
+
+
+def test_the_note_says_who_on_what_why_and_what_to_do() -> None:
+    model = nn.Sequential(Residual()).eval()
+    model[0].dense.register_forward_hook(shorten)
+    failure = failure_of(model, torch.zeros(2, 9, 4))
+    lines = str(failure).splitlines()
+    assert lines[1].startswith("  at test_explain.py:")
+    assert [lines[0], *lines[2:]] == [
+        "peft_hooks: Residual '0' raised RuntimeError in its call 1 of forward 1",
+        "  it was given:",
+        "    hidden  f32[2,9,4]",
+        "  8 is dimension 1 of the output of Dropout '0.dropout' [2, 8, 4], which came out of Linear '0.dense'",
+        "  9 is dimension 1 of hidden [2, 9, 4], which came in with the call of Sequential ''",
+        "  cause: the output of Linear '0.dense' is [2, 8, 4], but [2, 9, 4] is due: 1 position fewer; it has the hook"
+        " 'shorten' on it",
+        "  cure: look at what Linear '0.dense' returns",
+    ]
+    assert (failure.path, failure.module, failure.row) == ("0", "Residual", 1)
+    assert (failure.kind, failure.culprit, failure.sizes, failure.dimension) == ("length", "0.dense", (8, 9), 1)
+
+
+def test_a_forward_that_works_gains_no_note() -> None:
+    model = nn.Sequential(Residual())
+    with trace_shapes(model) as trace:
+        model(torch.zeros(2, 9, 4))
+    assert len(trace) == 4
+    assert trace.failure is None
+
+
+def test_an_error_that_the_model_handles_is_no_failure() -> None:
+    class Tries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return self.dense(x)
+            except RuntimeError:
+                return x
+
+    model = Tries()
+    with torch.no_grad(), trace_shapes(model) as trace:
+        model(torch.zeros(2, 3))
+    assert trace.failure is None
+    assert [row.state for row in trace] == ["done", "raised"]
+
+
+def test_an_error_that_is_being_handled_around_the_forward_is_not_the_forwards() -> None:
+    model = nn.Sequential(nn.ReLU())
+    try:
+        raise ValueError("before")
+    except ValueError:
+        with trace_shapes(model) as trace:
+            model(torch.zeros(1))
+    assert trace.failure is None
+    assert [row.state for row in trace] == ["done", "done"]
+
+
+def test_nested_traces_explain_once() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(RuntimeError) as caught, trace_shapes(model) as outer, trace_shapes(model) as inner:
+        model(torch.zeros(1, 3))
+    assert len(caught.value.__notes__) == 1
+    assert outer.failure is not None
+    assert inner.failure is not None
+    assert outer.failure.path == inner.failure.path == "0"
+
+
+def test_the_next_forward_after_a_failure_is_a_new_one() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with trace_shapes(model) as trace:
+        with pytest.raises(RuntimeError):
+            model.forward(torch.zeros(1, 3))
+        model.forward(torch.zeros(1, 2))
+    assert [(row.forward, row.state) for row in trace] == [(1, "raised"), (2, "done")]
+    assert trace.failure is not None
+    assert trace.failure.forward == 1
+
+
+def test_without_notes_the_explanation_is_an_attribute_and_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    class Old(RuntimeError):
+        add_note = None  # as on Python 3.10
+
+    error, failure = Old(), failure_of(nn.Linear(2, 2), torch.zeros(1, 3))
+    with caplog.at_level(logging.WARNING, logger="peft_hooks"):
+        add_explanation(error, failure)
+        add_explanation(error, failure)
+    assert error.__notes__ == [str(failure)]
+    assert caplog.messages == [str(failure)]
+
+
+def test_an_explanation_that_fails_does_not_hide_the_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("peft_hooks._explain.explain", broken)
+    model = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), trace_shapes(model) as trace:
+        model(torch.zeros(1, 3))
+    assert trace.failure is None
+    assert caplog.messages == ["the failed forward could not be explained"]
+
+
+# -- hooks of the user -------------------------------------------------------------------------------------------------
+
+
+def raises(*args: Any) -> None:
+    raise ValueError("mine")
+
+
+class Raises(Hook):
+    def before(self, call: Any) -> None:
+        raise ValueError("mine")
+
+
+@pytest.mark.parametrize(
+    ("attach", "name"),
+    [
+        (lambda module: module.register_forward_pre_hook(raises), "the hook 'raises'"),
+        (lambda module: module.register_forward_hook(raises), "the hook 'raises'"),
+        (lambda module: module.register_forward_hook(functools.partial(raises, 1)), "the hook 'raises'"),
+        (lambda module: HookRegistry(module).attach(Raises(), to="", name="check"), "the hook 'check' (Raises)"),
+    ],
+)
+@pytest.mark.parametrize("path", ["", "0"])
+def test_a_hook_that_raises_is_told_apart_from_the_model(attach: Any, name: str, path: str) -> None:
+    model = nn.Sequential(nn.ReLU())
+    keep = attach(model.get_submodule(path))
+    failure = failure_of(model, torch.zeros(1), error=ValueError)
+    assert keep is not None
+    assert failure.hook == name
+    assert failure.path == path
+    assert failure.kind == "hook"
+    assert failure.summary == f"{name} on {failure.where} raised ValueError; the model itself did not"
+    assert failure.cause == f"{name} raised: mine"
+
+
+def test_a_hook_that_is_there_is_not_blamed_for_the_model() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].register_forward_pre_hook(lambda module, args: None)
+    failure = failure_of(model, torch.zeros(1, 3))
+    assert (failure.hook, failure.kind) == (None, "width")
+
+
+# -- causes ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mask_that_is_too_short_is_named_with_what_it_masks() -> None:
+    failure = failure_of(Masked(), torch.zeros(2, 9, 4), attention_mask=torch.zeros(2, 7))
+    assert [str(bound) for bound in failure.finding.bounds] == [
+        "9 is dimension 1 of token_embeddings [2, 9, 4], which came in with the call of Masked ''",
+        "7 is dimension 1 of attention_mask [2, 7], which came in with the call of Masked ''",
+    ]
+    assert failure.cause == (
+        "Masked '' was given token_embeddings [2, 9, 4] and attention_mask [2, 7], which are not of one length"
+    )
+    assert failure.path == "residual"
+
+
+def test_a_wrong_width_names_the_layer_that_takes_another() -> None:
+    failure = failure_of(nn.Sequential(nn.Linear(2, 3), nn.Linear(5, 2)), torch.zeros(4, 2))
+    assert [str(bound) for bound in failure.finding.bounds] == [
+        "3 is dimension 1 of input [4, 3], which came out of Linear '0'",
+        "5 is dimension 0 of in_features of Linear '1' [5]",
+    ]
+    assert failure.cause == "input [4, 3], which came out of Linear '0', is 3 wide, but Linear '1' takes 5"
+
+
+def test_a_transposed_input_is_said_to_be_transposed() -> None:
+    failure = failure_of(nn.Linear(4, 4), torch.zeros(2, 4, 9))
+    assert failure.kind == "transposed"
+    assert failure.cause == "input [2, 4, 9] is transposed: its width 4 is dimension 1, not the last"
+
+
+def test_a_lost_row_is_found_where_it_was_lost() -> None:
+    model = nn.Sequential(Residual())
+    model[0].dropout.register_forward_hook(lambda module, args, output: output[1:])
+    failure = failure_of(model, torch.zeros(3, 9, 4))
+    assert (failure.kind, failure.culprit, failure.sizes) == ("batch", "0.dropout", (2, 3))
+
+
+def test_a_wrong_dtype_names_tensor_and_parameters() -> None:
+    failure = failure_of(nn.Sequential(nn.Identity(), nn.Linear(2, 2)), torch.zeros(1, 2).half())
+    assert failure.kind == "dtype"
+    assert failure.cause == (
+        "input, which came in with the call of Sequential '', is f16, but the parameters of Linear '1' are f32"
+    )
+
+
+def test_floats_are_not_looked_up() -> None:
+    failure = failure_of(nn.Embedding(3, 2), torch.zeros(2, 2))
+    assert failure.cause == (
+        "input, which came in with the call of Embedding '', is f32, but an Embedding looks up integers"
+    )
+
+
+def test_a_missing_key_is_named_with_what_was_given() -> None:
+    failure = failure_of(nn.Sequential(Needs()), {"input_ids": torch.zeros(2, 3)}, error=KeyError)
+    assert failure.cause == "'token_embeddings' is not among what Needs '0' was given (input_ids)"
+
+
+def test_none_is_traced_to_the_module_that_returned_it() -> None:
+    failure = failure_of(nn.Sequential(Makes(None), nn.Linear(2, 2)), torch.zeros(1, 2), error=TypeError)
+    assert (failure.kind, failure.cause, failure.culprit) == ("none", "Makes '0' returned None", "0")
+
+
+def test_a_tensor_on_another_device_is_named() -> None:
+    model = nn.Sequential(Makes(torch.zeros(1, 2, device="meta")), nn.Linear(2, 2))
+    failure = failure_of(model, torch.zeros(1, 2))
+    assert failure.kind == "device"
+    assert (
+        failure.cause == "input, which came out of Makes '0', is on meta, but the parameters of Linear '1' are on cpu"
+    )
+    assert failure.culprit == "0"
+
+
+def test_an_index_beyond_the_table_is_said_to_be() -> None:
+    failure = failure_of(nn.Embedding(3, 2), torch.tensor([[7]]), error=IndexError)
+    assert failure.cause == "an index is beyond the 3 rows of the Embedding"
+
+
+def test_what_is_not_known_is_said_to_be_unknown() -> None:
+    class Stubborn(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("no")
+
+    failure = failure_of(nn.Sequential(Stubborn()), torch.zeros(1))
+    assert (failure.kind, failure.cause, failure.cure) == (
+        "unknown",
+        "no known cause: the shapes that were recorded do not tell",
+        None,
+    )
+
+
+# -- real models -------------------------------------------------------------------------------------------------------
+
+
+def test_virtual_tokens_that_a_mask_does_not_cover_are_the_cause(bert: Any) -> None:
+    """As Pooling fails before 3.3, on a stage of our own: later releases fall back in silence."""
+    import copy
+
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = copy.deepcopy(bert)
+    inside = "model" if "model" in model[0]._modules else "auto_model"
+    config = PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=5)
+    setattr(model[0], inside, get_peft_model(getattr(model[0], inside), config))
+
+    class Multiplies(nn.Module):
+        def forward(self, features: Any) -> Any:
+            short = features["attention_mask"][:, -18:]
+            return features["token_embeddings"] * self.widen(short)
+
+        def widen(self, mask: Tensor) -> Tensor:
+            return mask.unsqueeze(-1)
+
+    model._modules["1"] = Multiplies()
+    features = features_of(model)
+    failure = failure_of(model, features)
+    assert failure.sizes == (23, 18)
+    assert failure.cause.startswith("23 - 18 = 5 = num_virtual_tokens of the active PROMPT_TUNING adapter 'default'")
+    assert failure.cure == "peft_hooks.register_prompt_mask_hooks(model)"
+
+
+def test_more_positions_than_the_model_has_are_counted(bert: Any) -> None:
+    features = {
+        key: torch.cat([value] * 12, 1) if isinstance(value, Tensor) else value
+        for key, value in features_of(bert).items()
+    }
+    failure = failure_of(bert, features)
+    assert (failure.cause, failure.cure) == ("216 positions, but the model has 132", "model.max_seq_length = 132")
+
+
+def test_features_of_another_length_are_named_at_the_door(bert: Any) -> None:
+    features = features_of(bert)
+    features["attention_mask"] = features["attention_mask"][:, :-2]
+    failure = failure_of(bert, features)
+    assert failure.module.endswith("SelfAttention")
+    assert failure.sizes == (18, 16)
+    assert failure.cause.endswith("which are not of one length")
+
+
+@pytest.mark.parametrize("architecture", ["bert", "qwen3", "t5"])
+def test_a_layer_that_drops_a_position_is_found_from_where_it_is_noticed(architecture: str) -> None:
+    model = model_of(architecture)
+    linears = [(path, module) for path, module in model.named_modules() if type(module) is nn.Linear]
+    for path, module in linears[:4]:
+        handle = module.register_forward_hook(shorten)
+        failure = failure_of(model, features_of(model))
+        handle.remove()
+        assert failure.culprit == path
+        assert "1 position fewer; it has the hook 'shorten' on it" in failure.cause
+
+
+def test_the_failing_module_is_named_when_it_is_too_deep_to_be_traced(bert: Any) -> None:
+    features = features_of(bert)
+    features["input_ids"] = features["input_ids"].float()
+    with trace_shapes(bert, depth=1) as trace, pytest.raises(RuntimeError):
+        bert(features)
+    assert trace.failure is not None
+    assert trace.failure.path == "0"
+    assert trace.failure.inside is not None
+    assert trace.failure.inside.startswith("Embedding '0.")
+
+
+# -- reading messages and shapes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "sizes", "dimension"),
+    [
+        ("The size of tensor a (20) must match the size of tensor b (30) at non-singleton dimension 3", (20, 30), 3),
+        (
+            "The expanded size of the tensor (63) must match the existing size (53) at non-singleton dimension 1.  "
+            "Target sizes: [2, 63, 384].  Tensor sizes: [2, 53, 1]",
+            (63, 53),
+            1,
+        ),
+        ("mat1 and mat2 shapes cannot be multiplied (16x384 and 383x384)", (384, 383), None),
+        ("Expected size 2 but got size 3 for tensor number 1 in the list.", (3, 2), None),
+        (
+            "The shape of the mask [2, 20] at index 1 does not match the shape of the indexed tensor [2, 25]",
+            (20, 25),
+            1,
+        ),
+        ("Expected size for first two dimensions of batch2 tensor to be: [24, 20] but got: [24, 30].", (20, 30), 1),
+    ],
+)
+def test_sizes_are_read_from_what_torch_says(message: str, sizes: tuple[int, int], dimension: int | None) -> None:
+    clash = read_clash(message)
+    assert clash is not None
+    assert (clash.sizes, clash.dimension) == (sizes, dimension)
+
+
+@pytest.mark.parametrize("message", ["no", "shape '[2, 3]' is invalid for input of size 7", "[2, 3]"])
+def test_what_names_no_two_sizes_is_not_read(message: str) -> None:
+    assert read_clash(message) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "change"),
+    [
+        ((2, 9, 4), (2, 9, 4), None),
+        ((2, 9, 4), (2, 8, 4), ("length", "1 position fewer")),
+        ((2, 9, 4), (2, 11, 4), ("length", "2 positions more")),
+        ((2, 9, 4), (4, 9, 4), ("batch", "its rows are doubled")),
+        ((2, 9, 4), (2, 9, 3), ("width", "1 column fewer")),
+        ((2, 9, 4), (9, 2, 4), ("transposed", "its dimensions are transposed")),
+        ((2, 9, 4), (2, 4), ("rank", "2 dimensions in place of 3")),
+        ((2, 9, 4), (3, 8, 4), None),
+        ((2, 1, 9, 9), (2, 1, 9, 8), ("length", "1 position fewer")),
+    ],
+)
+def test_changes_of_shapes_have_names(before: Any, after: Any, change: Any) -> None:
+    assert what_changed(before, after) == change
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
