@@ -139,7 +139,7 @@ def register_prompt_mask_hooks(
             exactly what 3.3 to 6.1 computed. ``"ignore"``: kept in ``token_embeddings``, masked out of pooling.
             ``"strip"``: cut from ``token_embeddings`` and hidden states.
         task_id: The task of multitask prompt tuning.
-        check: Assert named dimensions on the Transformer and Pooling in every forward.
+        check: Assert named dimensions in every forward, on every module that ``contract_of`` knows.
         log: Log shapes at DEBUG on the logger ``peft_hooks``.
 
     Returns:

@@ -2,98 +2,60 @@
 
 from __future__ import annotations
 
-import re
-import threading
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._format import shape_of
+from ._bindings import Bindings, Bound, Forward, Table, leave
+from ._dimension_spec import Contract, Expected, Spec, parse
+from ._dimension_values import all_inputs, all_outputs, input_of, not_there, output_of, parameters_of, shown, stacked
+from ._format import dtype_of
 from ._hook import Call, Hook
-from .errors import DimensionError
+from .errors import DimensionError, DimensionWarning
+
+OnError = Literal["raise", "warn"]
 
 
-class Dimension(NamedTuple):
-    """One dimension of a contract: a name to bind, a fixed size, both, or neither (``_``, any size)."""
+class Reason(NamedTuple):
+    """Why a check failed, and by how many positions ``seq`` differs: 0 where it is not ``seq`` that disagrees."""
 
-    name: str | None
-    size: int | None
-
-
-class Bound(NamedTuple):
-    """What a name is bound to, and by whom."""
-
-    size: int
-    tensor: str
-    shape: torch.Size
-    where: str
-
-
-Contract = Mapping[str, str]
-_Spec = tuple[tuple[str, tuple[Dimension, ...]], ...]
-
-
-def parse(contract: Contract) -> _Spec:
-    """Parse ``{"token_embeddings": "batch seq hidden=384"}``: names, sizes, ``name=size``, and ``_`` for any size.
-
-    Raises:
-        ValueError: If a dimension is none of these.
-    """
-    return tuple((key, tuple(_dimension(key, text) for text in spec.split())) for key, spec in contract.items())
-
-
-def _dimension(key: str, text: str) -> Dimension:
-    match = re.fullmatch(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<size>\d+)|(?P<bare>[A-Za-z_]\w*)", text)
-    if match is None:
-        raise ValueError(f"{text!r} in the contract of {key!r} is no dimension: write a name, a size, name=size or _")
-    name = match["name"] or match["bare"]
-    return Dimension(None if name == "_" else name, int(match["size"]) if match["size"] else None)
-
-
-class Bindings:
-    """What the names are bound to in the forward that runs in this thread. Shared by the hooks of one pipeline."""
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    def start(self) -> None:
-        """Forget everything: a new forward begins."""
-        self._local.bound = {}
-
-    def current(self) -> dict[str, Bound]:
-        """Return the names that are bound so far. Nothing is kept from module to module inside ``torch.compile``."""
-        if torch.compiler.is_compiling():
-            return {}
-        bound: dict[str, Bound] = getattr(self._local, "bound", {})
-        return bound
-
-    def keep(self, bound: dict[str, Bound]) -> None:
-        """Put ``bound`` in force."""
-        if not torch.compiler.is_compiling():
-            self._local.bound = bound
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return Bindings, ()  # what is bound belongs to a thread: a copy starts with nothing
+    message: str
+    difference: int = 0
 
 
 class AssertDimensions(Hook):
-    """Check named dimensions of a module's inputs and outputs. Reads shapes only, never a value.
+    """Check named dimensions of a module's inputs and outputs. Reads shapes and dtypes only, never a value.
 
-    A name means one size in one forward: the first tensor that has it binds it, every other must agree, in this module
-    and in those whose hooks share ``bindings``. A check that fails binds nothing.
+    A contract maps the names of tensors to their dimensions, and to their dtypes where those matter:
+    ``{"token_embeddings!": "float: batch seq hidden=384", "attention_mask": "i64|bool: batch seq"}``.
+
+    A dimension is a name, a size, ``name=size``, ``_`` (any size) or ``...`` (any number of dimensions, once, at the
+    beginning, the end or between others). A name means one size in one forward: the first tensor that has it binds it,
+    every other must agree, in this module and in those whose hooks share ``bindings``. A name that begins with an
+    underscore, ``_width``, holds within one call of this module. A check that fails binds nothing, and a module that
+    fails leaves bound what was bound before it.
+
+    Dtypes have short names, ``f32``, ``bf16``, ``i64``, ``bool``, and there are the groups ``float``, ``int`` and
+    ``complex``. A tensor that is not there is not checked, but with ``!`` after its name it has to be there.
+
+    The name of an input is a key of the first argument, if that is a dict, or a parameter of ``forward``; of an output,
+    a key, a number in a tuple, or an attribute. Dots go deeper: ``features.mask``, ``output.0``. The empty name is the
+    first argument, or the output, itself. A list or tuple of tensors counts as their stack.
 
     Args:
-        inputs: A contract for the tensors of the module's first argument, such as
-            ``{"token_embeddings": "batch seq hidden=384", "attention_mask": "batch seq"}``. Tensors that are not there
-            are not checked.
-        outputs: The same for the output, a dict.
+        inputs: A contract for what the module gets.
+        outputs: A contract for what it returns.
         bindings: Shared by the hooks on the modules of one forward. By default this hook's own, new for every call.
         starts: Whether this module begins a forward, so that what was bound before is forgotten.
         ends: Whether this module ends a forward, so that what follows binds anew.
         causes: What a difference of so many positions in ``seq`` means, for the message:
             ``{10: "num_virtual_tokens of ..."}``.
+        on_error: ``"raise"`` a ``DimensionError``, or ``"warn"`` with a ``DimensionWarning``.
+        unless: A key of a features dict that says that its tensors are laid out in another way: nothing is checked
+            where it is there.
 
     Raises:
         ValueError: If a contract cannot be read.
@@ -102,9 +64,9 @@ class AssertDimensions(Hook):
     Example:
         >>> import torch
         >>> from peft_hooks import AssertDimensions, HookRegistry
-        >>> registry = HookRegistry(torch.nn.Sequential(torch.nn.Identity()))
-        >>> _ = registry.attach(AssertDimensions({"x": "batch seq", "mask": "batch seq"}), to="0")
-        >>> registry.model({"x": torch.zeros(2, 9), "mask": torch.zeros(2, 5)})
+        >>> model = torch.nn.Sequential(torch.nn.Identity())
+        >>> _ = HookRegistry(model).attach(AssertDimensions({"x": "batch seq", "mask": "batch seq"}), to="0")
+        >>> model({"x": torch.zeros(2, 9), "mask": torch.zeros(2, 5)})
         Traceback (most recent call last):
         ...
         peft_hooks.errors.DimensionError: Identity '0' input: mask is [2, 5], but seq = 9 was bound by x [2, 9]: 4 fewer
@@ -119,7 +81,11 @@ class AssertDimensions(Hook):
         starts: bool = False,
         ends: bool = False,
         causes: Mapping[int, str] | None = None,
+        on_error: OnError = "raise",
+        unless: str | None = None,
     ) -> None:
+        if on_error not in ("raise", "warn"):
+            raise ValueError(f"on_error is 'raise' or 'warn', not {on_error!r}")
         self.inputs = dict(inputs or {})
         self.outputs = dict(outputs or {})
         self._inputs, self._outputs = parse(self.inputs), parse(self.outputs)
@@ -127,69 +93,141 @@ class AssertDimensions(Hook):
         self._starts = starts
         self._ends = ends
         self._causes = dict(causes or {})
+        self._warns = on_error == "warn"
+        self._unless = unless
 
     def before(self, call: Call) -> None:
-        if self._bindings is not None and self._starts:
-            self._bindings.start()
-        if self._inputs:
-            self._check(self._inputs, call.first, call, "input")
+        # Without shared bindings the forward is this call: a module inside this one may have the same hook.
+        forward = Forward() if self._bindings is None else self._bindings.enter(call, self._starts)
+        call.notes[self] = _Names(forward, call.where)
+        if self._inputs and not self._laid_out_otherwise(call.first):
+            self._check(self._inputs, input_of, call, call, "input")
 
     def after(self, call: Call, output: Any) -> None:
-        if self._outputs:
-            self._check(self._outputs, output, call, "output")
-        if self._bindings is not None and self._ends:
-            self._bindings.start()
+        names = call.notes.get(self)
+        if names is None:
+            return  # attached while the module ran
+        if self._outputs and not self._laid_out_otherwise(output):
+            self._check(self._outputs, output_of, output, call, "output")
+        leave(names.forward, call)
+        if self._ends:
+            names.forward.bound = {}
 
-    def _check(self, spec: _Spec, features: Any, call: Call, side: str) -> None:
-        # A hook's own bindings stay with the call: a module inside this one may be checked by the same hook.
-        if not isinstance(features, Mapping):
-            raise TypeError(f"{call.where} {side}: a contract needs a dict of tensors, got {type(features).__name__}")
-        bound = dict(call.notes.get(self, ()) if self._bindings is None else self._bindings.current())
-        reason = disagreement(spec, features, bound, call.where)
+    def failed(self, call: Call, error: BaseException) -> None:
+        if self in call.notes:
+            call.notes[self].undo(call)
+
+    def _laid_out_otherwise(self, features: Any) -> bool:
+        return self._unless is not None and isinstance(features, (dict, Mapping)) and self._unless in features
+
+    def _check(self, spec: Spec, find: Find, source: Any, call: Call, side: str) -> None:
+        names: _Names = call.notes[self]
+        bound, local = dict(names.forward.bound), dict(names.local)
+        reason = disagreement(spec, find, source, bound, local, names.where)
         if reason is None:
-            if self._bindings is None:
-                call.notes[self] = bound
-            else:
-                self._bindings.keep(bound)
-            return
-        message, difference = reason
-        cause = self._causes.get(difference)
+            names.forward.bound, names.local = bound, local
+        else:
+            self._report(reason, call, side)
+
+    def _report(self, reason: Reason, call: Call, side: str) -> None:
+        message = f"{call.where} {side}: {reason.message}"
+        cause = self._causes.get(reason.difference)
         if cause:
-            message += f". {difference} = {cause}: attach the mask hooks, peft_hooks.register_prompt_mask_hooks(model)"
-        raise DimensionError(f"{call.where} {side}: {message}")
+            way_out = "attach the mask hooks, peft_hooks.register_prompt_mask_hooks(model)"
+            message += f". {reason.difference} = {cause}: {way_out}"
+        if self._warns:
+            warnings.warn(message, DimensionWarning, stacklevel=2)
+            return
+        call.notes[self].undo(call)  # `failed` is for errors of the module, not for this hook's own
+        raise DimensionError(message)
 
 
-def disagreement(
-    spec: _Spec, features: Mapping[str, Any], bound: dict[str, Bound], where: str
-) -> tuple[str, int] | None:
-    """Bind the dimensions of ``features`` in ``bound``.
+class _Names:
+    """What a call may bind: names of its forward, and names of its own."""
+
+    __slots__ = ("forward", "local", "where")
+
+    def __init__(self, forward: Forward, where: str) -> None:
+        self.forward = forward
+        self.local: Table = {}
+        self.where = where
+
+    def undo(self, call: Call) -> None:
+        """Go back to what was bound before the call."""
+        former = leave(self.forward, call)
+        if former is not None:
+            self.forward.bound = former
+
+
+Find = Callable[[Any, tuple[str, ...]], Any]
+
+
+def disagreement(spec: Spec, find: Find, source: Any, bound: Table, local: Table, where: str) -> Reason | None:
+    """Bind the dimensions of the tensors that ``find(source, parts)`` returns, in ``bound`` and ``local``.
 
     Returns:
-        None, or why that fails, with the difference in positions (0 where it is not ``seq`` that disagrees).
+        None, or why that fails.
     """
-    for key, dimensions in spec:
-        tensor = features.get(key)
-        if not isinstance(tensor, Tensor):
+    for expected in spec:
+        value = find(source, expected.parts)
+        shape = value.shape if isinstance(value, Tensor) else _shape_of_no_tensor(expected, value, source)
+        if shape is None:
             continue
-        shape = tensor.shape
-        if len(shape) != len(dimensions):
-            names = " ".join(dimension.name or str(dimension.size or "_") for dimension in dimensions)
-            return f"{key} is {shape_of(tensor)}, but should have {len(dimensions)} dimensions ({names})", 0
-        for size, (name, fixed) in zip(shape, dimensions, strict=True):
-            if fixed is not None and size != fixed:
-                return f"{key} is {shape_of(tensor)}, but {name or 'the size'} = {fixed} is declared", 0
-            if name is None:
-                continue
-            known = bound.get(name)
-            if known is None:
-                bound[name] = Bound(size, key, shape, where)
-            elif known.size != size:
-                return _explain(key, tensor, name, size, known, where), abs(size - known.size) * (name == "seq")
+        if isinstance(shape, Reason):
+            return shape
+        if expected.dtypes is not None:
+            dtype = (value if isinstance(value, Tensor) else value[0]).dtype
+            if dtype not in expected.dtypes:
+                return Reason(f"{expected.label} is {dtype_of(dtype)} {shown(value)}, but should be {expected.kinds}")
+        reason = _bind(expected, value, shape, bound, local, where)
+        if reason is not None:
+            return reason
     return None
 
 
-def _explain(key: str, tensor: Tensor, name: str, size: int, known: Bound, where: str) -> str:
-    other = "" if known.where == where else f" of {known.where}"
-    more = f"{abs(size - known.size)} {'more' if size > known.size else 'fewer'}"
-    bound = f"{name} = {known.size} was bound by {known.tensor} {list(known.shape)}{other}"
-    return f"{key} is {shape_of(tensor)}, but {bound}: {more}"
+def _shape_of_no_tensor(expected: Expected, value: Any, source: Any) -> torch.Size | Reason | None:
+    """Return the shape of a list of tensors, None where nothing is to be checked, or why that is wrong."""
+    shape = stacked(value)
+    if isinstance(shape, str):
+        return Reason(f"{expected.label} {shape}")
+    if shape is None and (expected.required or (value is None and not _may_lack(source, expected.parts))):
+        there = all_inputs(source) if isinstance(source, Call) else all_outputs(source)
+        return Reason(not_there(expected.key, there))
+    return shape
+
+
+def _bind(expected: Expected, value: Any, shape: torch.Size, bound: Table, local: Table, where: str) -> Reason | None:
+    dimensions = expected.head if expected.tail is None else expected.filled(len(shape))
+    if len(shape) != len(dimensions):
+        least = f"{'' if expected.tail is None else 'at least '}{len(dimensions)}"
+        wanted = f"{least} dimension{'' if len(dimensions) == 1 else 's'} ({expected.dimensions})"
+        return Reason(f"{expected.label} is {shown(value)}, but should have {wanted}")
+    for size, (name, fixed, within) in zip(shape, dimensions):
+        if fixed is not None and size != fixed:
+            return Reason(f"{expected.label} is {shown(value)}, but {name or 'the size'} = {fixed} is declared")
+        if name is None:
+            continue
+        table = local if within else bound
+        known = table.get(name)
+        if known is None:
+            table[name] = (size, expected.label, shape, where)
+        elif known[0] != size:
+            message = _explain(expected.label, shown(value), name, size, known, where)
+            return Reason(message, abs(size - known[0]) * (name == "seq"))
+    return None
+
+
+def _explain(label: str, shape: str, name: str, size: int, known: Bound, where: str) -> str:
+    expected, tensor, its_shape, binder = known
+    other = "" if binder == where else f" of {binder}"
+    more = f"{abs(size - expected)} {'more' if size > expected else 'fewer'}"
+    return f"{label} is {shape}, but {name} = {expected} was bound by {tensor} {list(its_shape)}{other}: {more}"
+
+
+def _may_lack(source: Any, parts: tuple[str, ...]) -> bool:
+    """Tell whether a tensor may be left out there: a dict may lack any key, but a tensor has no keys to lack."""
+    if not isinstance(source, Call):
+        return source is not None and not isinstance(source, Tensor)
+    if isinstance(source.first, Mapping) or not parts or parts[0].isdigit():
+        return True
+    return parts[0] in parameters_of(source.module)

@@ -10,7 +10,7 @@ from torch import nn
 
 from . import _backbones as backbones
 from . import _releases as releases
-from ._dimensions import AssertDimensions, Bindings
+from ._contracts import causes_of, checks
 from ._hook import Hook
 from ._log import LogShapes
 from ._mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
@@ -47,45 +47,22 @@ class Planned(NamedTuple):
 
 
 def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
-    """Yield the hooks that ``model`` needs, for every Transformer and Pooling of it."""
-    bindings, poolings = Bindings(), releases.poolings_of(model)
+    """Yield the hooks that ``model`` needs."""
+    poolings, missing = releases.poolings_of(model), releases.missing_in_prompt_length(model)
     policy: VirtualTokens = "strip" if options.virtual_tokens == "auto" and not poolings else options.virtual_tokens
-    causes: dict[int, str] = {}
-    missing = releases.missing_in_prompt_length(model)
     for path, transformer in releases.transformers_of(model):
         if not releases.has_adapter(transformer):
             continue
-        for name, config in releases.prompt_configs(transformer).items():
-            what = f"num_virtual_tokens of the {releases.method_of(config)} adapter {name!r}"
-            causes.setdefault(config.num_virtual_tokens, what)
         yield Planned(f"mask:{path}", ExtendPromptMask(policy), transformer, MAKE)
         yield from _plan_backbone(path, transformer, options)
-        if options.check:
-            hook = AssertDimensions(outputs=TRANSFORMER_OUTPUT, bindings=bindings, starts=True, causes=causes)
-            yield Planned(f"check:{path}", hook, transformer, CHECK)
         if options.log:
             yield Planned(f"log:{path}", LogShapes(), transformer, LOG)
     for path, pooling in poolings:
         yield Planned(f"pooling:{path}", PreparePooling(options.virtual_tokens, missing), pooling, MAKE)
-        if options.check:
-            yield Planned(f"check:{path}", pooling_contract(pooling, bindings, causes), pooling, CHECK)
         if options.log:
             yield Planned(f"log:{path}", LogShapes(), pooling, LOG)
-
-
-TRANSFORMER_OUTPUT = {"token_embeddings": "batch seq hidden", "attention_mask": "batch seq"}
-
-
-def pooling_contract(pooling: nn.Module, bindings: Bindings, causes: dict[int, str]) -> AssertDimensions:
-    """Return the contract of a Pooling module, its declared widths included."""
-    width, pooled = releases.pooling_widths(pooling)
-    return AssertDimensions(
-        inputs={"token_embeddings": f"batch seq width={width}", "attention_mask": "batch seq"},
-        outputs={"sentence_embedding": f"batch {pooled}"},
-        bindings=bindings,
-        ends=True,
-        causes=causes,
-    )
+    for path, module, check in checks(model, causes=causes_of(model)) if options.check else ():
+        yield Planned(f"check:{path}", check, module, CHECK)
 
 
 def _plan_backbone(path: str, transformer: Any, options: Options) -> Iterator[Planned]:

@@ -30,6 +30,10 @@ class DimensionError(PeftHooksError, ValueError):
     """Tensors disagree about a named dimension."""
 
 
+class DimensionWarning(UserWarning):
+    """Tensors disagree about a named dimension, in a check that was asked to warn."""
+
+
 def close_matches(name: str, known: Iterable[str], limit: int = 3) -> str:
     """Return ``"; did you mean 'a' or 'b'?"``, or what is known when nothing is close."""
     names = sorted(set(known))

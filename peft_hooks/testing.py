@@ -1,95 +1,45 @@
-"""What a test of a hook needs: tiny random models of any architecture, texts they can read, hand-made features."""
+"""What a test of a hook needs: tiny random models of any architecture, hand-made features, assertions.
+
+The fixtures of the same purpose are in the pytest plugin, ``peft_hooks.pytest_plugin``.
+"""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._tiny import (
+    IDS,
+    POOLING_MODES,
+    SPECIAL,
+    TEXTS,
+    VOCABULARY,
+    backbone_class,
+    config_arguments,
+    fill_weights,
+    make_pooling,
+    make_tokenizer,
+    pipeline_modules,
+)
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from torch import Tensor
+    from torch import Tensor, nn
 
-__all__ = ["TEXTS", "tiny_features", "tiny_model", "tiny_transformer"]
+    from ._invariance import PaddingReport
 
-TEXTS: tuple[str, ...] = (
-    "a cat",
-    "the dog sleeps on the warm sofa",
-    "rain falls",
-    "a small red boat sails over the cold sea while the old captain sings a song",
-    "how do birds find the way home in winter ?",
-    "two children read one book about the moon , the stars and the dark sky above the quiet town",
-)
-"""English texts of clearly different lengths, each word in the tiny tokenizer's vocabulary."""
-
-POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-"""The modes in the order in which every release concatenates their results."""
-
-# The flags of Pooling before 5.4, where they are not called like the mode.
-_FLAGS = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "weightedmean": "weightedmean_tokens"}
-
-# The special tokens' ids are RoBERTa's: MPNet hard-codes padding to 1, and the others take it from their config.
-_SPECIAL = {"cls_token": "[CLS]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-_WORDS = sorted({word for text in TEXTS for word in text.split()} | {"query", "passage", "task", "search", "for", ":"})
-_IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-
-# PEFT finds the word embeddings by their number of rows, so no other weight may have as many as the vocabulary.
-_VOCABULARY = [*_SPECIAL.values(), *_WORDS, *(f"unused{i}" for i in range(79 - len(_SPECIAL) - len(_WORDS)))]
-
-_HIDDEN, _LAYERS, _HEADS, _KV_HEADS, _FFN, _POSITIONS, _MAX_LENGTH = 32, 2, 4, 2, 48, 132, 64
-
-_COMMON: dict[str, Any] = {
-    "hidden_size": _HIDDEN,
-    "num_hidden_layers": _LAYERS,
-    "num_attention_heads": _HEADS,
-    "intermediate_size": _FFN,
-    "max_position_embeddings": _POSITIONS,
-}
-_GROUPED = {**_COMMON, "num_key_value_heads": _KV_HEADS}
-# Qwen 3 and the Gemmas decouple a head's size from hidden_size / num_attention_heads, in real checkpoints too.
-_WIDE_HEADS = {**_GROUPED, "head_dim": 16}
-
-# An architecture that is not named here gets _COMMON.
-_SIZES: dict[str, dict[str, Any]] = {
-    "albert": {**_COMMON, "embedding_size": 16, "inner_group_num": 1},
-    "deberta-v2": {
-        **_COMMON,
-        "relative_attention": True,
-        "pos_att_type": ["p2c", "c2p"],
-        "position_biased_input": False,
-        "type_vocab_size": 0,
-    },
-    "distilbert": {**_COMMON, "hidden_dim": _FFN},
-    "electra": {**_COMMON, "embedding_size": _HIDDEN},
-    "gemma": _WIDE_HEADS,
-    "gemma3_text": {
-        **_WIDE_HEADS,
-        "query_pre_attn_scalar": 16,
-        "sliding_window_pattern": 2,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-    "gpt2": {"n_embd": _HIDDEN, "n_layer": _LAYERS, "n_head": _HEADS, "n_inner": _FFN, "n_positions": _POSITIONS},
-    "llama": _GROUPED,
-    "mistral": _GROUPED,
-    "modernbert": {**_COMMON, "reference_compile": False, "cls_token_id": 0, "sep_token_id": 2},
-    "opt": {**_COMMON, "word_embed_proj_dim": _HIDDEN, "ffn_dim": _FFN},
-    "phi3": {**_GROUPED, "original_max_position_embeddings": _POSITIONS},
-    "qwen2": _GROUPED,
-    "qwen3": _WIDE_HEADS,
-    "t5": {"d_model": _HIDDEN, "num_layers": _LAYERS, "num_heads": _HEADS, "d_kv": 8, "d_ff": _FFN},
-}
-
-# What the real tokenizers put around a text, where that is not CLS and SEP.
-_TEMPLATES = {
-    **dict.fromkeys(("gpt2", "phi3"), "$A"),
-    **dict.fromkeys(("llama", "mistral", "opt"), "[CLS] $A"),
-    **dict.fromkeys(("qwen2", "qwen3", "t5"), "$A [SEP]"),
-}
-_WITH_TOKEN_TYPES = ("albert", "bert", "deberta-v2", "electra")
+__all__ = [
+    "POOLING_MODES",
+    "TEXTS",
+    "assert_no_hooks_left",
+    "assert_padding_invariant",
+    "assert_shapes",
+    "tiny_features",
+    "tiny_model",
+    "tiny_transformer",
+]
 
 
 def tiny_transformer(architecture: str, path: str | Path, *, seed: int = 0, **config_overrides: Any) -> Path:
@@ -113,7 +63,7 @@ def tiny_transformer(architecture: str, path: str | Path, *, seed: int = 0, **co
     import transformers
 
     try:
-        config = transformers.AutoConfig.for_model(architecture, **_config_arguments(architecture, config_overrides))
+        config = transformers.AutoConfig.for_model(architecture, **config_arguments(architecture, config_overrides))
     except ValueError as error:
         if "Unrecognized model identifier" not in str(error):
             raise
@@ -121,10 +71,10 @@ def tiny_transformer(architecture: str, path: str | Path, *, seed: int = 0, **co
             f"transformers {transformers.__version__} has no architecture {architecture!r} "
             "(phi3 needs transformers >= 4.41, modernbert >= 4.48, gemma3_text >= 4.50, qwen3 >= 4.51)"
         ) from error
-    backbone = _backbone_class(config)(config)
-    _fill_weights(backbone, seed)
+    backbone = backbone_class(config)(config)
+    fill_weights(backbone, seed)
     backbone.save_pretrained(path)
-    _tiny_tokenizer(architecture).save_pretrained(path)
+    make_tokenizer(architecture).save_pretrained(path)
     return Path(path)
 
 
@@ -157,13 +107,13 @@ def tiny_model(
     """
     from sentence_transformers import SentenceTransformer
 
-    modules = _modules()
+    modules = pipeline_modules()
     with tempfile.TemporaryDirectory() as temporary:
         directory = tiny_transformer(architecture, temporary if path is None else path, **config)
         transformer = modules.Transformer(str(directory), max_seq_length=max_seq_length)
     transformer.tokenizer.padding_side = padding_side
     backbone = getattr(transformer, "model", None) or transformer.auto_model
-    chain = [transformer, _pooling(int(backbone.config.hidden_size), pooling, include_prompt)]
+    chain = [transformer, make_pooling(int(backbone.config.hidden_size), pooling, include_prompt)]
     if normalize:
         chain.append(modules.Normalize())
     return SentenceTransformer(modules=chain, device="cpu").eval()
@@ -193,80 +143,106 @@ def tiny_features(
     positions = torch.arange(seq).unsqueeze(0)
     real = positions < lengths if padding == "right" else positions >= seq - lengths
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(len(_SPECIAL), len(_VOCABULARY), (batch, seq), generator=generator)
+    ids = torch.randint(len(SPECIAL), len(VOCABULARY), (batch, seq), generator=generator)
     return {
-        "input_ids": torch.where(real, ids, _IDS["pad_token_id"]),
+        "input_ids": torch.where(real, ids, IDS["pad_token_id"]),
         "attention_mask": real.to(torch.int64),
         "token_embeddings": torch.randn(batch, virtual_tokens + seq, hidden, generator=generator),
     }
 
 
-def _config_arguments(architecture: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Join the tiny sizes, the tokenizer's ids and the caller's overrides."""
-    return {"vocab_size": len(_VOCABULARY), **_SIZES.get(architecture, _COMMON), **_IDS, **overrides}
+def assert_padding_invariant(model: nn.Module, texts: Sequence[str] = TEXTS, **options: Any) -> PaddingReport:
+    """Assert that a text's embedding is the same alone and in batches with others.
+
+    Args:
+        model: A ``SentenceTransformer``, with hooks or without.
+        texts: At least two texts, of different lengths.
+        **options: What ``check_padding_invariance`` takes: ``tolerance``, ``batch_sizes``, ``prompt_name`` and so on.
+
+    Returns:
+        The report.
+
+    Raises:
+        AssertionError: If an embedding moves with its batch. The message is the report, and every text that moves, the
+            worst first.
+
+    Example:
+        >>> from peft_hooks.testing import assert_padding_invariant, tiny_model
+        >>> assert_padding_invariant(tiny_model("bert")).ok
+        True
+    """
+    from ._invariance import check_padding_invariance
+
+    report = check_padding_invariance(model, texts, **options)
+    moved = sorted((row for row in report.differences if not row.difference <= report.tolerance), key=_by_difference)
+    if moved:
+        rows = [f"  {row.difference:.2e} in a batch of {row.batch_size}: {row.text!r}" for row in moved]
+        raise AssertionError("\n".join([str(report), *rows]))
+    return report
 
 
-def _backbone_class(config: Any) -> Any:
-    """Return what builds the backbone that Sentence Transformers loads: T5's encoder alone, else the base model."""
-    import transformers
-
-    if config.model_type in ("t5", "mt5", "umt5"):
-        return getattr(transformers, f"{config.model_type.upper()}EncoderModel")
-    return transformers.AutoModel.from_config
+def _by_difference(row: Any) -> float:
+    return -float(row.difference)
 
 
-def _fill_weights(backbone: Any, seed: int) -> None:
-    """Replace every weight, since most architectures start so small that attention is next to uniform."""
-    import torch
+def assert_no_hooks_left(model: nn.Module, *, foreign: bool = False) -> None:
+    """Assert that no hook of this library is on any module of a model.
 
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, parameter in sorted(backbone.named_parameters()):  # by name: releases order them differently
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-            if parameter.ndim < 2:  # a bias, or a norm's weight around its neutral value, which may be 0 or 1
-                parameter.add_(0.1 * noise)
-            else:
-                parameter.copy_(1.3 * noise / _HIDDEN**0.5)
+    Args:
+        model: Any ``nn.Module``.
+        foreign: Whether hooks of others count, too.
 
+    Raises:
+        AssertionError: If there are any. The message names each, its module and its owner.
 
-def _tiny_tokenizer(architecture: str) -> Any:
-    """Return a tokenizer of whole lower-case words, with the architecture's own way to frame a text."""
-    import transformers
-    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+    Example:
+        >>> import torch
+        >>> from peft_hooks import HookRegistry, LogShapes
+        >>> from peft_hooks.testing import assert_no_hooks_left
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3))
+        >>> with HookRegistry(model).attached(LogShapes(), to="0", name="log"):
+        ...     assert_no_hooks_left(model)
+        Traceback (most recent call last):
+        ...
+        AssertionError: hooks are left on Sequential:
+          Linear '0': log (LogShapes) of registry ...
+        >>> assert_no_hooks_left(model)
+    """
+    from ._left import hooks_on, written
 
-    ids = {token: index for index, token in enumerate(_VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=_SPECIAL["unk_token"]))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    template = _TEMPLATES.get(architecture, "[CLS] $A [SEP]")
-    frame = [(token, ids[token]) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=frame)
-    if architecture == "qwen2":  # transformers >= 5.13 rebuilds it as byte-level BPE; only added tokens stay whole
-        tokenizer.add_tokens([AddedToken(word, single_word=True, lstrip=True, normalized=False) for word in _WORDS])
-    names = ["input_ids", "token_type_ids", "attention_mask"]
-    if architecture not in _WITH_TOKEN_TYPES:
-        names.remove("token_type_ids")
-    wrapper: Any = transformers.PreTrainedTokenizerFast
-    return wrapper(tokenizer_object=tokenizer, model_max_length=_MAX_LENGTH, model_input_names=names, **_SPECIAL)
+    left = hooks_on(model, foreign)
+    if left:
+        raise AssertionError(written(model, left))
 
 
-def _modules() -> Any:
-    """Import the namespace of the pipeline's modules, which has moved in Sentence Transformers 5.4."""
-    if importlib.util.find_spec("sentence_transformers.sentence_transformer"):
-        return importlib.import_module("sentence_transformers.sentence_transformer.modules")
-    return importlib.import_module("sentence_transformers.models")
+def assert_shapes(
+    tensors: Tensor | Sequence[Any] | Mapping[str, Any], contract: str | Mapping[str, str]
+) -> dict[str, int]:
+    """Assert the dimensions of tensors with no model around them, such as what a hook returns.
 
+    Args:
+        tensors: A tensor, or a dict or tuple with tensors in it.
+        contract: As ``AssertDimensions`` takes it; for a single tensor, its dimensions alone: ``"batch seq 8"``.
 
-def _pooling(width: int, modes: str | tuple[str, ...], include_prompt: bool) -> Any:
-    """Build a Pooling module: with names since Sentence Transformers 5.4, with one flag per mode before."""
-    wanted = {modes} if isinstance(modes, str) else set(modes)
-    if not wanted <= set(POOLING_MODES):
-        raise ValueError(f"unknown pooling modes {sorted(wanted - set(POOLING_MODES))}; known: {POOLING_MODES}")
-    ordered = [mode for mode in POOLING_MODES if mode in wanted]
-    pooling_class = _modules().Pooling
-    if len(ordered) == 1:
-        return pooling_class(width, ordered[0], include_prompt=include_prompt)
-    if "pooling_mode_lasttoken" not in inspect.signature(pooling_class).parameters:
-        return pooling_class(width, ordered, include_prompt=include_prompt)
-    flags = {f"pooling_mode_{_FLAGS.get(mode, mode)}": mode in wanted for mode in POOLING_MODES}
-    return pooling_class(width, include_prompt=include_prompt, **flags)
+    Returns:
+        What every name is bound to.
+
+    Raises:
+        AssertionError: If a tensor disagrees.
+        ValueError: If the contract cannot be read.
+
+    Example:
+        >>> from peft_hooks.testing import assert_shapes, tiny_features
+        >>> assert_shapes(tiny_features(virtual_tokens=0), {"token_embeddings": "b s 8", "attention_mask!": "i64: b s"})
+        {'b': 2, 's': 6}
+    """
+    from ._dimension_spec import parse
+    from ._dimension_values import output_of
+    from ._dimensions import disagreement
+
+    bound: dict[str, Any] = {}
+    spec = parse({"": contract} if isinstance(contract, str) else contract)
+    reason = disagreement(spec, output_of, tensors, bound, {}, "")
+    if reason is not None:
+        raise AssertionError(reason.message)
+    return {name: size for name, (size, *_) in bound.items()}

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from peft_hooks import UnsupportedModelError, prompt_mask_hooks
-from peft_hooks.testing import TEXTS, _pooling, tiny_model
+from peft_hooks._tiny import make_pooling
+from peft_hooks.testing import TEXTS, tiny_model
 
 from .methods import METHODS, Unavailable, put_adapter
 from .reference import NoReference, reference_embedding
@@ -62,7 +63,7 @@ def pipeline(transformer: Any, pooling: str | tuple[str, ...], include_prompt: b
     from sentence_transformers import SentenceTransformer
 
     width = tiny_width(transformer)
-    return SentenceTransformer(modules=[transformer, _pooling(width, pooling, include_prompt)], device="cpu").eval()
+    return SentenceTransformer(modules=[transformer, make_pooling(width, pooling, include_prompt)], device="cpu").eval()
 
 
 def tiny_width(transformer: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import threading
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from peft_hooks import AssertDimensions, DimensionError, Hook, HookRegistry
-from peft_hooks._dimensions import Bindings, Bound, Dimension, disagreement, parse
+from peft_hooks import AssertDimensions, DimensionError, DimensionWarning, Hook, HookRegistry, LogShapes
+from peft_hooks._bindings import Bindings, Bound
+from peft_hooks._dimension_spec import parse
+from peft_hooks._dimension_values import output_of
+from peft_hooks._dimensions import disagreement
 
 
 class Update(nn.Module):
@@ -40,35 +44,11 @@ def message(hook: Hook, features: Any, module: nn.Module | None = None) -> str:
     return str(caught.value)
 
 
+def sizes(bindings: Bindings) -> dict[str, int]:
+    return {name: size for name, (size, *_) in bindings.forward().bound.items()}
+
+
 TEXT = {"token_embeddings": "batch seq hidden", "attention_mask": "batch seq"}
-
-# -- contracts ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_contract_has_names_sizes_both_and_any() -> None:
-    assert parse({"x": "batch 3 hidden=384 _ _=2", "y": ""}) == (
-        (
-            "x",
-            (
-                Dimension("batch", None),
-                Dimension(None, 3),
-                Dimension("hidden", 384),
-                Dimension(None, None),
-                Dimension(None, 2),
-            ),
-        ),
-        ("y", ()),
-    )
-
-
-@pytest.mark.parametrize("text", ["a-b", "3x", "=3", "a=b", "a=", "*", "-1"])
-def test_what_is_no_dimension_is_refused_when_the_hook_is_made(text: str) -> None:
-    with pytest.raises(ValueError, match="is no dimension") as caught:
-        AssertDimensions({"x": f"batch {text}"})
-    assert str(caught.value) == (
-        f"{text!r} in the contract of 'x' is no dimension: write a name, a size, name=size or _"
-    )
-
 
 # -- one module --------------------------------------------------------------------------------------------------------
 
@@ -169,6 +149,195 @@ def test_a_module_inside_another_has_bindings_of_its_own() -> None:
     assert model({"x": torch.zeros(3, 2)})["y"].shape == (3, 2)
 
 
+# -- the language ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 9, 4), (2, 3, 9, 4)])
+def test_an_ellipsis_is_any_number_of_dimensions(shape: tuple[int, ...]) -> None:
+    x = torch.zeros(shape)
+    for text in ("batch ... 4", "...", "... 4", "2 ...", "batch ... n=4"):
+        assert run(AssertDimensions({"x": text}), {"x": x})
+    assert message(AssertDimensions({"x": "batch ... hidden=5"}), {"x": x}) == (
+        f"Identity '0' input: x is {list(shape)}, but hidden = 5 is declared"
+    )
+
+
+def test_too_few_dimensions_for_an_ellipsis_are_named_with_the_least() -> None:
+    assert message(AssertDimensions({"x": "batch ... hidden=4"}), {"x": torch.zeros(4)}) == (
+        "Identity '0' input: x is [4], but should have at least 2 dimensions (batch ... hidden=4)"
+    )
+    assert message(AssertDimensions({"x": "n"}), {"x": torch.zeros(4, 4)}) == (
+        "Identity '0' input: x is [4, 4], but should have 1 dimension (n)"
+    )
+
+
+def test_a_dtype_outside_of_the_union_is_named() -> None:
+    hook = AssertDimensions({"mask": "i64|bool: batch seq"})
+    assert run(hook, {"mask": torch.zeros(2, 5, dtype=torch.bool)})
+    assert message(hook, {"mask": torch.zeros(2, 5)}) == (
+        "Identity '0' input: mask is f32 [2, 5], but should be i64 or bool"
+    )
+    assert message(AssertDimensions({"mask": "int: batch seq"}), {"mask": torch.zeros(2, 5, dtype=torch.bool)}) == (
+        "Identity '0' input: mask is bool [2, 5], but should be int"
+    )
+
+
+def test_a_required_tensor_that_is_missing_is_named_with_what_is_there() -> None:
+    hook = AssertDimensions({"token_embedings!": "batch seq hidden"})
+    features = {"token_embeddings": torch.zeros(2, 9, 4), "attention_mask": torch.zeros(2, 9), "text": ["a", "b"]}
+    assert message(hook, features) == (
+        "Identity '0' input: there is no 'token_embedings'; did you mean 'token_embeddings'? There is: "
+        "token_embeddings [2, 9, 4], attention_mask [2, 9]"
+    )
+    assert message(hook, {"x": torch.zeros(1)}) == (
+        "Identity '0' input: there is no 'token_embedings'. There is: x [1]"
+    )
+    assert message(hook, {}) == "Identity '0' input: there is no 'token_embedings'. There is: nothing"
+
+
+@pytest.mark.parametrize("value", [None, [[1, 1]], "text", 3])
+def test_what_is_required_has_to_be_a_tensor(value: Any) -> None:
+    assert "there is no 'mask'" in message(AssertDimensions({"mask!": "batch seq"}), {"mask": value})
+
+
+def test_a_name_with_an_underscore_holds_from_input_to_output_of_one_call() -> None:
+    hook = AssertDimensions({"x": "batch _width"}, {"y": "batch _width"}, bindings=Bindings())
+    model = nn.Sequential(Update(y=torch.zeros(2, 5), x=torch.zeros(2, 7)), Update(y=torch.zeros(2, 7)))
+    HookRegistry(model).attach(hook, to=Update)
+    assert model({"x": torch.zeros(2, 5)})
+    with pytest.raises(DimensionError) as caught:
+        model({"x": torch.zeros(2, 6)})
+    assert str(caught.value) == ("Update '0' output: y is [2, 5], but width = 6 was bound by x [2, 6]: 1 fewer")
+
+
+def test_a_name_of_the_call_is_another_than_the_same_name_of_the_forward() -> None:
+    assert run(AssertDimensions({"x": "width", "y": "_width"}), {"x": torch.zeros(3), "y": torch.zeros(4)})
+
+
+# -- where tensors are -------------------------------------------------------------------------------------------------
+
+
+class Attend(nn.Module):
+    def forward(self, query: Any, key: Any, mask: Any = None, **more: Any) -> Any:
+        return (query, {"scores": key}, [key, key])
+
+
+def attend(hook: Hook, *args: Any, **kwargs: Any) -> Any:
+    model = Attend()
+    with HookRegistry(model).attached(hook, to=""):
+        return model(*args, **kwargs)
+
+
+def test_inputs_go_by_the_name_or_number_of_a_parameter() -> None:
+    query, key = torch.zeros(2, 5, 4), torch.zeros(2, 7, 4)
+    by_name = AssertDimensions({"query": "batch q hidden", "key!": "batch k hidden", "mask": "batch k"})
+    assert attend(by_name, query, key)
+    assert attend(by_name, key=key, query=query, mask=torch.zeros(2, 7))
+    for arguments, keywords in (((query, key, torch.zeros(2, 6)), {}), ((query, key), {"mask": torch.zeros(2, 6)})):
+        with pytest.raises(DimensionError) as caught:
+            attend(by_name, *arguments, **keywords)
+        assert str(caught.value) == ("Attend '' input: mask is [2, 6], but k = 7 was bound by key [2, 7, 4]: 1 fewer")
+    with pytest.raises(DimensionError, match=r"1 is \[2, 7, 4\], but the size = 8 is declared"):
+        attend(AssertDimensions({"1": "2 8 4"}), query, key)
+    with pytest.raises(DimensionError, match=r"bias is \[3\]"):
+        attend(AssertDimensions({"bias": "4"}), query, key, bias=torch.zeros(3))
+
+
+def test_a_name_that_forward_does_not_know_is_no_optional_tensor() -> None:
+    with pytest.raises(DimensionError) as caught:
+        attend(AssertDimensions({"querry": "batch seq"}), torch.zeros(2, 5), torch.zeros(2, 7))
+    assert str(caught.value) == (
+        "Attend '' input: there is no 'querry'; did you mean 'query'? There is: query [2, 5], key [2, 7]"
+    )
+
+
+def test_the_empty_name_is_the_argument_and_the_output_itself() -> None:
+    hook = AssertDimensions({"": "batch _in=4"}, {"": "batch _out=3"})
+    assert run(hook, torch.zeros(2, 4), nn.Linear(4, 3)).shape == (2, 3)
+    assert message(hook, torch.zeros(2, 4), nn.Linear(4, 5)) == (
+        "Linear '0' output: the tensor is [2, 5], but out = 3 is declared"
+    )
+    named = AssertDimensions({"input": "batch 4"}, {"output": "batch 3"})
+    assert message(named, torch.zeros(2, 4), nn.Linear(4, 5)) == (
+        "Linear '0' output: output is [2, 5], but the size = 3 is declared"
+    )
+    assert message(AssertDimensions(outputs={"x": "batch 3"}), torch.zeros(2, 4)) == (
+        "Identity '0' output: there is no 'x'. There is: output [2, 4]"
+    )
+
+
+def test_a_module_that_returns_nothing_is_told() -> None:
+    class Forgets(nn.Module):
+        def forward(self, features: Any) -> None:
+            return None
+
+    hook = AssertDimensions(outputs={"x": "batch 3"})
+    assert message(hook, {"x": torch.zeros(2, 3)}, Forgets()) == ("Forgets '0' output: there is no 'x'. There is: None")
+
+
+def test_dots_go_into_tuples_and_dicts() -> None:
+    query, key = torch.zeros(2, 5), torch.zeros(2, 7)
+    assert attend(AssertDimensions(outputs={"0": "b q", "1.scores": "b k", "output.2.1": "b k"}), query, key)
+    with pytest.raises(DimensionError, match=r"1\.scores is \[2, 7\], but q = 5 was bound by 0 \[2, 5\]: 2 more"):
+        attend(AssertDimensions(outputs={"0": "b q", "1.scores": "b q"}), query, key)
+    with pytest.raises(DimensionError, match=r"query\.x is \[2, 5\]"):
+        attend(AssertDimensions({"query.x": "b 6"}), {"x": query}, key)
+    nested = {"past": ((query, key), (query, key)), "x": {"y": key}}
+    assert run(AssertDimensions({"past.1.0": "b q", "x.y!": "b k", "past.9": "b", "past.0.0.0": "b"}), nested)
+
+
+def test_a_model_output_goes_by_its_fields() -> None:
+    from transformers.modeling_outputs import BaseModelOutput
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> BaseModelOutput:
+            return BaseModelOutput(last_hidden_state=x, hidden_states=(x, x))
+
+    contract = {"last_hidden_state!": "batch hidden", "hidden_states": "layers=3 batch hidden"}
+    assert message(AssertDimensions(outputs=contract), torch.zeros(2, 4), Model()) == (
+        "Model '0' output: hidden_states is 2 x [2, 4], but layers = 3 is declared"
+    )
+
+
+def test_a_list_of_tensors_counts_as_their_stack() -> None:
+    hook = AssertDimensions({"layers": "float: n=3 batch seq"})
+    x = torch.zeros(2, 5)
+    assert run(hook, {"layers": (x, x, x)})
+    assert message(hook, {"layers": [x, x]}) == "Identity '0' input: layers is 2 x [2, 5], but n = 3 is declared"
+    assert message(hook, {"layers": [x, torch.zeros(2, 4), x]}) == (
+        "Identity '0' input: layers holds [2, 5] at 0, but [2, 4] at 1"
+    )
+    assert message(hook, {"layers": [x.long()] * 3}) == (
+        "Identity '0' input: layers is i64 3 x [2, 5], but should be float"
+    )
+
+
+# -- to raise or to warn, and when not to look -------------------------------------------------------------------------
+
+
+def test_a_check_that_warns_lets_the_forward_go_on_and_binds_nothing() -> None:
+    bindings = Bindings()
+    hook = AssertDimensions(TEXT, bindings=bindings, on_error="warn")
+    features = {"token_embeddings": torch.zeros(2, 9, 4), "attention_mask": torch.zeros(2, 5)}
+    with pytest.warns(DimensionWarning) as caught:
+        assert run(hook, features) is features
+    assert [str(warning.message) for warning in caught] == [
+        "Identity '0' input: attention_mask is [2, 5], but seq = 9 was bound by token_embeddings [2, 9, 4]: 4 fewer"
+    ]
+    assert sizes(bindings) == {}
+
+
+def test_another_answer_to_errors_is_refused() -> None:
+    with pytest.raises(ValueError, match="on_error is 'raise' or 'warn', not 'ignore'"):
+        AssertDimensions({}, on_error="ignore")  # type: ignore[arg-type]
+
+
+def test_features_that_are_laid_out_otherwise_are_not_checked() -> None:
+    hook = AssertDimensions({"x": "batch 3"}, {"x": "batch 3"}, unless="flat")
+    assert run(hook, {"x": torch.zeros(2, 4), "flat": True})
+    assert message(hook, {"x": torch.zeros(2, 4)})
+
+
 # -- several modules ---------------------------------------------------------------------------------------------------
 
 
@@ -205,33 +374,110 @@ def test_a_new_forward_forgets_the_one_before_also_after_an_error() -> None:
 
 
 def test_a_check_that_fails_binds_nothing() -> None:
-    bound: dict[str, Bound] = {}
     features = {"a": torch.zeros(2, 3), "b": torch.zeros(4, 3)}
-    assert disagreement(parse({"a": "x y", "b": "x y"}), features, bound, "here") is not None
     bindings = Bindings()
     hook = AssertDimensions({"a": "x y", "b": "x y"}, bindings=bindings)
     message(hook, features)
-    assert bindings.current() == {}
+    assert bindings.forward().bound == {}
     run(hook, {"a": torch.zeros(5, 6)})
-    before = bindings.current()
-    message(hook, {"a": torch.zeros(5, 6), "b": torch.zeros(5, 7)})
-    assert bindings.current() is before
-    assert {name: size for name, (size, *_) in before.items()} == {"x": 5, "y": 6}
+    assert sizes(bindings) == {"x": 5, "y": 6}
+    hook = AssertDimensions({"c": "x z"}, {"b": "x z"}, bindings=bindings)
+    message(hook, {"c": torch.zeros(5, 8), "b": torch.zeros(5, 7)})
+    assert sizes(bindings) == {}  # the module ran a second time: a new forward, in which nothing held
+    assert bindings.forward().running == []
 
 
 def test_a_reason_is_returned_with_the_difference_in_positions_and_agreement_is_none() -> None:
     bound: dict[str, Bound] = {}
-    spec = parse({"a": "seq width", "b": "seq width"})
-    assert disagreement(spec, {"a": torch.zeros(2, 3), "b": torch.zeros(2, 3)}, bound, "here") is None
-    assert bound == {name: Bound(size, "a", torch.Size([2, 3]), "here") for name, size in (("seq", 2), ("width", 3))}
-    assert disagreement(spec, {"b": torch.zeros(7, 3)}, bound, "here") == (
+    spec = parse({"a": "seq x", "b": "seq x"})
+    a = torch.zeros(2, 3)
+    assert disagreement(spec, output_of, {"a": a, "b": a}, bound, {}, "here") is None
+    assert bound == {"seq": (2, "a", a.shape, "here"), "x": (3, "a", a.shape, "here")}
+    assert disagreement(spec, output_of, {"b": torch.zeros(7, 3)}, bound, {}, "here") == (
         "b is [7, 3], but seq = 2 was bound by a [2, 3]: 5 more",
         5,
     )
-    assert disagreement(spec, {"b": torch.zeros(2, 8)}, bound, "here") == (
-        "b is [2, 8], but width = 3 was bound by a [2, 3]: 5 more",
-        0,  # not a matter of virtual tokens
+    assert disagreement(spec, output_of, {"b": torch.zeros(2, 7)}, bound, {}, "here") == (
+        "b is [2, 7], but x = 3 was bound by a [2, 3]: 4 more",
+        0,
     )
+
+
+def test_a_module_that_fails_leaves_bound_what_was_bound_before_it() -> None:
+    """The way out of an error that is caught inside the model starts with what held before."""
+
+    class Tries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Fails(), Update()
+
+        def forward(self, features: dict[str, Any]) -> Any:
+            with contextlib.suppress(ZeroDivisionError):
+                self.first({"x": torch.zeros(2, 7)})
+            return self.second(features)
+
+    class Fails(nn.Module):
+        def forward(self, features: dict[str, Any]) -> Any:
+            raise ZeroDivisionError
+
+    model, bindings = Tries(), Bindings()
+    registry = HookRegistry(model)
+    registry.attach(AssertDimensions({"mask": "batch"}, {"x": "batch seq"}, bindings=bindings), to="")
+    registry.attach(AssertDimensions({"x": "batch seq"}, bindings=bindings), to="first")
+    registry.attach(AssertDimensions({"x": "batch seq"}, bindings=bindings), to="second")
+    assert model({"mask": torch.zeros(2), "x": torch.zeros(2, 5)})
+    assert sizes(bindings) == {"batch": 2, "seq": 5}
+    with pytest.raises(DimensionError):
+        model({"mask": torch.zeros(3), "x": torch.zeros(2, 5)})
+    assert sizes(bindings) == {}
+    assert bindings.forward().running == []
+
+
+def test_a_forward_that_was_interrupted_leaves_nothing_for_the_next() -> None:
+    """PyTorch runs no forward hook after a KeyboardInterrupt."""
+
+    class Interrupted(nn.Module):
+        stop = True
+
+        def forward(self, features: Any) -> Any:
+            if self.stop:
+                raise KeyboardInterrupt
+            return features
+
+    model, bindings = nn.Sequential(Interrupted(), nn.Identity()), Bindings()
+    HookRegistry(model).attach(AssertDimensions({"x": "batch"}, bindings=bindings), to=lambda path, module: bool(path))
+    with pytest.raises(KeyboardInterrupt):
+        model({"x": torch.zeros(3)})
+    model[0].stop = False
+    assert model({"x": torch.zeros(4)})
+    assert sizes(bindings) == {"batch": 4}
+    assert bindings.forward().running == []
+
+
+def test_two_hooks_of_one_forward_may_sit_on_one_module() -> None:
+    bindings = Bindings()
+    model = nn.Sequential(nn.Identity())
+    registry = HookRegistry(model)
+    registry.attach(AssertDimensions({"x": "n"}, {"x": "n"}, bindings=bindings), to="0")
+    registry.attach(AssertDimensions({"y": "n"}, {"y": "n"}, bindings=bindings), to="0")
+    assert model({"x": torch.zeros(3), "y": torch.zeros(3)})
+    with pytest.raises(DimensionError, match=r"y is \[4\], but n = 3 was bound by x \[3\]: 1 more"):
+        model({"x": torch.zeros(3), "y": torch.zeros(4)})
+
+
+def test_a_hook_that_is_attached_while_its_module_runs_waits_for_the_next_call() -> None:
+    class Attaches(nn.Module):
+        def forward(self, features: Any) -> Any:
+            if "check" not in registry:
+                registry.attach(AssertDimensions(outputs={"x": "4"}), to="0", name="check")
+            return features
+
+    model = nn.Sequential(Attaches())
+    registry = HookRegistry(model)
+    registry.attach(LogShapes(), to="0", order=-1)
+    assert model({"x": torch.zeros(3)})
+    with pytest.raises(DimensionError):
+        model({"x": torch.zeros(3)})
 
 
 def test_threads_do_not_see_each_others_bindings() -> None:
@@ -282,10 +528,12 @@ def test_a_copied_model_shares_bindings_among_its_own_hooks_only(copied: Any) ->
 
 
 def test_bindings_of_a_copy_begin_empty() -> None:
-    bindings = Bindings()
-    bindings.keep({"x": Bound(2, "a", torch.Size([2]), "here")})
-    assert copy.deepcopy(bindings).current() == {}
-    assert len(bindings.current()) == 1
+    bindings = Bindings(joined=False)
+    bindings.forward().bound = {"x": (2, "a", torch.Size([2]), "here")}
+    twin = copy.deepcopy(bindings)
+    assert twin.forward().bound == {}
+    assert twin.joined is False
+    assert len(bindings.forward().bound) == 1
 
 
 def test_dimensions_are_checked_without_reading_a_value() -> None:
@@ -300,14 +548,26 @@ def test_dimensions_are_checked_without_reading_a_value() -> None:
         )
 
 
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
 @pytest.mark.parametrize("bindings", [None, Bindings()], ids=["own", "shared"])
-def test_a_check_compiles_without_a_graph_break(bindings: Bindings | None) -> None:
+def test_a_check_compiles_without_a_graph_break(bindings: Bindings | None, on_error: Any) -> None:
     torch._dynamo.reset()
     model = nn.Sequential(nn.Identity())
-    HookRegistry(model).attach(AssertDimensions(TEXT, TEXT, bindings=bindings), to="0")
+    text = {"token_embeddings!": "float: ... seq _width", "attention_mask": "f32|i64: _ seq", "not there": "seq"}
+    hook = AssertDimensions(text, text, bindings=bindings, on_error=on_error, unless="flat")
+    HookRegistry(model).attach(hook, to="0")
     features = {"token_embeddings": torch.zeros(2, 9, 4), "attention_mask": torch.zeros(2, 9)}
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert compiled(features)["attention_mask"].shape == (2, 9)
+
+
+def test_a_check_of_parameters_by_name_compiles_without_a_graph_break() -> None:
+    torch._dynamo.reset()
+    model = Attend()
+    contract = {"key": "batch k hidden", "mask": "batch k", "query": "batch q hidden"}
+    HookRegistry(model).attach(AssertDimensions(contract, {"2": "2 batch k hidden"}), to="")
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(2, 5, 4), torch.zeros(2, 7, 4), torch.zeros(2, 7))[0].shape == (2, 5, 4)
 
 
 def test_the_hook_is_written_with_its_contracts() -> None:

@@ -1,0 +1,78 @@
+"""What Sentence Transformers' own modules are and declare: names of attributes that differ between releases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+KINDS = frozenset(
+    {
+        "CNN",
+        "Dense",
+        "Dropout",
+        "LSTM",
+        "LayerNorm",
+        "MultiVectorMask",
+        "Normalize",
+        "Pooling",
+        "Router",
+        "SpladePooling",
+        "Transformer",
+        "WeightedLayerPooling",
+        "WordEmbeddings",
+        "WordWeights",
+    }
+)
+
+FLATTENED = "cu_seq_lens_q"
+"""The key of features whose texts are laid out end to end in one row, since 5.4 with Flash Attention 2."""
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """Return the name of the class of Sentence Transformers whose forward this module has, or None.
+
+    The classes have moved (5.4), their names have not. A subclass with a forward of its own has a contract of its own.
+    """
+    for kind in type(module).__mro__:
+        if kind.__name__ in KINDS and kind.__module__.partition(".")[0] == "sentence_transformers":
+            return kind.__name__ if type(module).forward is kind.forward else None  # type: ignore[attr-defined]
+    return None
+
+
+def token_width(module: Any) -> int | None:
+    """Return how wide the token embeddings are that a module declares to take; renamed in 5.4."""
+    names = ("embedding_dimension", "word_embedding_dimension", "in_embedding_dimension", "in_word_embedding_dimension")
+    declared = (getattr(module, name, None) for name in names)
+    return next((int(width) for width in declared if width is not None), None)
+
+
+def names_in_and_out(module: Any) -> tuple[str, str]:
+    """Return which features a Dense or Normalize module reads and writes: the user's choice since 5.4 and 6.0."""
+    name = getattr(module, "module_input_name", "sentence_embedding")
+    return name, getattr(module, "module_output_name", None) or name
+
+
+def layers_of(pooling: Any) -> int | None:
+    """Return how many layers a WeightedLayerPooling module takes, embeddings included; None if any number fits."""
+    weights = pooling.layer_weights.numel()
+    return None if weights == 1 else int(pooling.layer_start + weights)
+
+
+def routes_of(router: Any) -> list[list[nn.Module]]:
+    """Return the modules of each route of a Router. One route always runs: before 5.0 it is Asym, where none may."""
+    return [list(route.children()) for route in router.sub_modules.values()]
+
+
+def steps_of(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that a pipeline calls one after another, those in the routes of a Router among them."""
+    if not isinstance(model, (nn.Sequential, nn.ModuleDict)) and kind_of(model) != "Router":
+        return
+    for name, child in model.named_children():
+        inner = f"{path}.{name}" if path else name
+        routes = isinstance(child, (nn.Sequential, nn.ModuleDict)) or kind_of(child) == "Router"
+        if routes:
+            yield from steps_of(child, inner)
+        else:
+            yield inner, child

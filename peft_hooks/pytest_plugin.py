@@ -1,0 +1,98 @@
+"""Fixtures for tests of models and hooks, in every pytest run where peft_hooks is installed.
+
+Nothing is imported before a fixture is used: not even torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ._left import Left
+    from ._registry import HookRegistry
+
+
+@pytest.fixture
+def tiny_sentence_model(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Make tiny SentenceTransformers: takes what ``peft_hooks.testing.tiny_model`` takes, one architecture or more.
+
+    Skips the test where the installed transformers does not have the architecture. In a test with ``no_hooks_left``
+    the models are watched.
+
+    Example:
+        >>> def test_padding(tiny_sentence_model):
+        ...     assert_padding_invariant(tiny_sentence_model("bert", pooling="cls"))
+    """
+    watch = _watch(request)
+
+    def make(architecture: str = "bert", **options: Any) -> Any:
+        from .testing import tiny_model
+
+        try:
+            model = tiny_model(architecture, **options)
+        except ValueError as error:
+            if "has no architecture" not in str(error):
+                raise
+            return pytest.skip(str(error))
+        return model if watch is None else watch(model)
+
+    return make
+
+
+@pytest.fixture
+def no_hooks_left() -> Iterator[Callable[[Any], Any]]:
+    """Fail the test at its end if a model that was watched has a hook more than before, whoever put it there.
+
+    Example:
+        >>> def test_block(no_hooks_left):
+        ...     model = no_hooks_left(load_model())
+        ...     with prompt_mask_hooks(model):
+        ...         model.encode("a text")
+    """
+    watched: list[tuple[nn.Module, set[Left]]] = []
+
+    def watch(model: Any) -> Any:
+        from ._left import hooks_on
+
+        watched.append((model, set(hooks_on(model, foreign=True))))
+        return model
+
+    yield watch
+    for model, before in watched:
+        from ._left import hooks_on, written
+
+        left = [hook for hook in hooks_on(model, foreign=True) if hook not in before]
+        if left:
+            pytest.fail(written(model, left), pytrace=False)
+
+
+def _watch(request: pytest.FixtureRequest) -> Callable[[Any], Any] | None:
+    """Return what ``no_hooks_left`` gives the test, if it has it, and so set it up before the fixture that asks."""
+    return request.getfixturevalue("no_hooks_left") if "no_hooks_left" in request.fixturenames else None
+
+
+@pytest.fixture
+def assert_dimensions(request: pytest.FixtureRequest) -> Iterator[Callable[..., HookRegistry]]:
+    """Check named dimensions in every forward until the test ends: takes what ``peft_hooks.assert_dimensions`` takes.
+
+    Example:
+        >>> def test_encoder(assert_dimensions):
+        ...     model = make_model()
+        ...     assert_dimensions(model, {"encoder": {"x": "batch seq 64", "mask": "bool: batch seq"}})
+        ...     train(model)
+    """
+    _watch(request)
+    with contextlib.ExitStack() as stack:
+
+        def attach(model: Any, contracts: Any = None, **options: Any) -> HookRegistry:
+            from ._assert import assert_dimensions as block
+
+            return stack.enter_context(block(model, contracts, **options))
+
+        yield attach

@@ -1,0 +1,250 @@
+"""``peft_hooks.testing`` and the pytest plugin: what users test their own hooks with."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import peft_hooks
+from peft_hooks import Hook, HookRegistry, LogShapes, register_prompt_mask_hooks, trace_shapes
+from peft_hooks.testing import (
+    TEXTS,
+    assert_no_hooks_left,
+    assert_padding_invariant,
+    assert_shapes,
+    tiny_features,
+    tiny_model,
+)
+
+from .methods import put_adapter
+
+pytest_plugins = ("pytester", "peft_hooks.pytest_plugin")
+
+
+class ReadsPadding(Hook):
+    """Makes an embedding depend on the length of its batch."""
+
+    def after(self, call: Any, output: Any) -> Any:
+        return {**output, "sentence_embedding": output["sentence_embedding"] + output["attention_mask"].size(1)}
+
+
+# -- padding -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_right_passes_with_its_report() -> None:
+    report = assert_padding_invariant(tiny_model())
+    assert report.ok
+    assert [row.text for row in report.differences] == list(TEXTS)
+
+
+def test_a_model_that_is_not_fails_with_the_report_and_the_texts_the_worst_first() -> None:
+    model = tiny_model()
+    with HookRegistry(model).attached(ReadsPadding(), to="pooling"), pytest.raises(AssertionError) as caught:
+        assert_padding_invariant(model, ["a cat", "the dog sleeps on the warm sofa"], batch_sizes=[2])
+    first, worst, *others = str(caught.value).splitlines()
+    assert first.startswith(
+        "2 embeddings depend on their batch: largest difference 5.00e+00 (tolerance 1e-04), of 'a cat'"
+    )
+    assert worst == "  5.00e+00 in a batch of 2: 'a cat'"
+    assert others == []
+
+
+def test_options_reach_the_check() -> None:
+    model = tiny_model()
+    with HookRegistry(model).attached(ReadsPadding(), to="pooling"):
+        assert assert_padding_invariant(model, TEXTS, tolerance=100.0).tolerance == 100.0
+
+
+# -- hooks that are left -----------------------------------------------------------------------------------------------
+
+
+def test_every_hook_of_the_library_is_named_with_its_module_and_owner() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    registry = HookRegistry(model, owner="mine")
+    registry.attach(LogShapes(), to="0", name="log")
+    registry.attach(ReadsPadding(), to="0", name="reads", order=1)
+    registry.attach(LogShapes(), to="1")
+    with pytest.raises(AssertionError) as caught:
+        assert_no_hooks_left(model)
+    assert str(caught.value) == (
+        "hooks are left on Sequential:\n"
+        "  Linear '0': log (LogShapes), reads (ReadsPadding) of mine\n"
+        "  ReLU '1': LogShapes (LogShapes) of mine"
+    )
+    registry.clear()
+    assert_no_hooks_left(model)
+
+
+def test_a_trace_that_runs_counts_and_one_that_is_over_does_not() -> None:
+    model = nn.Sequential(nn.Linear(2, 3))
+    with trace_shapes(model), pytest.raises(AssertionError, match=r"Linear '0': peft_hooks\._tap\.Tap"):
+        assert_no_hooks_left(model)
+    assert_no_hooks_left(model, foreign=True)
+
+
+def test_hooks_of_others_count_when_asked_for() -> None:
+    model = nn.Sequential(nn.Linear(2, 3))
+
+    def theirs(*_: Any) -> None:
+        return None
+
+    handles = [
+        model[0].register_forward_hook(theirs),
+        model[0].register_forward_pre_hook(theirs),
+        model.register_full_backward_hook(theirs),
+        model.register_full_backward_pre_hook(ReadsPadding().after),
+    ]
+    assert_no_hooks_left(model)
+    with pytest.raises(AssertionError) as caught:
+        assert_no_hooks_left(model, foreign=True)
+    name = "tests.test_testing.test_hooks_of_others_count_when_asked_for.<locals>.theirs"
+    assert str(caught.value) == (
+        "hooks are left on Sequential:\n"
+        "  Sequential '': tests.test_testing.ReadsPadding (backward pre-hook)\n"
+        f"  Sequential '': {name} (backward hook)\n"
+        f"  Linear '0': {name} (forward pre-hook, forward hook)"
+    )
+    for handle in handles:
+        handle.remove()
+    assert_no_hooks_left(model, foreign=True)
+
+
+def test_the_mask_hooks_leave_nothing() -> None:
+    model = tiny_model()
+    put_adapter(model, "prompt_tuning")
+    handle = register_prompt_mask_hooks(model)
+    with pytest.raises(
+        AssertionError, match="mask:0 \\(ExtendPromptMask\\), check:0 \\(AssertDimensions\\) of Options"
+    ):
+        assert_no_hooks_left(model)
+    handle.remove()
+    assert_no_hooks_left(model, foreign=True)
+
+
+# -- shapes of hand-made tensors ---------------------------------------------------------------------------------------
+
+
+def test_shapes_that_agree_are_returned_by_name() -> None:
+    text = {"token_embeddings": "float: batch seq 8", "attention_mask!": "i64: batch seq"}
+    assert assert_shapes(tiny_features(virtual_tokens=0), text) == {"batch": 2, "seq": 6}
+    assert assert_shapes(torch.zeros(3, 4), "batch ... 4") == {"batch": 3}
+    assert assert_shapes((torch.zeros(3), [torch.zeros(2)]), {"0": "a", "1.0": "b"}) == {"a": 3, "b": 2}
+
+
+def test_shapes_that_disagree_are_named() -> None:
+    with pytest.raises(AssertionError) as caught:
+        assert_shapes(tiny_features(), {"token_embeddings": "batch seq 8", "attention_mask": "batch seq"})
+    assert str(caught.value) == "attention_mask is [2, 6], but seq = 9 was bound by token_embeddings [2, 9, 8]: 3 fewer"
+    with pytest.raises(AssertionError, match=r"the tensor is \[3\], but should have 2 dimensions \(batch seq\)"):
+        assert_shapes(torch.zeros(3), "batch seq")
+    with pytest.raises(AssertionError, match="there is no 'mask'"):
+        assert_shapes({}, {"mask!": "batch"})
+
+
+# -- the examples in docstrings ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["_assert", "_contracts", "_dimension_spec", "_dimensions", "_hook", "_registry", "testing"]
+)
+def test_the_examples_run(name: str) -> None:
+    module = importlib.import_module(f"peft_hooks.{name}")
+    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.REPORT_NDIFF)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+# -- the pytest plugin -------------------------------------------------------------------------------------------------
+
+
+def test_the_plugin_and_the_package_import_neither_torch_nor_what_needs_it() -> None:
+    heavy = {"torch", "sentence_transformers", "peft", "transformers", "rich"}
+    code = (
+        f"import peft_hooks.pytest_plugin, peft_hooks.testing, sys; sys.exit(str(sorted({heavy} & set(sys.modules))))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.stderr.strip() == "[]"
+
+
+def test_the_public_names_are_those_that_are_imported_when_used() -> None:
+    homes = [name for names in peft_hooks._HOMES.values() for name in names]
+    assert sorted(homes) == sorted(peft_hooks.__all__)
+    assert peft_hooks.__all__ == sorted(peft_hooks.__all__)
+    for name in peft_hooks.__all__:
+        assert getattr(peft_hooks, name).__name__ == name
+        assert name in dir(peft_hooks)
+    with pytest.raises(AttributeError, match="module 'peft_hooks' has no attribute 'Hok'"):
+        peft_hooks.Hok  # noqa: B018
+
+
+def test_the_fixture_makes_tiny_models(tiny_sentence_model: Any) -> None:
+    model = tiny_sentence_model(pooling="cls")
+    assert len(model.encode("a cat")) == 32
+
+
+def test_the_fixture_checks_until_the_test_ends(assert_dimensions: Any, no_hooks_left: Any) -> None:
+    model = no_hooks_left(nn.Sequential(nn.Linear(2, 3)))
+    assert_dimensions(model, {"0": {"": "batch 2"}})
+    with pytest.raises(peft_hooks.DimensionError):
+        model(torch.zeros(3, 2, 2))
+
+
+OUTCOMES = """
+import pytest
+from torch import nn
+
+from peft_hooks import HookRegistry, LogShapes, prompt_mask_hooks
+
+def test_leaves_a_hook(no_hooks_left):
+    model = no_hooks_left(nn.Sequential(nn.ReLU()))
+    HookRegistry(model, owner="mine").attach(LogShapes(), to="0", name="log")
+
+def test_leaves_a_hook_of_another(no_hooks_left):
+    model = nn.Sequential(nn.ReLU())
+    model.register_forward_hook(print)
+    no_hooks_left(model)[0].register_forward_hook(print)
+
+def test_leaves_none(no_hooks_left):
+    model = no_hooks_left(nn.Sequential(nn.ReLU()))
+    with HookRegistry(model).attached(LogShapes(), to="0"):
+        pass
+
+def test_leaves_one_on_a_tiny_model(no_hooks_left, tiny_sentence_model):
+    HookRegistry(tiny_sentence_model(), owner="mine").attach(LogShapes(), to="pooling", name="log")
+
+def test_needs_another_release(tiny_sentence_model):
+    tiny_sentence_model("no-such-model")
+
+def test_is_wrong(tiny_sentence_model):
+    tiny_sentence_model(pooling="no-such-mode")
+
+def test_disagrees(assert_dimensions, no_hooks_left):
+    import torch
+    model = no_hooks_left(nn.Sequential(nn.ReLU()))
+    assert_dimensions(model, {"0": {"": "batch 3"}})
+    model(torch.zeros(2, 4))
+"""
+
+
+def test_the_fixtures_pass_fail_and_skip(pytester: Any) -> None:
+    pytester.makepyfile(OUTCOMES)
+    found = pytester.runpytest_inprocess("-p", "peft_hooks.pytest_plugin", "-rs", "-p", "no:cacheprovider")
+    found.assert_outcomes(passed=4, failed=2, errors=3, skipped=1)
+    found.stdout.fnmatch_lines_random(
+        [
+            "*ERROR at teardown of test_leaves_a_hook*",
+            "  ReLU '0': log (LogShapes) of mine",
+            "  ReLU '0': builtins.print (forward hook)",
+            "  Pooling '1': log (LogShapes) of mine",
+            "SKIPPED*no architecture 'no-such-model'*",
+            "*unknown pooling modes*",
+            "*DimensionError: ReLU '0' input: the tensor is [[]2, 4[]], but the size = 3 is declared",
+        ]
+    )
