@@ -221,3 +221,22 @@ def missing_in_prompt_length(model: nn.Module) -> int:
 
 def _release() -> str:
     return str(getattr(sys.modules.get("sentence_transformers"), "__version__", "0"))
+
+
+def cls_part(pooling: Any) -> slice | None:
+    """Return which components of a Pooling module's embedding are ``cls``, or None if none are.
+
+    Before 5.4 ``cls`` is always the first of several modes; since then the modes have the user's own order.
+    """
+    mode = getattr(pooling, "pooling_mode", "cls")
+    order = (mode,) if isinstance(mode, str) else tuple(mode)
+    if "cls" not in pooling_modes(pooling):
+        return None
+    width = pooling_widths(pooling)[0]
+    return slice(order.index("cls") * width, (order.index("cls") + 1) * width)
+
+
+def routes_of(model: nn.Module) -> list[str]:
+    """Return the routes of a model's Router, for ``encode(task=...)``: since 5.0."""
+    routers: list[Any] = [module for module in model.modules() if type(module).__name__ == "Router"]
+    return list(dict.fromkeys(route for router in routers for route in router.sub_modules))

