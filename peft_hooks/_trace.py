@@ -76,8 +76,11 @@ def trace_shapes(
         recorder.peft_models = find_peft_models(paths)
         chosen = None if select is None else {module for _, module in find(model, select, find_roles)}
         for module, tap in _taps(recorder, paths, depth, chosen):
-            handles.append(module.register_forward_pre_hook(tap.before, with_kwargs=True))
-            handles.append(module.register_forward_hook(tap.after, always_call=True))
+            if tap.leaf:
+                handles.append(module.register_forward_hook(tap.whole, with_kwargs=True, always_call=True))
+            else:
+                handles.append(module.register_forward_pre_hook(tap.before, with_kwargs=True))
+                handles.append(module.register_forward_hook(tap.after, always_call=True))
             recorder.taps.append(tap)
         yield trace
     finally:
@@ -99,7 +102,8 @@ def _taps(
         recorded = (chosen is None or module in chosen) and (depth is None or level <= depth)
         if (recorded or level <= 1) and not isinstance(module, torch.jit.ScriptModule):
             runs = type(module).forward is not nn.Module.forward
-            yield module, Tap(recorder, places, type(module).__name__, parameters_of(module), recorded, runs)
+            leaf = level > 1 and not module._modules
+            yield module, Tap(recorder, places, type(module).__name__, parameters_of(module), recorded, runs, leaf)
 
 
 def parameters_of(module: nn.Module) -> tuple[str, ...]:
