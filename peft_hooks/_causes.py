@@ -14,6 +14,7 @@ from torch import nn
 
 from ._causes_broken import broken_promise
 from ._causes_inputs import too_long
+from ._causes_missing import argument, missing_key, named_argument, none
 from ._causes_shapes import because_of_shapes
 from ._failure import Finding
 from ._format import dtype_of
@@ -59,15 +60,16 @@ class Scene:
 def find_cause(scene: Scene) -> Finding:
     """Return the cause of the first rule that applies, or one of kind ``"unknown"``."""
     for rule in (
-        _missing_key,
-        _none,
-        _argument,
-        _named_argument,
+        missing_key,
+        none,
+        argument,
+        named_argument,
         broken_promise,
         _device,
         _dtype,
         _index,
         because_of_shapes,
+        _turned,
     ):
         finding = rule(scene)
         if finding is not None:
@@ -75,79 +77,14 @@ def find_cause(scene: Scene) -> Finding:
     return Finding("unknown", "no known cause: the shapes that were recorded do not tell")
 
 
-def _missing_key(scene: Scene) -> Finding | None:
-    if not issubclass(scene.kind, KeyError):
+def _turned(scene: Scene) -> Finding | None:
+    """An error that tells nothing, after a module exchanged batch and length."""
+    origin = scene.history.turned()
+    if origin is None:
         return None
-    key = scene.message.strip("'\"")
-    rows = scene.history.rows
-    had = [row for row in rows if row.index < scene.row.index and any(leaf.key == key for leaf in row.outputs)]
-    given = sorted({leaf.key for leaf in scene.row.inputs})
-    if key in given:
-        return None
-    cause = f"{key!r} is not among what {scene.row.where} was given ({', '.join(given) or 'nothing'})"
-    last = next((row for row in reversed(had) if row.forward == scene.row.forward), None)
-    if last is not None:
-        cause += f"; it came out of {last.where}"
-        return Finding("key", cause, f"look at what happens to {key!r} after {last.where}", culprit=last.path)
-    return Finding("key", cause, f"put {key!r} into what the model is called with, or in a module before this one")
-
-
-def _none(scene: Scene) -> Finding | None:
-    if not re.search("NoneType|None$|got None|be None", scene.message):
-        return None
-    history = scene.history
-    # An output of None first: optional arguments are None all the time.
-    for event in reversed(history.events):
-        row = event.row
-        if event.side == "out" and row.state == "done" and [leaf.text for leaf in row.outputs] == ["None"]:
-            cause = f"{row.where} returned None{scene.on(row.path)}"
-            return Finding("none", cause, f"look at what {row.where} returns", culprit=row.path)
-    names = [leaf.name for leaf in scene.row.inputs if leaf.text == "None"]
-    named = [name for name in names if name.rpartition(".")[2] in scene.message]
-    names = named or names
-    if not names:
-        return None
-    if len(names) > 1:
-        return Finding("none", f"{scene.row.where} was given None for {', '.join(names)}; one of them is needed here")
-    cure = f"give it a tensor for {names[0]!r}"
-    if names[0] == "task_ids" and scene.pipeline:
-        cure = "peft_hooks.register_prompt_mask_hooks(model, task_id=0), with the number of the task"
-    return Finding("none", f"{scene.row.where} was given None for {names[0]}", cure)
-
-
-def _named_argument(scene: Scene) -> Finding | None:
-    """A message that names an argument, such as ``You have to specify either input_ids or inputs_embeds``."""
-    if not issubclass(scene.kind, (ValueError, TypeError)) or not re.search(
-        "specify|require|provide|must", scene.message
-    ):
-        return None
-    names = [name for name in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", scene.message) if name not in scene.row.where]
-    given = {leaf.key: leaf for leaf in scene.row.inputs}
-    if not names or any(name in given and given[name].text != "None" for name in names):
-        return None
-    words = " and ".join(
-        f"{name} is None" if name in given else f"no {name} was given" for name in dict.fromkeys(names)
-    )
-    return Finding(
-        "none" if names[0] in given else "key", f"{scene.row.where} needs one of them: {words}", f"give it {names[0]}"
-    )
-
-
-def _argument(scene: Scene) -> Finding | None:
-    missing = re.search(r"missing (\d+ required .*)", scene.message)
-    unexpected = re.search(
-        r"(?:got an unexpected keyword argument|multiple values for argument) '(\w+)'", scene.message
-    )
-    if not issubclass(scene.kind, TypeError) or not (missing or unexpected or "positional argument" in scene.message):
-        return None
-    names = ", ".join(leaf.name for leaf in scene.row.inputs) or "nothing"
-    if missing is not None:
-        return Finding("argument", f"a forward was called with {missing[0]}; {scene.row.where} was given {names}")
-    if unexpected is not None:
-        return Finding("argument", f"the forward that was called takes no {unexpected[1]!r}, or has it already")
-    return Finding(
-        "argument", f"the arguments do not fit the forward that was called; {scene.row.where} was given {names}"
-    )
+    row, shape = origin.event.row, list(origin.leaf.shape or ())
+    cause = f"{row.where} was given [batch, length, ...] and returned {shape}: batch and length are transposed"
+    return Finding("transposed", cause + scene.on(row.path), f"look at what {row.where} returns", culprit=row.path)
 
 
 def _parameters(module: nn.Module) -> list[Any]:
@@ -223,6 +160,8 @@ def _short(one: Operand) -> str:
 def _odd(scene: Scene, one: Operand, kind: str, what: str) -> Finding:
     """Return a finding about a tensor that is not like the rest, with where it comes from."""
     origin = scene.history.origin(one.leaf)
+    if origin is None or not origin.made:  # a part of a tensor, made between the calls: go back to the whole
+        origin = scene.history.first(lambda leaf: getattr(leaf, kind) == getattr(one.leaf, kind)) or origin
     source = "" if origin is None or origin.event.row is one.row else f", {origin.source(scene.history.rows)},"
     if origin is None or not origin.made:
         return Finding(kind, f"{one.label}{source} {what}", f"convert {one.label} before the call")

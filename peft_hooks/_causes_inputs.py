@@ -45,10 +45,13 @@ def inputs_disagree(scene: Scene, clash: Clash | None) -> Finding | None:
                 if a == b or 1 in (a, b) or (clash is not None and {a, b} != set(clash.sizes)):
                     continue
                 kind = kind_of_dimension(place, 3)
-                bounds = tuple(scene.history.bound(Operand(leaf, leaf.name, None), place) for leaf in (one, other))
+                pair = [Operand(leaf, leaf.name, None) for leaf in (one, other)]
+                bounds = tuple(scene.history.bound(operand, place) for operand in pair)
                 words = f"{one.name} {list(one.shape or ())} and {other.name} {list(other.shape or ())}"
                 cause = f"{row.where} was given {words}, which are not of one {kind}"
-                made = next((bound.path for bound in bounds[::-1] if bound.path is not None), None)
+                births = [birth for birth in (scene.history.birth(operand, place) for operand in pair) if birth]
+                odd = max(births, key=lambda birth: birth.when, default=None)
+                made = odd.event.row.path if odd is not None and odd.made else None
                 cure = f"give the model tensors of one {kind}" if made is None else f"look at what {made!r} returns"
                 return Finding(kind, cause + scene.on(made), cure, bounds, made)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -33,15 +34,60 @@ def because_of_shapes(scene: Scene) -> Finding | None:
     special = virtual or too_many_positions(scene, clash, bounds) or inputs_disagree(scene, clash)
     if special is not None:
         return special
-    origins = [(history.origin(operand.leaf), operand, place) for operand, place in operands]
-    seen = [(origin.when, origin, operand, place) for origin, operand, place in origins if origin is not None]
+    if len(operands) == 1:
+        own = _made_inside(scene, clash, bounds)
+        if own is not None:
+            return own
+    turned = history.turned()
+    if turned is not None and set(clash.sizes) == set(history.batch_and_length):
+        operand, place = operands[-1]
+        return _odd(scene, turned, operand, place, bounds)
+    fits = [_is_due(scene, operand, place) for operand, place in operands]
+    if all(fits) and set(clash.sizes) != set(history.batch_and_length):
+        return _brought_together(scene, operands, bounds)
+    births = [(history.birth(operand, place), operand, place) for operand, place in operands]
+    seen = [
+        ((not fit, birth.when), birth, operand, place)
+        for fit, (birth, operand, place) in zip(fits, births)
+        if birth is not None
+    ]
     if not seen:
         return Finding(
             "unknown", "no known cause: the sizes differ, and where they come from was not recorded", None, bounds
         )
-    # The size that was seen later is the odd one.
-    _, origin, operand, place = max(seen, key=lambda one: one[0])
-    return _odd(scene, origin, operand, place, bounds)
+    # The size that no weight asks for, and that was seen later, is the odd one.
+    _, birth, operand, place = max(seen, key=lambda one: one[0])
+    return _odd(scene, birth, operand, place, bounds)
+
+
+def _is_due(scene: Scene, operand: Operand, place: int) -> bool:
+    """Tell whether a size is right: the length of the texts, or the width of the module that the tensor came out of."""
+    length = kind_of_dimension(place, len(operand.shape), operand.is_wide) == "length"
+    if length and scene.history.batch_and_length[1:] == (operand.shape[place],):
+        return True
+    module = None if operand.row is None else scene.modules.get(operand.row.path)
+    weight = getattr(module, "weight", None)
+    last = place == len(operand.shape) - 1
+    return last and isinstance(weight, Tensor) and operand.shape[-1] in weight.shape[:1]
+
+
+def _brought_together(scene: Scene, operands: Sequence[tuple[Operand, int]], bounds: tuple[Bound, ...]) -> Finding:
+    """Both tensors are as they should be: then the module that failed made something else of one of them."""
+    row = scene.row
+    words = " and ".join(str(operand) for operand, _ in operands)
+    cause = f"{words} are as they should be: {row.where} itself does not keep them so"
+    return Finding("length", cause + scene.on(row.path), f"look at the forward of {row.where}", bounds, row.path)
+
+
+def _made_inside(scene: Scene, clash: Clash, bounds: tuple[Bound, ...]) -> Finding | None:
+    """Find that one of the sizes is in nothing that the module was given, has, or got from the modules inside."""
+    odd = next((size for size in clash.sizes if size != bounds[0].size), None)
+    own = (*scene.module.parameters(), *scene.module.buffers())
+    if odd is None or odd == 1 or any(odd in tensor.shape for tensor in own):
+        return None
+    row = scene.row
+    cause = f"{row.where} was given no tensor with a dimension of {odd}, and has none: it made it of {bounds[0].size}"
+    return Finding("length", cause + scene.on(row.path), f"look at the forward of {row.where}", bounds, row.path)
 
 
 def clash_bounds(scene: Scene) -> tuple[Bound, ...]:
@@ -96,7 +142,8 @@ def _wrong_width(scene: Scene) -> Finding | None:
     if origin is None:
         return Finding("width", f"{operand} does not fit", None, bounds)
     what = f"is {leaf.shape[-1]} wide, but {scene.row.where} takes {wanted}"
-    return _odd(scene, origin, operand, len(leaf.shape) - 1, bounds, what)
+    place = len(leaf.shape) - 1
+    return _odd(scene, origin if origin.made else history.birth(operand, place) or origin, operand, place, bounds, what)
 
 
 def _odd(
@@ -106,20 +153,22 @@ def _odd(
     row = origin.event.row
     module = scene.modules.get(row.path)
     if origin.made and module is not None and due(module, ()) is None:  # the others did what they must
+        made = origin.leaf.shape or ()
         for other in (other for other in row.came if other.dtype == operand.leaf.dtype):
-            change = what_changed(other.shape or (), operand.shape, operand.is_wide)
+            change = what_changed(other.shape or (), made, operand.is_wide)
             if change is not None and change[0] != "rank":
-                cause = (
-                    f"{row.where} turned {other.name} {list(other.shape or ())} into {list(operand.shape)}: {change[1]}"
-                )
+                cause = f"{row.where} turned {other.name} {list(other.shape or ())} into {list(made)}: {change[1]}"
                 return Finding(
                     change[0], cause + scene.on(row.path), f"look at what {row.where} returns", bounds, row.path
                 )
     kind = kind_of_dimension(place, len(operand.shape), operand.is_wide)
-    culprit = row.path if origin.made else None
+    culprit = origin.culprit(scene.history.rows, bool(scene.on(row.path)))
     what = what or f"does not fit the rest in its {kind}"
-    given = f"{operand}, {origin.source(scene.history.rows)}, {what}"
-    return Finding(kind, given + scene.on(culprit), f"check the {kind} of {operand.label}", bounds, culprit)
+    source = origin.source(scene.history.rows)
+    if origin.leaf.shape != operand.shape:
+        source = source.replace("which", f"whose {operand.shape[place]} first", 1)
+    given = f"{operand}, {source}, {what}"
+    return Finding(kind, given + scene.on(row.path), f"check the {kind} of {operand.label}", bounds, culprit)
 
 
 def _rank(scene: Scene) -> Finding | None:

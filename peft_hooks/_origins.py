@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ._failure import Bound
@@ -32,6 +32,19 @@ class Origin(NamedTuple):
     when: int
     event: Event
     made: bool
+    leaf: Leaf
+
+    def culprit(self, rows: Sequence[Row], hooked: bool) -> str | None:
+        """Return the path of the module that made the tensor, or changed it on its way in; None if it was given so.
+
+        Args:
+            rows: The rows of the trace.
+            hooked: Whether someone has a hook on the module that it was first seen at.
+        """
+        row = self.event.row
+        if self.made or hooked:
+            return row.path
+        return None if row.parent is None else rows[row.parent].path
 
     def source(self, rows: Sequence[Row]) -> str:
         """Say where that was, for a reader."""
@@ -56,10 +69,14 @@ class Operand(NamedTuple):
         return self.leaf.shape or ()
 
     @property
+    def is_float(self) -> bool:
+        """Whether it is of floating-point numbers."""
+        return self.leaf.dtype is not None and self.leaf.dtype.is_floating_point
+
+    @property
     def is_wide(self) -> bool:
         """Whether the last of two dimensions is a width: of floating-point tensors that are no masks."""
-        dtype = self.leaf.dtype
-        return dtype is not None and dtype.is_floating_point and not self.leaf.key.endswith("mask")
+        return self.is_float and not self.leaf.key.endswith("mask")
 
     def __str__(self) -> str:
         return f"{self.label} {list(self.shape)}"
@@ -98,7 +115,65 @@ class History:
         if not seen:
             return None
         when, made = next((one for one in reversed(seen) if one[1]), seen[0])
-        return Origin(when, self.events[when], made)
+        return Origin(when, self.events[when], made, leaf)
+
+    def birth(self, operand: Operand, place: int) -> Origin | None:
+        """Return where a tensor first had this size in this dimension, whichever tensor of this rank it was.
+
+        A wrong size goes on from tensor to tensor: the first that has it tells more than the last. In tensors of every
+        rank the batch comes first, and the width last.
+        """
+        rank, size = len(operand.shape), operand.shape[place]
+        width = operand.is_wide and place == rank - 1
+
+        def alike(leaf: Leaf) -> bool:
+            shape, dtype = leaf.shape or (), leaf.dtype
+            if len(shape) > 1 and (place == 0 or width):
+                return shape[-1 if width else 0] == size
+            same = dtype is not None and dtype.is_floating_point == operand.is_float and len(shape) == rank
+            return same and shape[place] == size
+
+        origin = self.first(alike)
+        return None if origin is None else self._before_it_was_split(origin, size)
+
+    def _before_it_was_split(self, origin: Origin, size: int) -> Origin:
+        """Go on from a tensor that was made between two calls to the one that the call around was given.
+
+        Attention splits ``[batch, length, width]`` into heads, which have another rank.
+        """
+        parent = origin.event.row.parent
+        if origin.made or parent is None or not Operand(origin.leaf, "", None).is_wide:
+            return origin
+        for leaf in self.rows[parent].came:
+            if len(leaf.shape or ()) == 3 and (leaf.shape or ())[1] == size:
+                earlier = self.birth(Operand(leaf, leaf.name, None), 1)
+                return earlier if earlier is not None and earlier.when < origin.when else origin
+        return origin
+
+    def first(self, wanted: Callable[[Leaf], bool]) -> Origin | None:
+        """Return where a tensor of some kind was seen first."""
+        for when, event in enumerate(self.events):
+            for leaf in event.leaves:
+                if wanted(leaf):
+                    return Origin(when, event, event.side == "out", leaf)
+        return None
+
+    def turned(self) -> Origin | None:
+        """Return the first call that gave ``[length, batch, ...]`` for ``[batch, length, ...]``."""
+        for when, event in enumerate(self.events):
+            if event.side == "out":
+                for leaf in event.leaves:
+                    shape = leaf.shape or ()
+                    given = [(other.shape or ())[:2] for other in event.row.came]
+                    if shape[1::-1] == self.batch_and_length in given:
+                        return Origin(when, event, True, leaf)
+        return None
+
+    @property
+    def batch_and_length(self) -> tuple[int, ...]:
+        """The first two sizes of what the forward was called with; empty if that is no batch of texts."""
+        given = (leaf.shape or () for event in self.events[:1] for leaf in event.leaves)
+        return next((shape[:2] for shape in given if len(shape) > 1), ())
 
     def operands(self) -> list[Operand]:
         """Return what the failing call could work on: its inputs, and what came out of the calls inside, last first."""

