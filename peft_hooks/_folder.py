@@ -20,6 +20,9 @@ _READ = (".json", ".txt", ".model", ".safetensors", ".jinja", ".bpe", ".codes", 
 # Sentence Transformers' configs of single modules, where a release or another takes classes or options from.
 _ROUTERS, _ROUTER_CONFIGS = ("Router", "Asym"), ("router_config.json", "config.json")
 
+# Modules that have nothing to save; an empty folder is lost in git and on the Hub.
+_WITHOUT_FILES = ("Normalize", "Dropout")
+
 
 class Part(NamedTuple):
     """One module of a saved model: what it is by the last part of its type, and where it is saved."""
@@ -111,13 +114,17 @@ def refuse_code(path: Path) -> None:
     """Raise LoadError if loading the model at ``path`` would run code of its own, unpickle, or leave its folder."""
     for part in parts_of(path):
         _refuse_links(path, part.folder)
+        if part.kind not in _WITHOUT_FILES and not any(part.folder.glob("*.json")):
+            raise LoadError(f"{part.folder}: there is no config of the module {part.kind}, so the model is incomplete")
         pickled = [file for ending in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in part.folder.glob(ending)]
         if pickled and not list(part.folder.glob("*.safetensors")):
             raise LoadError(
                 f"{part.folder}: weights are in {pickled[0].name}, which can run code: only safetensors are read"
             )
         for file in part.folder.glob("*config.json"):
-            _refuse_named_code(file, read_json(file))
+            config = read_json(file, object)
+            if isinstance(config, dict):
+                _refuse_named_code(file, config)
 
 
 def _refuse_links(root: Path, folder: Path) -> None:

@@ -9,9 +9,12 @@ No code out of a model's folder runs: weights are safetensors only, and modules 
 
 from __future__ import annotations
 
+import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import _peft_state as state
 from . import _releases as releases
 from . import _saved
 from ._attach import register_prompt_mask_hooks
@@ -19,6 +22,7 @@ from ._base_model import Base, Reading, Say, find_base, found
 from ._folder import ADAPTER, CONFIG, MODULES, adapter_folders, read_json, transformer_folders
 from ._merge import check_folder, merged, relative
 from ._plan import Options
+from ._refuse import level_of_caller
 from ._restore import put_adapters, read_config
 from .errors import LoadError, PeftHooksError
 
@@ -115,8 +119,7 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> Any:
         raise LoadError(f"{path / MODULES}: it names {len(folders)} Transformers, and {len(transformers)} were loaded")
     for folder, (_, transformer) in zip(folders, transformers, strict=True):
         if folder in adapted:
-            side = saved.of(relative(folder, path)).padding_side
-            _put_on(transformer, *adapted[folder], bases[folder], reading, side)
+            _put_on(transformer, *adapted[folder], bases[folder], reading, saved.of(relative(folder, path)))
     if saved.truncate_dim is not None:
         model.truncate_dim = saved.truncate_dim
     return model.eval()
@@ -133,7 +136,7 @@ def _read_adapter_alone(path: Path, saved: _saved.Saved, reading: Reading) -> An
     with base.on_disk() as folder:
         check_folder(folder)
         model = _plain(folder, reading, base.name)
-    _put_on(releases.transformers_of(model)[0][1], folders, active, base, reading, None)
+    _put_on(releases.transformers_of(model)[0][1], folders, active, base, reading, saved.of(""))
     return model.eval()
 
 
@@ -183,11 +186,23 @@ def _model_class(path: Path) -> Any:
 
 
 def _put_on(
-    transformer: Any, adapters: dict[str, Path], active: str, base: Base, reading: Reading, side: str | None
+    transformer: Any,
+    adapters: dict[str, Path],
+    active: str,
+    base: Base,
+    reading: Reading,
+    saved: _saved.SavedTransformer,
 ) -> None:
     backbone = releases.backbone_of(transformer)
     backbone.config._name_or_path = backbone.name_or_path = base.name  # not the temporary folder
+    now = state.fingerprint(backbone)
+    if saved.fingerprint and now and not math.isclose(now, saved.fingerprint, rel_tol=1e-3):
+        warnings.warn(
+            f"{base.name}: its weights are not those that the adapter was saved with, so the embeddings are others: "
+            f"give the base model that it was trained on with {reading.how}",
+            stacklevel=level_of_caller(),
+        )
     with reading.say(f"Putting the adapter in {adapters[active]} on"):
         put_adapters(transformer, adapters, active, trainable=reading.trainable, base_model=base.name)
-    if side is not None:
-        transformer.tokenizer.padding_side = side
+    if saved.padding_side is not None:
+        transformer.tokenizer.padding_side = saved.padding_side

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import _releases as releases
@@ -42,12 +43,53 @@ def tuner_layers(module: nn.Module) -> list[Any]:
     return [part for part in module.modules() if isinstance(part, kinds)]
 
 
+def fingerprint(backbone: nn.Module) -> float | None:
+    """Return a number that tells a base model's weights from others', with or without LoRA's layers in it.
+
+    It is computed of a few of each parameter's components, so a change of single ones may be missed. Half precision
+    changes it by less than one in a thousand. A pooler may be missing in a checkpoint, and is random then.
+    """
+    added = {
+        parameter
+        for layer in tuner_layers(backbone)
+        for name in (*getattr(layer, "adapter_layer_names", ()), "modules_to_save")
+        for parameter in getattr(getattr(layer, name, None), "parameters", tuple)()
+    }
+    found = [
+        parameter.detach().flatten()[:4096].double().abs().mean().cpu()
+        for name, parameter in backbone.named_parameters()
+        if parameter not in added and parameter.is_floating_point() and "pooler" not in name
+    ]
+    return float(torch.stack(found).mean()) if found else None
+
+
+class Bare(nn.Module):
+    """Stands where a ``PeftModel`` was, and calls the backbone so that the hooks on it fire.
+
+    Since 5.4 Sentence Transformers calls the ``forward`` of what stands there, which skips its own hooks.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.training = backbone.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.backbone(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("backbone"), name)
+
+
 @contextlib.contextmanager
 def bare(transformer: Any) -> Iterator[None]:
     """Run the Transformer without its adapters for the length of a block.
 
-    The backbone stands in the place of the ``PeftModel``: ``PeftModel.disable_adapter()`` replaces its ``forward`` and
-    leaves it replaced, and raises ``UnboundLocalError`` on encoders since transformers 4.50.
+    ``PeftModel.disable_adapter()`` replaces a prompt's ``forward`` and leaves it replaced, and raises
+    ``UnboundLocalError`` on encoders since transformers 4.50.
     """
     outer = releases.backbone_of(transformer)
     backbone = releases.plain_backbone(transformer)
@@ -56,7 +98,8 @@ def bare(transformer: Any) -> Iterator[None]:
     try:
         for layer in layers:
             layer.enable_adapters(False)
-        releases.put_backbone(transformer, backbone)
+        if is_peft_model(outer) and outer.base_model is backbone:  # a prompt; LoRA's layers are off by now
+            releases.put_backbone(transformer, Bare(backbone))
         yield
     finally:
         releases.put_backbone(transformer, outer)

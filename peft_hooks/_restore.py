@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from . import _releases as releases
+from ._backbones import backbone_sizes as sizes
 from ._folder import ADAPTER, WEIGHTS, check_weights, read_json
 from .errors import LoadError
 
@@ -35,6 +36,7 @@ def put_adapters(
         config = read_config(folder, trainable)
         config.base_model_name_or_path = base_model
         try:
+            _compare_sizes(config, sizes(transformer, releases.method_of(config)))
             peft_model = _add(peft_model, name, config, first=peft_model is former)
             _fill(peft_model, name, folder)
         except LoadError:
@@ -48,6 +50,14 @@ def put_adapters(
     if not trainable:
         peft_model.requires_grad_(False)
     releases.put_backbone(transformer, peft_model)
+
+
+def _compare_sizes(config: Any, expected: Mapping[str, int]) -> None:
+    """Raise ValueError if a prompt is not of the backbone's sizes, which PEFT finds out in the first forward."""
+    keys = ("token_dim", "num_layers") if releases.method_of(config) in releases.PREFIX_METHODS else ("token_dim",)
+    for key in keys if config.is_prompt_learning else ():
+        if getattr(config, key) != expected[key]:
+            raise ValueError(f"its {key} is {getattr(config, key)}, and the backbone's {expected[key]}")
 
 
 def read_config(folder: Path, trainable: bool) -> Any:

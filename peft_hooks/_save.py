@@ -151,6 +151,7 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
                 base_model=_base_of(transformer),
                 active=active if active in adapters else next(iter(adapters)),
                 padding_side=getattr(tokenizer, "padding_side", None),
+                fingerprint=state.fingerprint(releases.plain_backbone(transformer)),
             )
         )
     handle = handle_of(model)

