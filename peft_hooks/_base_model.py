@@ -14,6 +14,7 @@ from torch import nn
 
 from . import _releases as releases
 from ._folder import ADAPTER, read_json
+from ._pickles import unpickle_own
 from .errors import LoadError
 
 Say = Callable[[str], AbstractContextManager[None]]
@@ -60,6 +61,7 @@ class Base:
         with tempfile.TemporaryDirectory(prefix="peft-hooks-base-") as temporary:
             if releases.transformers_of(self.model):
                 self.model.save(temporary, create_model_card=False)
+                unpickle_own(Path(temporary))
             else:
                 self.model.save_pretrained(temporary)
             yield Path(temporary)

@@ -110,10 +110,14 @@ def files_to_read(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in _READ]
 
 
-def refuse_code(path: Path) -> None:
-    """Raise LoadError if loading the model at ``path`` would run code of its own, unpickle, or leave its folder."""
+def refuse_code(path: Path, links: bool = False) -> None:
+    """Raise LoadError if loading the model at ``path`` would run code of its own, unpickle, or leave its folder.
+
+    With ``links``, its files may be links to anywhere.
+    """
     for part in parts_of(path):
-        _refuse_links(path, part.folder)
+        if not links:
+            refuse_links(path, part.folder)
         if part.kind not in _WITHOUT_FILES and not any(part.folder.glob("*.json")):
             raise LoadError(f"{part.folder}: there is no config of the module {part.kind}, so the model is incomplete")
         pickled = [file for ending in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in part.folder.glob(ending)]
@@ -127,7 +131,7 @@ def refuse_code(path: Path) -> None:
                 _refuse_named_code(file, config)
 
 
-def _refuse_links(root: Path, folder: Path) -> None:
+def refuse_links(root: Path, folder: Path) -> None:
     """Refuse links out of the model's folder; the Hub's cache has its files in ``blobs``, beside ``snapshots``."""
     cached = root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir()
     home = (root.parent.parent if cached else root).resolve()

@@ -19,7 +19,7 @@ from . import _releases as releases
 from . import _saved
 from ._attach import register_prompt_mask_hooks
 from ._base_model import Base, Reading, Say, find_base, found
-from ._folder import ADAPTER, CONFIG, MODULES, adapter_folders, read_json, transformer_folders
+from ._folder import ADAPTER, CONFIG, MODULES, adapter_folders, read_json, refuse_links, transformer_folders
 from ._merge import check_folder, merged, relative
 from ._plan import Options
 from ._refuse import level_of_caller
@@ -134,7 +134,7 @@ def _read_adapter_alone(path: Path, saved: _saved.Saved, reading: Reading) -> An
     folders, active = _adapted(path, saved, reading)[path]
     base = _base(path, path, {path: (folders, active)}, saved, reading)
     with base.on_disk() as folder:
-        check_folder(folder)
+        check_folder(folder, links=True)
         model = _plain(folder, reading, base.name)
     _put_on(releases.transformers_of(model)[0][1], folders, active, base, reading, saved.of(""))
     return model.eval()
@@ -145,6 +145,8 @@ def _adapted(path: Path, saved: _saved.Saved, reading: Reading) -> Adapted:
     folders, adapted = transformer_folders(path), {}
     for folder in folders:
         adapters = adapter_folders(folder, folders)
+        for at in adapters.values():
+            refuse_links(path, at)
         if adapters:
             active = reading.adapter_name or saved.of(relative(folder, path)).active
             adapted[folder] = (adapters, _active(folder, adapters, active))

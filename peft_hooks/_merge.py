@@ -19,12 +19,16 @@ from ._folder import (
     refuse_code,
     transformer_folders,
 )
+from ._pickles import pickle_where_needed
 from .errors import LoadError
 
 
-def check_folder(path: Path) -> None:
-    """Raise LoadError if the model at ``path`` would run code, or has damaged weights."""
-    refuse_code(path)
+def check_folder(path: Path, links: bool = False) -> None:
+    """Raise LoadError if the model at ``path`` would run code, has damaged weights, or links that leave it.
+
+    A base model may have ``links``: it is where its owner put it, and only safetensors and JSON are read of it.
+    """
+    refuse_code(path, links)
     for part in parts_of(path):
         for file in part.folder.glob("*.safetensors"):
             check_weights(file)
@@ -49,12 +53,14 @@ def merged(path: Path, bases: dict[Path, Base]) -> Iterator[Path]:
             to.mkdir(parents=True, exist_ok=True)
             for file in files:
                 _link(file.resolve(), to / file.name)
+            if folder not in bases:
+                pickle_where_needed(to)
         yield whole
 
 
 def _weights_of(base: Path) -> list[Path]:
     """Return a base model's config and weights."""
-    check_folder(base)
+    check_folder(base, links=True)
     folder = transformer_folders(base)[0]
     read_json(folder / CONFIG)
     weights = [file for file in sorted(folder.glob("*.safetensors")) if not file.name.startswith("adapter_")]

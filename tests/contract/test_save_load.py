@@ -42,15 +42,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_transformer("bert", tmp_path_factory.mktemp("base") / "bert")
 
 
-def build(base: Path, method: str | None = "prompt_tuning", **transformer: Any) -> Any:
+SAFE = RELEASE >= (3, 0)
+"""Whether `model.save` writes modules like Dense as safetensors; `peft_hooks.save` does on every release."""
+
+
+def build(base: Path, method: str | None = "prompt_tuning", *, dense: bool = True) -> Any:
     """Build a model on the base: every kind of module, prompts, an own length, left padding."""
     from sentence_transformers import SentenceTransformer
 
     modules = pipeline_modules()
-    first = modules.Transformer(str(base), max_seq_length=40, **transformer)
+    first = modules.Transformer(str(base), max_seq_length=40)
     torch.manual_seed(0)
-    dense = modules.Dense(32, 24, activation_function=nn.Tanh())
-    chain = [first, modules.Pooling(32, "mean"), dense, modules.Normalize()]
+    narrower = [modules.Dense(32, 24, activation_function=nn.Tanh())] if dense else []
+    chain = [first, modules.Pooling(32, "mean"), *narrower, modules.Normalize()]
     prompts = {"query": "search query : ", "passage": "passage : "}
     model = SentenceTransformer(modules=chain, device="cpu", prompts=prompts, default_prompt_name="query").eval()
     model.tokenizer.padding_side = "left"
@@ -85,7 +89,7 @@ def test_a_saved_model_is_the_same_after_loading(base: Path, tmp_path: Path, met
 
 @pytest.mark.parametrize("method", ALL)
 def test_what_save_pretrained_wrote_loads_with_the_default_hooks(base: Path, tmp_path: Path, method: str) -> None:
-    model = build(base, method)
+    model = build(base, method, dense=SAFE)
     model.tokenizer.padding_side = "right"  # no release of transformers saves the other
     model.save(str(tmp_path / "model"))
     loaded = peft_hooks.load(tmp_path / "model", device="cpu", **options_for(method))
@@ -126,7 +130,7 @@ def test_a_saved_model_can_be_trained_on(base: Path, tmp_path: Path, method: str
 def test_what_save_pretrained_wrote_can_be_trained_on_where_it_has_the_weights(
     base: Path, tmp_path: Path, method: str
 ) -> None:
-    model = build(base, method)
+    model = build(base, method, dense=SAFE)
     model.save(str(tmp_path / "model"))
     loaded = peft_hooks.load(tmp_path / "model", is_trainable=True, device="cpu", **options_for(method))
     trained = {name: p for name, p in backbone_of(loaded).named_parameters() if p.requires_grad}
@@ -139,7 +143,7 @@ def test_what_save_pretrained_wrote_can_be_trained_on_where_it_has_the_weights(
 def test_what_save_pretrained_wrote_without_its_network_is_refused_for_training(
     base: Path, tmp_path: Path, method: str
 ) -> None:
-    build(base, method).save(str(tmp_path / "model"))
+    build(base, method, dense=SAFE).save(str(tmp_path / "model"))
     name = "PREFIX_TUNING" if "prefix" in method else "P_TUNING"
     with pytest.raises(
         LoadError, match=f"PEFT saves {name} as the rows that its network computes, without the network"
@@ -147,11 +151,18 @@ def test_what_save_pretrained_wrote_without_its_network_is_refused_for_training(
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
+def test_the_pickles_of_2_7_are_refused_by_name(base: Path, tmp_path: Path) -> None:
+    needs(not SAFE, "saves no pickles")
+    build(base).save(str(tmp_path / "model"))
+    with pytest.raises(LoadError, match=r"2_Dense: weights are in pytorch_model.bin, which can run code"):
+        peft_hooks.load(tmp_path / "model")
+
+
 def test_peft_refuses_to_load_any_prompt_for_training(base: Path, tmp_path: Path) -> None:
     """Why `load` builds the adapter anew; if this fails, PEFT has learnt it."""
     from peft import PeftModel
 
-    build(base).save(str(tmp_path / "model"))
+    build(base, dense=SAFE).save(str(tmp_path / "model"))
     with pytest.raises(ValueError, match=r"Cannot set a prompt learning adapter to trainable"):
         PeftModel.from_pretrained(backbone_of(tiny_model("bert")), str(tmp_path / "model"), is_trainable=True)
 
@@ -181,7 +192,7 @@ def test_several_adapters_of_different_lengths_and_the_active_one_are_kept(
 
 
 def test_adapters_without_a_default_of_a_plain_save_need_a_choice(base: Path, tmp_path: Path) -> None:
-    model = build(base, None)
+    model = build(base, None, dense=SAFE)
     put_adapter(model, "prompt_tuning", adapter_name="a")
     model.save(str(tmp_path / "one"))
     assert backbone_of(peft_hooks.load(tmp_path / "one", device="cpu")).active_adapter == "a"
@@ -226,7 +237,7 @@ def test_the_similarity_function_and_truncate_dim_are_kept(base: Path, tmp_path:
 
 
 def test_a_folder_of_peft_with_an_adapter_alone_has_the_bases_pooling(base: Path, tmp_path: Path) -> None:
-    whole = build(base, None)
+    whole = build(base, None, dense=SAFE)
     whole.save(str(tmp_path / "base"))
     put(whole, "prompt_tuning")
     backbone_of(whole).peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
@@ -400,6 +411,35 @@ def test_a_damaged_or_hostile_folder_is_an_error_that_names_the_file(whole: Path
     assert str(tmp_path) in str(caught.value)
 
 
+def test_a_link_out_of_an_adapters_folder_is_refused(base: Path, tmp_path: Path) -> None:
+    model = build(base)
+    backbone_of(model).add_adapter("b", METHODS["prompt_tuning"](model))
+    peft_hooks.save(model, tmp_path / "model")
+    link(tmp_path / "model", "b/adapter_config.json")
+    with pytest.raises(LoadError, match=r"b/adapter_config.json: a link that leaves the model's folder"):
+        peft_hooks.load(tmp_path / "model")
+
+
+def test_the_hubs_cache_whose_files_are_links_to_blobs_is_loaded(base: Path, whole: Path, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "c0ffee", tmp_path / "models--a--b" / "blobs"
+    shutil.copytree(whole, snapshot)
+    blobs.mkdir()
+    for number, file in enumerate(file for file in snapshot.rglob("*") if file.is_file()):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    loaded, direct = (peft_hooks.load(path, device="cpu") for path in (snapshot, whole))
+    assert distance(vectors(loaded), vectors(direct)) == 0
+
+
+def test_a_base_model_of_links_is_loaded(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    for file in base.iterdir():
+        (tmp_path / "base" / file.name).symlink_to(file)
+    model = with_hooks(build(tmp_path / "base"))
+    peft_hooks.save(model, tmp_path / "model")
+    assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), vectors(model)) < 1e-6
+
+
 def test_a_cut_network_is_an_error_where_it_is_needed(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "model")
     cut(tmp_path / "model" / "prompt_encoder.safetensors")
@@ -430,7 +470,7 @@ def test_pickles_and_code_beside_the_weights_are_not_touched(whole: Path, tmp_pa
 @pytest.mark.parametrize("trainable", [False, True])
 def test_what_an_adapter_was_started_from_is_not_read_again(base: Path, tmp_path: Path, trainable: bool) -> None:
     """A config can name a tokenizer with code, or a pickle, that PEFT reads when it makes the prompt."""
-    model = build(base, "multitask_prompt_tuning")
+    model = build(base, "multitask_prompt_tuning", dense=SAFE)
     model.save(str(tmp_path / "model"))
     (tmp_path / "start.bin").write_text("raise SystemExit('ran')")
     started = {
@@ -443,7 +483,7 @@ def test_what_an_adapter_was_started_from_is_not_read_again(base: Path, tmp_path
 
 
 def test_what_has_no_adapter_is_refused_on_both_sides(base: Path, tmp_path: Path) -> None:
-    model = build(base, None)
+    model = build(base, None, dense=SAFE)
     with pytest.raises(UnsupportedModelError, match=r"has no PEFT adapter: save it with model.save_pretrained"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
