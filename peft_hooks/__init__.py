@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ._adapters import add_prompt_adapter
+    from ._adapters import add_prompt_adapter, remove_prompt_adapter
     from ._assert import assert_dimensions
     from ._attach import HookHandle, prompt_mask_hooks, register_prompt_mask_hooks
     from ._contracts import contract_of
@@ -19,19 +19,24 @@ if TYPE_CHECKING:
     from ._findings import Finding
     from ._hook import Call, Hook
     from ._invariance import PaddingReport, check_padding_invariance
+    from ._load import load
     from ._log import LogShapes
     from ._mask import ExtendPromptMask, PreparePooling
     from ._positions import AlignPositions
     from ._registry import HookRegistry
+    from ._save import save
     from ._task import SelectTask
     from ._trace import trace_shapes
     from ._trace_data import ShapeTrace
+    from ._without import without_adapter
     from .errors import (
         DimensionError,
         DimensionWarning,
         HookError,
         HookNameError,
+        LoadError,
         PeftHooksError,
+        SaveError,
         SelectorError,
         UnsupportedModelError,
     )
@@ -50,10 +55,12 @@ __all__ = [
     "HookHandle",
     "HookNameError",
     "HookRegistry",
+    "LoadError",
     "LogShapes",
     "PaddingReport",
     "PeftHooksError",
     "PreparePooling",
+    "SaveError",
     "SelectTask",
     "SelectorError",
     "ShapeTrace",
@@ -63,13 +70,20 @@ __all__ = [
     "check_padding_invariance",
     "contract_of",
     "diagnose",
+    "load",
     "prompt_mask_hooks",
     "register_prompt_mask_hooks",
+    "remove_prompt_adapter",
+    "save",
     "trace_shapes",
+    "without_adapter",
 ]
 
 _HOMES = {
-    "_adapters": ("add_prompt_adapter",),
+    "_adapters": (
+        "add_prompt_adapter",
+        "remove_prompt_adapter",
+    ),
     "_assert": ("assert_dimensions",),
     "_attach": (
         "HookHandle",
@@ -89,6 +103,7 @@ _HOMES = {
         "PaddingReport",
         "check_padding_invariance",
     ),
+    "_load": ("load",),
     "_log": ("LogShapes",),
     "_mask": (
         "ExtendPromptMask",
@@ -96,15 +111,19 @@ _HOMES = {
     ),
     "_positions": ("AlignPositions",),
     "_registry": ("HookRegistry",),
+    "_save": ("save",),
     "_task": ("SelectTask",),
     "_trace": ("trace_shapes",),
     "_trace_data": ("ShapeTrace",),
+    "_without": ("without_adapter",),
     "errors": (
         "DimensionError",
         "DimensionWarning",
         "HookError",
         "HookNameError",
+        "LoadError",
         "PeftHooksError",
+        "SaveError",
         "SelectorError",
         "UnsupportedModelError",
     ),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from . import _backbones as backbones
+from . import _peft_state as state
 from . import _releases as releases
 from ._attach import HookHandle, handle_of, register_prompt_mask_hooks
 from ._plan import Options
@@ -64,6 +65,48 @@ def add_prompt_adapter(
             return register_prompt_mask_hooks(model, **options)
         handle.refresh()
         return handle
+
+
+def remove_prompt_adapter(model: nn.Module, adapter_name: str = "default") -> HookHandle | None:
+    """Delete an adapter: PEFT up to 0.17 raises for prompt learning, and later ones leave a model that cannot run.
+
+    If it was the active one, the first of the others becomes active. With the last one the ``PeftModel`` and the hooks
+    go, and the backbone is in its place, frozen as PEFT made it.
+
+    Args:
+        model: A ``SentenceTransformer`` with an adapter.
+        adapter_name: Which one.
+
+    Returns:
+        The handle of the hooks, or None if there are none (any more).
+
+    Raises:
+        TypeError: If ``model`` is no module.
+        UnsupportedModelError: If it has not one Transformer, or an adapter that ``model.add_adapter()`` put in.
+        ValueError: If there is no adapter of that name.
+    """
+    transformer = _the_transformer(model)
+    handle, peft_model = handle_of(model), releases.backbone_of(transformer)
+    names = state.adapter_names(transformer)
+    if adapter_name not in names or not state.is_peft_model(peft_model):
+        known = ", ".join(map(repr, names)) or "none"
+        raise ValueError(f"there is no adapter named {adapter_name!r} on this model; there are: {known}")
+    others = [name for name in names if name != adapter_name]
+    if others:
+        if peft_model.active_adapter == adapter_name:
+            peft_model.set_adapter(others[0])
+        releases.drop_adapter(peft_model, adapter_name)
+        if handle is not None:
+            handle.refresh()
+        return handle
+    if handle is not None:
+        handle.remove()
+    backbone = releases.plain_backbone(transformer)
+    if not peft_model.active_peft_config.is_prompt_learning:
+        peft_model.base_model.unload()
+        vars(backbone).pop("peft_config", None)
+    releases.put_backbone(transformer, backbone)
+    return None
 
 
 @contextlib.contextmanager

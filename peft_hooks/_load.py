@@ -1,195 +1,210 @@
-"""Loads what the command line is given: a Sentence Transformers model, a transformer, or a PEFT adapter.
+"""``load``: gives a saved model back with its adapters and hooks. The command line reads models with it, too.
 
-No code out of a model's directory runs: weights are safetensors only, and modules are Sentence Transformers' own.
+No release of Sentence Transformers loads prompt learning. So the model is put together from two: a temporary folder
+with the saved modules, tokenizer and settings, and the base model's weights in its Transformer, which every release
+loads as it loads any model; the adapters are put on it afterwards.
+
+No code out of a model's folder runs: weights are safetensors only, and modules are Sentence Transformers' own.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import math
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from . import _peft_state as state
 from . import _releases as releases
-from .errors import PeftHooksError
+from . import _saved
+from ._attach import register_prompt_mask_hooks
+from ._base_model import Base, Reading, Say, find_base, found
+from ._folder import ADAPTER, CONFIG, MODULES, adapter_folders, read_json, refuse_links, transformer_folders
+from ._merge import check_folder, merged, relative
+from ._plan import Options
+from ._refuse import level_of_caller
+from ._restore import put_adapters, read_config
+from .errors import LoadError, PeftHooksError
 
-ADAPTER, MODULES, CONFIG = "adapter_config.json", "modules.json", "config.json"
-Say = Callable[[str], AbstractContextManager[None]]
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+# Other names are no class of a model.
+_CLASSES = ("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder", "CrossEncoder")
+
+Adapted = dict[Path, tuple[dict[str, Path], str]]
+"""The Transformers' folders that have adapters: the adapters' folders by name, and which one is active."""
 
 
-class LoadError(PeftHooksError):
-    """A model could not be loaded."""
+def load(
+    path: str | Path,
+    *,
+    base_model: Any = None,
+    adapter_name: str | None = None,
+    is_trainable: bool = False,
+    device: str | None = None,
+    **options: Any,
+) -> SentenceTransformer:
+    """Load what ``save`` or ``model.save_pretrained(path)`` wrote: the model with its adapters, and the hooks on it.
+
+    No code of the model's folder runs, and only safetensors are read. A folder of PEFT's with an adapter alone is
+    loaded, too: with the tokenizer and pooling of its base model.
+
+    Args:
+        path: The folder, or a name on the Hugging Face Hub.
+        base_model: Where the base model is, if not where the folder says: a folder, a name on the Hub, or a loaded
+            ``SentenceTransformer`` or transformers model, which stays as it is.
+        adapter_name: The adapter to make active, if not the one that was when the model was saved.
+        is_trainable: Whether the adapters can be trained on; otherwise everything is frozen.
+        device: Where to put the model; Sentence Transformers decides if left out.
+        **options: ``virtual_tokens``, ``task_id``, ``check``, ``log`` as in ``register_prompt_mask_hooks``, in place of
+            those that the model was saved with.
+
+    Returns:
+        The model in eval mode. ``register_prompt_mask_hooks(model, **same_options)`` returns the handle of its hooks.
+
+    Raises:
+        LoadError: If the folder is damaged, incomplete, would run code or has no adapter, if the base model is not
+            found, or if an adapter cannot be trained though ``is_trainable``: PEFT saves P-tuning and prefix tuning
+            with a projection without their networks (``save`` does not).
+        UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
+        TypeError: If an option is unknown.
+    """
+    reading = Reading(base_model, "base_model=", adapter_name, is_trainable, device)
+    Options(**options)
+    model, saved = read_model(str(path), reading)
+    if not any(releases.has_adapter(transformer) for _, transformer in releases.transformers_of(model)):
+        raise LoadError(f"{path}: there is no adapter in it: load it with SentenceTransformer(path)")
+    register_prompt_mask_hooks(model, **{**(saved.options or {}), **options})
+    return model
 
 
 def load_model(name: str, base: str | None, say: Say) -> Any:
-    """Load a model, with its adapter on.
-
-    Args:
-        name: A directory, or a name on the Hugging Face Hub: a Sentence Transformers model, one whose Transformer is
-            saved as an adapter, a transformer, or a PEFT adapter.
-        base: Where an adapter's base model is, if not where it says.
-        say: Says what is being done, for the length of a block.
+    """Load a model for the command line: any that there is, on the CPU, with its adapters on and no hooks.
 
     Raises:
         LoadError: If that cannot be loaded, or not without running code or unpickling.
     """
-    path = found(name, say)
+    return read_model(name, Reading(base, "--base PATH", device="cpu", say=say))[0]
+
+
+def read_model(name: str, reading: Reading) -> tuple[Any, _saved.Saved]:
+    """Load a model without hooks, with what ``peft_hooks.json`` says of it."""
+    path = found(name, reading.say)
+    saved = _saved.read(path)
     try:
-        if (path / ADAPTER).is_file() and not (path / MODULES).is_file():
-            return _with_adapter(_base_of(path, base, say), path, say)
-        if not (path / MODULES).is_file() and not (path / CONFIG).is_file():
-            raise LoadError(f"{name}: no model here: there is no {MODULES}, no {CONFIG} and no {ADAPTER} in it")
-        inner = transformer_folder(path)
-        if not (inner / ADAPTER).is_file():
-            return _plain(path, say)
-        weights = _base_of(inner, base, say)
-        with _merged(path, inner, weights) as whole:
-            return _with_adapter(whole, inner, say, f"{path} with the weights of {weights}")
+        return _read(path, name, saved, reading), saved
     except (PeftHooksError, KeyboardInterrupt):
         raise
     except Exception as error:  # whatever a library raises of a damaged model
         raise LoadError(f"{name}: could not be loaded: {type(error).__name__}: {error}") from error
 
 
-def found(name: str, say: Say) -> Path:
-    """Return the directory of a model, downloaded from the Hub if ``name`` is none here.
-
-    Raises:
-        LoadError: If there is no such directory, and nothing could be downloaded.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise LoadError(f"{name}: no directory with a model" + (", but a file" if path.exists() else ": no such path"))
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
-    try:
-        with say(f"Looking for {name} on the Hugging Face Hub"):
-            return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # offline, unknown, gated: each has an error of its own in each release
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise LoadError(
-            f"{name}: no such directory, and it could not be had from the Hugging Face Hub "
-            f"({type(error).__name__}: {first})"
-        ) from error
-
-
-def _base_of(adapter: Path, base: str | None, say: Say) -> Path:
-    """Return where the base model of an adapter is."""
-    config = read_json(adapter / ADAPTER)
-    saved = config.get("base_model_name_or_path")
-    if "peft_type" not in config:
-        raise LoadError(f"{adapter / ADAPTER}: no peft_type in it, so it is not an adapter of PEFT")
-    if base is None and not saved:
-        raise LoadError(f"{adapter / ADAPTER} does not name its base model: give it with --base PATH")
-    beside = adapter / str(saved)
-    try:
-        return beside if base is None and saved and beside.is_dir() else found(base or str(saved), say)
-    except LoadError as error:
-        hint = "" if base else f" (the base model that {adapter / ADAPTER} names): give another with --base PATH"
-        raise LoadError(f"{error}{hint}") from error
-
-
-def _plain(path: Path, say: Say, shown: str = "") -> Any:
-    refuse_code(path)
-    from sentence_transformers import SentenceTransformer
-
-    assumed = "" if (path / MODULES).is_file() else " (a transformer alone: Sentence Transformers adds mean pooling)"
-    with say(f"Loading {shown or path}{assumed}"):
-        return SentenceTransformer(str(path), device="cpu")
-
-
-def _with_adapter(base: Path, adapter: Path, say: Say, shown: str = "") -> Any:
-    """Put an adapter on by hand: no release of Sentence Transformers loads prompt learning."""
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise LoadError(f"{adapter}: there is no adapter_model.safetensors in it, and nothing else is loaded")
-    read_json(adapter / ADAPTER)
-    model = _plain(base, say, shown)
-    from peft import PeftModel
-
-    with say(f"Putting the adapter in {adapter} on"):
-        transformer = releases.transformers_of(model)[0][1]
-        releases.put_backbone(transformer, PeftModel.from_pretrained(releases.backbone_of(transformer), str(adapter)))
+def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> Any:
+    whole = (path / MODULES).is_file()
+    if not whole and (path / ADAPTER).is_file():
+        return _read_adapter_alone(path, saved, reading)
+    if not whole and not (path / CONFIG).is_file():
+        raise LoadError(f"{name}: no model here: there is no {MODULES}, no {CONFIG} and no {ADAPTER} in it")
+    check_folder(path)
+    adapted = _adapted(path, saved, reading)
+    if not adapted:
+        return _plain(path, reading)
+    bases = {folder: _base(folder, path, adapted, saved, reading) for folder in adapted}
+    shown = f"{path} with the weights of {', '.join(sorted({base.name for base in bases.values()}))}"
+    with merged(path, bases) as whole_model:
+        model = _plain(whole_model, reading, shown)
+    folders, transformers = transformer_folders(path), releases.transformers_of(model)
+    if len(folders) != len(transformers):
+        raise LoadError(f"{path / MODULES}: it names {len(folders)} Transformers, and {len(transformers)} were loaded")
+    for folder, (_, transformer) in zip(folders, transformers, strict=True):
+        if folder in adapted:
+            _put_on(transformer, *adapted[folder], bases[folder], reading, saved.of(relative(folder, path)))
+    if saved.truncate_dim is not None:
+        model.truncate_dim = saved.truncate_dim
     return model.eval()
 
 
-@contextmanager
-def _merged(path: Path, inner: Path, base: Path) -> Iterator[Path]:
-    """Make a directory for the length of a block: the model at ``path``, with the base's weights in its Transformer.
-
-    So its tokenizer, pooling, prompts and lengths load as every release loads them.
-    """
-    refuse_code(base)
-    with tempfile.TemporaryDirectory(prefix="peft-hooks-") as temporary:
-        whole = Path(temporary) / "model"
-        shutil.copytree(path, whole)
-        folder = whole / inner.relative_to(path)
-        for file in folder.glob("adapter_*"):
-            file.unlink()
-        weights = transformer_folder(base)
-        for file in (weights / CONFIG, *weights.glob("*.safetensors"), *weights.glob("*.safetensors.index.json")):
-            (folder / file.name).unlink(missing_ok=True)
-            _link(file.resolve(), folder / file.name)
-        yield whole
+def _read_adapter_alone(path: Path, saved: _saved.Saved, reading: Reading) -> Any:
+    """Load a folder of PEFT's with adapters and nothing else: the base model has the tokenizer and the pooling."""
+    others = ("config_sentence_transformers.json", "sentence_bert_config.json", _saved.FILE)
+    begun = next((file for file in others if (path / file).is_file()), None)
+    if begun is not None:
+        raise LoadError(f"{path / MODULES}: it is missing though there is a {begun}, so the model is incomplete")
+    folders, active = _adapted(path, saved, reading)[path]
+    base = _base(path, path, {path: (folders, active)}, saved, reading)
+    with base.on_disk() as folder:
+        check_folder(folder, links=True)
+        model = _plain(folder, reading, base.name)
+    _put_on(releases.transformers_of(model)[0][1], folders, active, base, reading, saved.of(""))
+    return model.eval()
 
 
-def _link(file: Path, to: Path) -> None:
-    try:
-        to.symlink_to(file)
-    except OSError:  # Windows without the right to make links
-        shutil.copyfile(file, to)
-
-
-def transformer_folder(path: Path) -> Path:
-    """Return where the Transformer of a model is saved: a folder that ``modules.json`` names, or the model's own."""
-    if not (path / MODULES).is_file():
-        return path
-    for module in read_modules(path):
-        if module["type"].rpartition(".")[2] == "Transformer":
-            return path / module["path"] if module["path"] else path
-    return path
-
-
-def refuse_code(path: Path) -> None:
-    """Raise LoadError if loading the model at ``path`` would run code of its own, or unpickle."""
-    folders = [path]
-    for module in read_modules(path) if (path / MODULES).is_file() else ():
-        if not module["type"].startswith("sentence_transformers."):
-            raise LoadError(
-                f"{path}: its module {module['type']} is not of Sentence Transformers: no code of it is run"
-            )
-        folders.append(path / module["path"])
+def _adapted(path: Path, saved: _saved.Saved, reading: Reading) -> Adapted:
+    """Find the Transformers that are saved as adapters."""
+    folders, adapted = transformer_folders(path), {}
     for folder in folders:
-        pickled = [file for ending in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in folder.glob(ending)]
-        if pickled and not list(folder.glob("*.safetensors")):
-            raise LoadError(
-                f"{folder}: weights are in {pickled[0].name}, which can run code: only safetensors are read"
-            )
+        adapters = adapter_folders(folder, folders)
+        for at in adapters.values():
+            refuse_links(path, at)
+        if adapters:
+            active = reading.adapter_name or saved.of(relative(folder, path)).active
+            adapted[folder] = (adapters, _active(folder, adapters, active))
+    return adapted
 
 
-def read_modules(path: Path) -> list[dict[str, str]]:
-    """Return the modules of a Sentence Transformers model: each with its ``type`` and ``path``."""
-    modules = read_json(path / MODULES, list)
-    if not all(isinstance(module, dict) and {"type", "path"} <= set(module) for module in modules):
-        raise LoadError(f"{path / MODULES}: every module must have a type and a path")
-    return [{key: str(value) for key, value in module.items()} for module in modules]
+def _active(folder: Path, adapters: dict[str, Path], name: str) -> str:
+    known = ", ".join(map(repr, adapters))
+    if name and name not in adapters:
+        raise LoadError(f"{folder}: there is no adapter {name!r} in it, only {known}")
+    if not name and len(adapters) > 1 and "default" not in adapters:
+        raise LoadError(f"{folder}: nothing says which of the adapters {known} was active: give it with adapter_name=")
+    return name or ("default" if "default" in adapters else next(iter(adapters)))
 
 
-def read_json(file: Path, kind: type = dict) -> Any:
-    """Return what a JSON file holds.
+def _base(folder: Path, path: Path, adapted: Adapted, saved: _saved.Saved, reading: Reading) -> Base:
+    adapters, active = adapted[folder]
+    for adapter in adapters.values():  # what is wrong with an adapter is told before a base model is looked for
+        read_config(adapter, reading.trainable)
+    return find_base(adapters[active], saved.of(relative(folder, path)).base_model, reading)
 
-    Raises:
-        LoadError: If it is no JSON, or not of that kind.
-    """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{file}: damaged, not JSON: {error}") from error
-    if not isinstance(value, kind):
-        raise LoadError(f"{file}: damaged: expected a {kind.__name__}, got a {type(value).__name__}")
-    return value
+
+def _plain(path: Path, reading: Reading, shown: str = "") -> Any:
+    """Load a model as Sentence Transformers loads any."""
+    assumed = "" if (path / MODULES).is_file() else " (a transformer alone: Sentence Transformers adds mean pooling)"
+    with reading.say(f"Loading {shown or path}{assumed}"):
+        return _model_class(path)(str(path), device=reading.device)
+
+
+def _model_class(path: Path) -> Any:
+    """Return the class of model that was saved: its name is in Sentence Transformers' config since 5.0."""
+    import sentence_transformers
+
+    config = path / "config_sentence_transformers.json"
+    name = read_json(config).get("model_type", _CLASSES[0]) if config.is_file() else _CLASSES[0]
+    if name not in _CLASSES or not hasattr(sentence_transformers, name):
+        raise LoadError(f"{config}: its model_type is {name!r}, which this release of Sentence Transformers has not")
+    return getattr(sentence_transformers, name)
+
+
+def _put_on(
+    transformer: Any,
+    adapters: dict[str, Path],
+    active: str,
+    base: Base,
+    reading: Reading,
+    saved: _saved.SavedTransformer,
+) -> None:
+    backbone = releases.backbone_of(transformer)
+    backbone.config._name_or_path = backbone.name_or_path = base.name  # not the temporary folder
+    now = state.fingerprint(backbone)
+    if saved.fingerprint and now and not math.isclose(now, saved.fingerprint, rel_tol=1e-3):
+        warnings.warn(
+            f"{base.name}: its weights are not those that the adapter was saved with, so the embeddings are others: "
+            f"give the base model that it was trained on with {reading.how}",
+            stacklevel=level_of_caller(),
+        )
+    with reading.say(f"Putting the adapter in {adapters[active]} on"):
+        put_adapters(transformer, adapters, active, trainable=reading.trainable, base_model=base.name)
+    if saved.padding_side is not None:
+        transformer.tokenizer.padding_side = saved.padding_side

@@ -111,7 +111,7 @@ def refuse_left_padding(path: str, transformer: Any) -> str | None:
     return reason
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """Return the ``stacklevel`` that makes a warning of the function that asks point out of this package."""
     level, frame = 1, sys._getframe(1)
     inside = (__package__, "contextlib")
@@ -139,7 +139,7 @@ def fit_positions(transformer: Any) -> Callable[[], None] | None:
     warnings.warn(
         f"max_seq_length is lowered from {former} to {fitting}: the backbone {backbones.model_type(transformer)!r} has "
         f"{positions} positions, and {virtual} of them go to virtual tokens",
-        stacklevel=_level_of_caller(),
+        stacklevel=level_of_caller(),
     )
     transformer.max_seq_length = fitting
 

@@ -219,6 +219,11 @@ def missing_in_prompt_length(model: nn.Module) -> int:
     return int(not all(closed))
 
 
+def reads_pickles_alone() -> bool:
+    """Tell whether Dense and other modules with weights are saved and loaded as pickles only, as in 2.7."""
+    return int(_release().split(".")[0]) < 3
+
+
 def _release() -> str:
     return str(getattr(sys.modules.get("sentence_transformers"), "__version__", "0"))
 

@@ -26,6 +26,14 @@ class UnsupportedModelError(PeftHooksError, ValueError):
     """The model cannot give right embeddings with this adapter, whatever the hooks; the message says what can."""
 
 
+class LoadError(PeftHooksError, ValueError):
+    """A saved model cannot be loaded: it is damaged, incomplete, would run code, or its base model is not found."""
+
+
+class SaveError(PeftHooksError, ValueError):
+    """A model cannot be saved as asked, and nothing was written."""
+
+
 class DimensionError(PeftHooksError, ValueError):
     """Tensors disagree about a named dimension."""
 

