@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ._task import SelectTask
     from ._trace import trace_shapes
     from ._trace_data import ShapeTrace
+    from ._trainer import PromptTrainer
     from .errors import (
         DimensionError,
         DimensionWarning,
@@ -54,6 +55,7 @@ __all__ = [
     "PaddingReport",
     "PeftHooksError",
     "PreparePooling",
+    "PromptTrainer",
     "SelectTask",
     "SelectorError",
     "ShapeTrace",
@@ -99,6 +101,7 @@ _HOMES = {
     "_task": ("SelectTask",),
     "_trace": ("trace_shapes",),
     "_trace_data": ("ShapeTrace",),
+    "_trainer": ("PromptTrainer",),
     "errors": (
         "DimensionError",
         "DimensionWarning",
