@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from . import _releases as releases
 from ._attach import handle_of
@@ -33,8 +35,8 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     ``resume_from_checkpoint`` raises, and ``load_best_model_at_end`` logs an error and keeps the last weights. This
     trainer adds ``trainable_state.safetensors`` to each checkpoint and reads it back into the model at hand. The file
     holds every parameter that is trained, also what PEFT does not save: the encoder of P-tuning, the projection of
-    prefix tuning, and the loss's own parameters (SoftmaxLoss). A resumed run ends with the weights of one that was
-    never interrupted.
+    prefix tuning, and the loss's own parameters (SoftmaxLoss), whose gradients it clears after each step, as releases
+    before 6.2 do not. A resumed run ends with the weights of one that was never interrupted.
 
     Args:
         *args: As in ``SentenceTransformerTrainer``.
@@ -57,6 +59,7 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _refuse(_unwrapped(self.model))
+        self.add_callback(_ClearGradients())
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
@@ -71,6 +74,11 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
                 f"only saved, load it and begin anew"
             )
         copy_into(self._trained(), load_file(path), str(path))
+
+    def _load_rng_state(self, checkpoint: Any) -> None:
+        # Before 4.46 transformers reads its file of random states in a way that torch 2.6 and later refuse.
+        with torch.serialization.safe_globals(_numpy_globals()):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint; unlike upstream's, an error is not only logged."""
@@ -89,6 +97,18 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
                 if parameter.requires_grad:
                     found.setdefault(parameter, f"{part}:{name}")
         return {name: parameter for parameter, name in found.items()}
+
+
+class _ClearGradients(TrainerCallback):  # type: ignore[misc]
+    """Clear the gradients of the loss's own parameters after each step.
+
+    Before 6.2 only the model's are: SoftmaxLoss's classifier goes on adding up those of all batches since the start,
+    and ContrastiveTensionLoss's second prompt, too, and a resumed run, which has none, would end elsewhere.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        if optimizer is not None:
+            optimizer.zero_grad()
 
 
 def copy_into(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], where: str) -> None:
@@ -114,6 +134,12 @@ def copy_into(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
+
+
+def _numpy_globals() -> list[Any]:
+    """Return what a saved state of NumPy's random generator is made of, as newer releases of transformers allow it."""
+    core = np._core if hasattr(np, "_core") else np.core
+    return [core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
 
 
 def _shown(shape: tuple[int, ...] | None) -> str:

@@ -1,7 +1,7 @@
 """Every loss of Sentence Transformers with prompt tuning and hooks: its value and the prompt's gradient.
 
-Both are compared with a reference in which every text is embedded by itself, without padding, in float64, by hand. Where
-`FORMULAS` has the loss, its arithmetic is written out, too; elsewhere the loss's own runs on the embeddings by hand.
+Both are compared with a reference in which every text is embedded by itself, without padding, in float64, by hand.
+Where `FORMULAS` has the loss, its arithmetic is written out, too; elsewhere the loss's own runs on those embeddings.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -28,8 +28,7 @@ from .support import RELEASE, needs
 PAIRS, TRIPLES, SINGLES = (TEXTS[:3], TEXTS[3:]), (TEXTS[:2], TEXTS[2:4], TEXTS[4:]), (TEXTS,)
 WIDTH, LAYERS, DIMS = 32, 2, (32, 16)
 
-# Measured, relative to the largest component: see `measure`. The BERT is all float64, but cached losses of some releases
-# round gradients to float32; the decoder rounds its rotary angles and norms, which a temperature of 0.01 makes larger.
+# MEASURED
 TOLERANCE = {"right": 2e-7, "left": 2e-5}
 
 
@@ -159,13 +158,6 @@ def losses_of_the_release() -> Any:
     return losses
 
 
-def installed() -> set[str]:
-    """Name the losses that the installed release has."""
-    losses = losses_of_the_release()
-    found = {name for name, kind in vars(losses).items() if inspect.isclass(kind) and issubclass(kind, nn.Module)}
-    return {name for name in found if name.endswith(("Loss", "InBatchNegatives"))} | (found & set(CASES))
-
-
 def test_every_loss_of_the_release_is_in_the_table() -> None:
     """A release that brings a new one fails here."""
     classes = {name for name, kind in vars(losses_of_the_release()).items() if inspect.isclass(kind)}
@@ -288,9 +280,9 @@ def apart(found: Tensor, truth: Tensor) -> float:
 
 
 @pytest.fixture(params=["right", "left"])
-def side(request: Any) -> Iterator[str]:
+def side(request: Any) -> str:
     """Where texts are padded: a BERT on the right, a decoder on the left."""
-    yield request.param
+    return str(request.param)
 
 
 def written_by_others(name: str) -> set[str]:

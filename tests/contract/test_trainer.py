@@ -22,6 +22,16 @@ ANCHORS, POSITIVES = list(TEXTS) * 2, [*TEXTS[1:], TEXTS[0]] * 2
 SCORES = [1.0, 0.5, 0.0, 1.0, 0.5, 0.0] * 2
 
 
+@pytest.fixture(autouse=True)
+def _no_precision_of_the_run_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what accelerate was told: a run in bf16 leaves it in the environment and in a state of the process."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    if importlib.util.find_spec("accelerate") is not None:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture
 def trainer_class() -> Any:
     """`PromptTrainer`, where the release has a trainer and the package `datasets` is there."""
@@ -89,7 +99,8 @@ def test_a_whole_run_trains_the_prompt_and_nothing_else(trainer_class: Any, tmp_
         tmp_path,
         evaluator=evaluator(),
         **run,
-        **{"eval_strategy": "steps", "per_device_train_batch_size": 2},
+        eval_strategy="steps",
+        per_device_train_batch_size=2,
     )
     trainer.train()
     measured = [log for log in trainer.state.log_history if "eval_tiny_spearman_cosine" in log]
