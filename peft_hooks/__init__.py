@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ._task import SelectTask
     from ._trace import trace_shapes
     from ._trace_data import ShapeTrace
+    from ._trainer import PromptTrainer
     from ._without import without_adapter
     from .errors import (
         DimensionError,
@@ -60,6 +61,7 @@ __all__ = [
     "PaddingReport",
     "PeftHooksError",
     "PreparePooling",
+    "PromptTrainer",
     "SaveError",
     "SelectTask",
     "SelectorError",
@@ -115,6 +117,7 @@ _HOMES = {
     "_task": ("SelectTask",),
     "_trace": ("trace_shapes",),
     "_trace_data": ("ShapeTrace",),
+    "_trainer": ("PromptTrainer",),
     "_without": ("without_adapter",),
     "errors": (
         "DimensionError",

@@ -11,6 +11,7 @@ from torch import nn
 from . import _backbones as backbones
 from . import _releases as releases
 from ._contracts import causes_of, checks
+from ._hidden import KeepHiddenStates, ReplayLayers
 from ._hook import Hook
 from ._log import LogShapes
 from ._mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
@@ -53,6 +54,7 @@ def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
     for path, transformer in releases.transformers_of(model):
         if not releases.has_adapter(transformer):
             continue
+        yield Planned(f"layers:{path}", ReplayLayers(), transformer, MAKE)
         yield Planned(f"mask:{path}", ExtendPromptMask(policy), transformer, MAKE)
         yield from _plan_backbone(path, transformer, options)
         if options.log:
@@ -71,8 +73,10 @@ def _plan_backbone(path: str, transformer: Any, options: Options) -> Iterator[Pl
     distance = refuse_left_padding(path, transformer)
     if distance is not None:
         yield Planned(f"padding:{path}", RefuseLeftPadding(distance), transformer, MAKE - 1)
-    if hasattr(outer, "active_peft_config") and backbones.accepts(releases.plain_backbone(transformer), "position_ids"):
-        hook = AlignPositions(backbones.position_offset(transformer))
-        yield Planned(f"positions:{path}", hook, outer.base_model, MAKE)
+    if hasattr(outer, "active_peft_config"):
+        yield Planned(f"hidden:{path}", KeepHiddenStates(), outer.base_model, MAKE)
+        if backbones.accepts(releases.plain_backbone(transformer), "position_ids"):
+            hook = AlignPositions(backbones.position_offset(transformer))
+            yield Planned(f"positions:{path}", hook, outer.base_model, MAKE)
     for number, encoder in enumerate(releases.prompt_encoders(transformer, "MULTITASK_PROMPT_TUNING")):
         yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), encoder, MAKE)

@@ -74,9 +74,9 @@ def reference_token_embeddings(model: Any, text: str, *, task_id: int | None = N
     Raises:
         NoReference: If the adapter needs `past_key_values` and the backbone ignores or rejects them.
     """
-    wrapped = _wrapped_backbone(model)
+    wrapped = wrapped_backbone(model)
     ids = torch.tensor([_token_ids(model, text)])
-    plain = _plain_backbone(wrapped)
+    plain = plain_backbone(wrapped)
     with torch.no_grad():
         kind = _peft_type(wrapped)
         if kind in (None, "LORA"):
@@ -85,13 +85,13 @@ def reference_token_embeddings(model: Any, text: str, *, task_id: int | None = N
         if kind in CACHE_TYPES:
             return _rows_after_cache(plain, ids, _key_values(wrapped))
         words = plain.get_input_embeddings()(ids)
-        both = torch.cat([_prompt_rows(wrapped, task_id).unsqueeze(0), words], dim=1)
+        both = torch.cat([prompt_rows(wrapped, task_id).unsqueeze(0), words], dim=1)
         return _rows(plain, virtual + ids.shape[1], inputs_embeds=both)
 
 
 def _rows(plain: Any, length: int, **inputs: Any) -> Tensor:
     """Run the plain backbone on one text, all of whose `length` positions are real."""
-    with _float64_by_default():
+    with float64_by_default():
         output = plain(attention_mask=torch.ones(1, length, dtype=torch.int64), return_dict=True, **inputs)
     rows: Tensor = output.last_hidden_state[0]
     if rows.dtype != torch.float64:
@@ -112,7 +112,7 @@ def _rows_after_cache(plain: Any, ids: Tensor, pairs: list[tuple[Tensor, Tensor]
 
 
 @contextlib.contextmanager
-def _float64_by_default() -> Iterator[None]:
+def float64_by_default() -> Iterator[None]:
     """Let masks that are made on the way hold float64's least number (transformers before 4.5x needs it)."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -162,7 +162,7 @@ def _prompt_length(model: Any, prompt: str) -> int:
 # --- the backbone without PEFT ----------------------------------------------------------------------------------------
 
 
-def _wrapped_backbone(model: Any) -> Any:
+def wrapped_backbone(model: Any) -> Any:
     return model[0].model if "model" in model[0]._modules else model[0].auto_model
 
 
@@ -171,7 +171,7 @@ def _peft_type(wrapped: Any) -> str | None:
     return None if config is None else str(getattr(config.peft_type, "value", config.peft_type))
 
 
-def _plain_backbone(wrapped: Any) -> Any:
+def plain_backbone(wrapped: Any) -> Any:
     """Build the backbone anew from its config and its weights, LoRA's changes merged by hand."""
     kind = _peft_type(wrapped)
     base = wrapped if kind is None else wrapped.base_model.model if kind == "LORA" else wrapped.base_model
@@ -215,7 +215,7 @@ def _parameters(wrapped: Any) -> dict[str, Tensor]:
     return {name: value.detach().double() for name, value in encoder.named_parameters()}
 
 
-def _prompt_rows(wrapped: Any, task_id: int | None) -> Tensor:
+def prompt_rows(wrapped: Any, task_id: int | None) -> Tensor:
     """Compute the rows in front of the word embeddings, `[virtual, width]`."""
     config, weights = wrapped.active_peft_config, _parameters(wrapped)
     rows = weights["embedding.weight"]

@@ -1,0 +1,300 @@
+"""Training for real: the trainer of 3.0 and later with checkpoints, and `model.fit`, which every release has."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from peft_hooks import HookError, UnsupportedModelError, register_prompt_mask_hooks
+from peft_hooks.testing import TEXTS
+
+from .support import RELEASE, adapted, assert_right, needs, plain, put
+from .test_losses import losses_of_the_release
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the releases' own, about their own arguments
+
+ANCHORS, POSITIVES = list(TEXTS) * 2, [*TEXTS[1:], TEXTS[0]] * 2
+SCORES = [1.0, 0.5, 0.0, 1.0, 0.5, 0.0] * 2
+
+
+@pytest.fixture(autouse=True)
+def _no_precision_of_the_run_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what accelerate was told: a run in bf16 leaves it in the environment and in a state of the process."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    if importlib.util.find_spec("accelerate") is not None:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def trainer_class() -> Any:
+    """`PromptTrainer`, where the release has a trainer and the package `datasets` is there."""
+    needs(RELEASE >= (3, 0), "has no trainer")
+    if importlib.util.find_spec("datasets") is None:
+        pytest.skip("the package datasets is not installed: `pip install peft_hooks[train]`")
+    from peft_hooks import PromptTrainer
+
+    return PromptTrainer
+
+
+def hooked(method: str = "prompt_tuning", **options: Any) -> Any:
+    """Build a tiny BERT with an adapter and hooks; with LoRA it has dropout in its way alone."""
+    model = adapted("bert", method, **options)
+    register_prompt_mask_hooks(model)
+    return model
+
+
+def make(trainer_class: Any, model: Any, folder: Path, loss: Any = None, **options: Any) -> Any:
+    """Make a trainer that saves every second step."""
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainingArguments
+
+    rest = {key: options.pop(key) for key in ("evaluator", "callbacks") if key in options}
+    defaults = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.05}
+    quiet = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "logging_strategy": "no", "seed": 3}
+    args = SentenceTransformerTrainingArguments(str(folder), **{**defaults, **quiet, **options})
+    dataset = Dataset.from_dict({"anchor": ANCHORS, "positive": POSITIVES, "label": SCORES})
+    loss = loss or losses_of_the_release().CosineSimilarityLoss(model)
+    return trainer_class(model=model, args=args, train_dataset=dataset, loss=loss, **rest)
+
+
+def evaluator(scores: list[float] = SCORES) -> Any:
+    """Make what measures a model during training."""
+    if RELEASE >= (5, 4):
+        from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+    else:
+        from sentence_transformers.evaluation import EmbeddingSimilarityEvaluator
+    return EmbeddingSimilarityEvaluator(ANCHORS, POSITIVES, scores, name="tiny", write_csv=False)
+
+
+def weights(model: Any, trained: bool = True) -> dict[str, Tensor]:
+    """Copy what is trained, or what is frozen."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad is trained}
+
+
+def assert_equal(found: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
+    """Assert that two states are the same to the last bit."""
+    assert found.keys() == truth.keys()
+    for name, tensor in truth.items():
+        assert torch.equal(found[name], tensor), f"{name} differs by {(found[name] - tensor).abs().max():.1e}"
+
+
+# --- the trainer ----------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_run_trains_the_prompt_and_nothing_else(trainer_class: Any, tmp_path: Path) -> None:
+    """bf16, checkpointed activations, accumulated gradients and an evaluator at once; the model is right after it."""
+    model = hooked()
+    before, frozen = weights(model), weights(model, trained=False)
+    run = {"bf16": True, "gradient_checkpointing": True, "gradient_accumulation_steps": 2, "eval_steps": 2}
+    trainer = make(
+        trainer_class,
+        model,
+        tmp_path,
+        evaluator=evaluator(),
+        **run,
+        eval_strategy="steps",
+        per_device_train_batch_size=2,
+    )
+    trainer.train()
+    measured = [log for log in trainer.state.log_history if "eval_tiny_spearman_cosine" in log]
+    assert [log["step"] for log in measured] == [2, 4]
+    assert all(not torch.equal(before[name], tensor) for name, tensor in weights(model).items())
+    assert_equal(weights(model, trained=False), frozen)
+    vars(model).pop("forward")  # accelerate leaves bfloat16 on for good, with or without an adapter
+    assert_right(model.eval())
+
+
+@pytest.mark.parametrize(
+    "method", ["prompt_tuning", "p_tuning", "multitask_prompt_tuning", "prefix_tuning_projection", "cartridge", "lora"]
+)
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(method: str, trainer_class: Any, tmp_path: Path) -> None:
+    """To the last bit, with dropout, whatever PEFT saves of the method."""
+    options = {"task_id": 1} if method == "multitask_prompt_tuning" else {}
+
+    def fresh() -> Any:
+        model = adapted("bert", method)
+        register_prompt_mask_hooks(model, **options)
+        return model
+
+    whole, resumed = fresh(), fresh()
+    start = weights(whole)
+    make(trainer_class, whole, tmp_path / "whole").train()
+    make(trainer_class, resumed, tmp_path / "resumed").train(
+        resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2")
+    )
+    assert any(not torch.equal(start[name], tensor) for name, tensor in weights(whole).items())
+    assert_equal(weights(resumed), weights(whole))
+
+
+def test_a_resumed_run_goes_on_with_the_losss_own_parameters(trainer_class: Any, tmp_path: Path) -> None:
+    """SoftmaxLoss has a classifier, which no release keeps in a checkpoint."""
+
+    def run(folder: str, **resume: Any) -> dict[str, Tensor]:
+        from datasets import Dataset
+
+        torch.manual_seed(0 if not resume else 1)
+        model = hooked()
+        loss = losses_of_the_release().SoftmaxLoss(model, sentence_embedding_dimension=32, num_labels=3)
+        trainer = make(trainer_class, model, tmp_path / folder, loss)
+        labels = [int(2 * score) for score in SCORES]
+        trainer.train_dataset = trainer.train_dataset.remove_columns("label").add_column("label", labels)
+        assert isinstance(trainer.train_dataset, Dataset)
+        trainer.train(**resume)
+        return {**weights(model), "classifier": loss.classifier.weight.detach().clone()}
+
+    truth = run("whole")
+    assert_equal(run("resumed", resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2")), truth)
+
+
+def test_the_best_checkpoint_is_loaded_at_the_end(trainer_class: Any, tmp_path: Path) -> None:
+    """What is in its files, not the last weights; the parameters are the same objects, and the hooks are on."""
+    from safetensors.torch import load_file
+
+    model = hooked()
+    parameters, best = list(model.parameters()), {"metric_for_best_model": "eval_tiny_spearman_cosine"}
+    both = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True, **best}
+    backwards = evaluator([1 - score for score in SCORES])  # so that training makes it worse
+    trainer = make(trainer_class, model, tmp_path, evaluator=backwards, **both)
+    trainer.train()
+    chosen = Path(trainer.state.best_model_checkpoint)
+    (file,) = chosen.rglob("adapter_model.safetensors")
+    (saved,) = load_file(file).values()
+    (loaded,) = weights(model).values()
+    assert chosen.name != "checkpoint-4"
+    assert torch.equal(loaded, saved)
+    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+    assert_right(model.eval())
+
+
+def test_the_librarys_own_trainer_cannot_resume(trainer_class: Any, tmp_path: Path) -> None:
+    """It loads the folder anew, which no release can; why there is a subclass."""
+    from sentence_transformers import SentenceTransformerTrainer
+
+    make(trainer_class, hooked(), tmp_path).train()
+    trainer = make(SentenceTransformerTrainer, hooked(), tmp_path)
+    with pytest.raises((OSError, ValueError, RuntimeError, KeyError, AttributeError)):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_checkpoint_of_another_trainer_is_refused(trainer_class: Any, tmp_path: Path) -> None:
+    """By name, with the file that is missing."""
+    trainer = make(trainer_class, hooked(), tmp_path)
+    with pytest.raises(FileNotFoundError) as caught:
+        trainer._load_from_checkpoint(str(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path} has no trainable_state.safetensors: give a checkpoint that PromptTrainer wrote. For a model that "
+        f"was only saved, load it and begin anew"
+    )
+
+
+def test_a_checkpoint_of_another_adapter_is_refused_and_changes_nothing(trainer_class: Any, tmp_path: Path) -> None:
+    """By name, with both shapes."""
+    make(trainer_class, hooked(), tmp_path).train()
+    other = hooked(adapter={"num_virtual_tokens": 3})
+    before, trainer = weights(other), make(trainer_class, other, tmp_path)
+    with pytest.raises(ValueError, match="is of other parameters than are trained here") as caught:
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "prompt_encoder.default.embedding.weight: [4, 32] saved, [3, 32] here" in str(caught.value)
+    assert_equal(weights(other), before)
+
+
+def test_a_prompt_without_hooks_is_refused(trainer_class: Any, tmp_path: Path) -> None:
+    """It would train on batches that change its embeddings."""
+    with pytest.raises(HookError) as caught:
+        make(trainer_class, adapted("bert"), tmp_path)
+    assert str(caught.value) == (
+        "the model has a prompt and no hooks: call register_prompt_mask_hooks(model) before training"
+    )
+
+
+def test_a_backbone_that_is_trained_beside_its_prompt_is_refused(trainer_class: Any, tmp_path: Path) -> None:
+    """No file of PEFT keeps it; DenoisingAutoEncoderLoss unfreezes it on 5.0 to 5.3."""
+    model = hooked()
+    register = model[0].model if "model" in model[0]._modules else model[0].auto_model
+    register.base_model.encoder.requires_grad_(True)
+    with pytest.raises(UnsupportedModelError) as caught:
+        make(trainer_class, model, tmp_path)
+    assert "parameters of the backbone are to be trained beside the prompt" in str(caught.value)
+    assert "'encoder.layer.0.attention.self.query.weight' the first" in str(caught.value)
+
+
+def test_a_model_without_an_adapter_is_trained_as_ever(trainer_class: Any, tmp_path: Path) -> None:
+    """Nothing is asked of it."""
+    model = plain("bert")
+    before = weights(model)
+    make(trainer_class, model, tmp_path).train()
+    assert any(not torch.equal(before[name], tensor) for name, tensor in weights(model).items())
+
+
+# --- what training is made of ---------------------------------------------------------------------------------------
+
+
+def gradient(model: Any, anchors: list[str] = ANCHORS, scores: list[float] = SCORES, **autocast: Any) -> Tensor:
+    """Return the prompt's gradient of one batch, dropout on and seeded."""
+    loss = losses_of_the_release().CosineSimilarityLoss(model.train())
+    (prompt,) = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    prompt.grad = None
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bool(autocast)):
+        value = loss([model.tokenize(anchors), model.tokenize(POSITIVES[: len(anchors)])], torch.tensor(scores))
+    value.backward()
+    found: Tensor = prompt.grad
+    return found
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_gradient_checkpointing_does_not_change_gradients(when: str, reentrant: bool) -> None:
+    """Switched on before the adapter is put on, or after the hooks."""
+    truth = gradient(hooked())
+    model = plain("bert")
+    for step in ("before", "after"):
+        if when == step:
+            backbone = model[0].model if "model" in model[0]._modules else model[0].auto_model
+            backbone.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        if step == "before":
+            put(model, "prompt_tuning")
+            register_prompt_mask_hooks(model)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    assert torch.allclose(gradient(model), truth, rtol=1e-5, atol=1e-7)
+
+
+def test_autocast_gives_a_gradient_in_float32_that_is_about_right() -> None:
+    """bfloat16 has 8 bits: measured, 2 % of the gradient's length."""
+    model = hooked()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    truth, found = gradient(model).clone(), gradient(model, bf16=True)
+    assert found.dtype == torch.float32
+    assert float((found - truth).norm() / truth.norm()) <= 0.1
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_fit_trains_the_prompt(evaluated: bool, tmp_path: Path) -> None:
+    """`model.fit`, which 2.7 has alone, and later releases run by their trainer."""
+    from sentence_transformers import InputExample
+    from torch.utils.data import DataLoader
+
+    if RELEASE >= (3, 0) and importlib.util.find_spec("datasets") is None:
+        pytest.skip("the package datasets is not installed: `pip install peft_hooks[train]`")
+    model = hooked()
+    before, frozen = weights(model), weights(model, trained=False)
+    examples = [
+        InputExample(texts=[anchor, positive], label=score)
+        for anchor, positive, score in zip(ANCHORS, POSITIVES, SCORES, strict=True)
+    ]
+    batches: Any = DataLoader(examples, batch_size=4)  # type: ignore[arg-type]
+    measure = {"evaluator": evaluator(), "evaluation_steps": 2} if evaluated else {}
+    objectives = [(batches, losses_of_the_release().CosineSimilarityLoss(model))]
+    model.fit(objectives, epochs=1, optimizer_params={"lr": 0.05}, show_progress_bar=False, **measure)
+    assert all(not torch.equal(before[name], tensor) for name, tensor in weights(model).items())
+    assert_equal(weights(model, trained=False), frozen)
+    assert_right(model.eval())
