@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from . import _backbones as backbones
+from . import _cross_encoders as cross
 from . import _releases as releases
 from ._contracts import causes_of, checks
 from ._hook import Hook
@@ -16,6 +17,7 @@ from ._log import LogShapes
 from ._mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
 from ._positions import AlignPositions, RefuseLeftPadding
 from ._refuse import refuse_left_padding
+from ._scores import NoteTextLength
 from ._task import SelectTask
 
 # Lower runs first: what is right is made, then checked, then logged.
@@ -54,9 +56,11 @@ def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
         if not releases.has_adapter(transformer):
             continue
         yield Planned(f"mask:{path}", ExtendPromptMask(policy), transformer, MAKE)
-        yield from _plan_backbone(path, transformer, options)
+        yield from _plan_backbone(path, transformer, transformer, options)
         if options.log:
             yield Planned(f"log:{path}", LogShapes(), transformer, LOG)
+    for path, holder in cross.holders_of(model):
+        yield from _plan_backbone(path, holder, holder.model, options)
     for path, pooling in poolings:
         yield Planned(f"pooling:{path}", PreparePooling(options.virtual_tokens, missing), pooling, MAKE)
         if options.log:
@@ -65,14 +69,20 @@ def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
         yield Planned(f"check:{path}", check, module, CHECK)
 
 
-def _plan_backbone(path: str, transformer: Any, options: Options) -> Iterator[Planned]:
-    """Yield what the adapter's own modules need: positions, a task, and right padding where nothing else helps."""
+def _plan_backbone(path: str, transformer: Any, entry: nn.Module, options: Options) -> Iterator[Planned]:
+    """Yield what the adapter's own modules need: positions, a task, and right padding where nothing else helps.
+
+    ``entry`` is the module that the text goes into.
+    """
     outer = releases.backbone_of(transformer)
     distance = refuse_left_padding(path, transformer)
     if distance is not None:
-        yield Planned(f"padding:{path}", RefuseLeftPadding(distance), transformer, MAKE - 1)
+        yield Planned(f"padding:{path}", RefuseLeftPadding(distance), entry, MAKE - 1)
     if hasattr(outer, "active_peft_config") and backbones.accepts(releases.plain_backbone(transformer), "position_ids"):
         hook = AlignPositions(backbones.position_offset(transformer))
         yield Planned(f"positions:{path}", hook, outer.base_model, MAKE)
+    for name, head_hook, module in cross.hooks_of_head(transformer, options.virtual_tokens):
+        yield Planned(f"text:{path}", NoteTextLength(), entry, MAKE)
+        yield Planned(f"{name}:{path}", head_hook, module, MAKE - 1)  # padding has its place before it is counted
     for number, encoder in enumerate(releases.prompt_encoders(transformer, "MULTITASK_PROMPT_TUNING")):
         yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), encoder, MAKE)

@@ -21,7 +21,11 @@ def prefix_is_used(transformer: Any, adapter: str) -> str | None:
     """
     peft_model: Any = releases.backbone_of(transformer)
     backbone = peft_model.get_base_model()
-    if not backbones.accepts(backbone, "past_key_values"):
+    takes = backbones.accepts(backbone, "past_key_values")
+    if not takes and type(peft_model).__name__.endswith("ForSequenceClassification"):
+        # Then PEFT calls what is before the head, and the head itself.
+        takes = backbones.accepts(getattr(backbone, backbone.base_model_prefix), "past_key_values")
+    if not takes:
         return "has no cache (past_key_values) in its forward, where a prefix would go"
     if not can_measure(backbone):
         return None

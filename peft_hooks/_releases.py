@@ -56,6 +56,12 @@ def pooling_class() -> type[nn.Module] | None:
     return moved or _class("sentence_transformers.models.Pooling", "Pooling")
 
 
+def is_cross_encoder(model: Any) -> bool:
+    """Tell whether ``model`` is a CrossEncoder: a plain object before 4.0, then a module, since 5.4 a pipeline."""
+    kind = _class("sentence_transformers", "CrossEncoder")
+    return kind is not None and isinstance(model, kind)
+
+
 def peft_class() -> type[nn.Module] | None:
     """Return ``peft.PeftModel``, if PEFT is loaded."""
     return _class("peft", "PeftModel")
