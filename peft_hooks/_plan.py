@@ -12,6 +12,7 @@ from . import _backbones as backbones
 from . import _cross_encoders as cross
 from . import _releases as releases
 from ._contracts import causes_of, checks
+from ._hidden import KeepHiddenStates, ReplayLayers
 from ._hook import Hook
 from ._log import LogShapes
 from ._mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
@@ -19,6 +20,7 @@ from ._positions import AlignPositions, RefuseLeftPadding
 from ._refuse import refuse_left_padding
 from ._scores import NoteTextLength
 from ._task import SelectTask
+from ._token_modules import hooks_of_token_modules
 
 # Lower runs first: what is right is made, then checked, then logged.
 MAKE, CHECK, LOG = 0, 100, 200
@@ -56,11 +58,14 @@ def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
         if not releases.has_adapter(transformer):
             continue
         yield Planned(f"mask:{path}", ExtendPromptMask(policy), transformer, MAKE)
+        yield Planned(f"layers:{path}", ReplayLayers(), transformer, MAKE)
         yield from _plan_backbone(path, transformer, transformer, options)
         if options.log:
             yield Planned(f"log:{path}", LogShapes(), transformer, LOG)
     for path, holder in cross.holders_of(model):
         yield from _plan_backbone(path, holder, holder.model, options)
+    for path, hook, module in hooks_of_token_modules(model):
+        yield Planned(f"tokens:{path}", hook, module, MAKE)
     for path, pooling in poolings:
         yield Planned(f"pooling:{path}", PreparePooling(options.virtual_tokens, missing), pooling, MAKE)
         if options.log:
@@ -78,9 +83,11 @@ def _plan_backbone(path: str, transformer: Any, entry: nn.Module, options: Optio
     distance = refuse_left_padding(path, transformer)
     if distance is not None:
         yield Planned(f"padding:{path}", RefuseLeftPadding(distance), entry, MAKE - 1)
-    if hasattr(outer, "active_peft_config") and backbones.accepts(releases.plain_backbone(transformer), "position_ids"):
-        hook = AlignPositions(backbones.position_offset(transformer))
-        yield Planned(f"positions:{path}", hook, outer.base_model, MAKE)
+    if hasattr(outer, "active_peft_config"):
+        yield Planned(f"hidden:{path}", KeepHiddenStates(), outer.base_model, MAKE)
+        if backbones.accepts(releases.plain_backbone(transformer), "position_ids"):
+            hook = AlignPositions(backbones.position_offset(transformer))
+            yield Planned(f"positions:{path}", hook, outer.base_model, MAKE)
     for name, head_hook, module in cross.hooks_of_head(transformer, options.virtual_tokens):
         yield Planned(f"text:{path}", NoteTextLength(), entry, MAKE)
         yield Planned(f"{name}:{path}", head_hook, module, MAKE - 1)  # padding has its place before it is counted

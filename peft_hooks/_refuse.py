@@ -14,6 +14,7 @@ from . import _cross_encoders as cross
 from . import _releases as releases
 from ._positions import left_padding_message
 from ._probe import prefix_is_used
+from ._token_modules import refuse_token_modules
 from .errors import UnsupportedModelError
 
 
@@ -45,6 +46,7 @@ def refuse_what_cannot_be_right(model: Any, task_id: int | None, virtual_tokens:
             f"peft_hooks.add_prompt_adapter(model, PromptTuningConfig(...))"
         )
     refuse_options(model, task_id, virtual_tokens)
+    refuse_token_modules(model)
     for path, transformer in transformers:
         for name, config in releases.prompt_configs(transformer).items():
             _refuse_adapter(path, transformer, name, config)
