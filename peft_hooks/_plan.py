@@ -53,10 +53,11 @@ class Planned(NamedTuple):
 def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
     """Yield the hooks that ``model`` needs."""
     poolings, missing = releases.poolings_of(model), releases.missing_in_prompt_length(model)
-    policy: VirtualTokens = "strip" if options.virtual_tokens == "auto" and not poolings else options.virtual_tokens
     for path, transformer in releases.transformers_of(model):
         if not releases.has_adapter(transformer):
             continue
+        tokens_only = options.virtual_tokens == "auto" and not any(_in_reach(path, pooling) for pooling, _ in poolings)
+        policy: VirtualTokens = "strip" if tokens_only else options.virtual_tokens
         yield Planned(f"mask:{path}", ExtendPromptMask(policy), transformer, MAKE)
         yield Planned(f"layers:{path}", ReplayLayers(), transformer, MAKE)
         yield from _plan_backbone(path, transformer, transformer, options)
@@ -72,6 +73,12 @@ def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
             yield Planned(f"log:{path}", LogShapes(), pooling, LOG)
     for path, module, check in checks(model, causes=causes_of(model)) if options.check else ():
         yield Planned(f"check:{path}", check, module, CHECK)
+
+
+def _in_reach(path: str, pooling: str) -> bool:
+    """Tell whether the Pooling comes in the same route of a Router as the Transformer, or in one around it."""
+    route = pooling.rpartition(".")[0]
+    return not route or path.startswith(route + ".")
 
 
 def _plan_backbone(path: str, transformer: Any, entry: nn.Module, options: Options) -> Iterator[Planned]:

@@ -119,11 +119,13 @@ def adapter_summary(transformer: Any) -> str:
 
 
 def transformers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the Transformer modules of a Sentence Transformers model with their paths; a Router has several."""
-    kind = transformer_class()
-    return (
-        [] if kind is None else [(path, module) for path, module in model.named_modules() if isinstance(module, kind)]
-    )
+    """Return the Transformer modules of a Sentence Transformers model with their paths; a Router has several.
+
+    Before 5.4 a SparseEncoder has a class of its own, of the same attributes.
+    """
+    masked = _class("sentence_transformers.sparse_encoder.models.MLMTransformer", "MLMTransformer")
+    kinds = tuple(kind for kind in (transformer_class(), masked) if kind is not None)
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, kinds)]
 
 
 def poolings_of(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -19,7 +19,7 @@ def _virtual_tokens(features: Any) -> int:
     embeddings, length = features.get("token_embeddings"), ft.input_length(features)
     if embeddings is None or length is None or embeddings.dim() != 3:
         return 0
-    return max(embeddings.size(1) - length, 0)
+    return max(int(embeddings.size(1)) - length, 0)
 
 
 class WeighVirtualTokens(Hook):
@@ -114,7 +114,7 @@ def refuse_token_modules(model: nn.Module) -> None:
         kind = modules.kind_of(module)
         if kind == "LSTM" and "Transformer" in before and None not in before and "WordEmbeddings" not in before:
             raise UnsupportedModelError(
-                f"LSTM {path!r} needs the feature sentence_lengths, which only WordEmbeddings gives, and before it comes "
-                f"a Transformer: take the LSTM out, or put a module of your own before it that sets sentence_lengths"
+                f"LSTM {path!r} needs the feature sentence_lengths, which only WordEmbeddings gives, and before it "
+                f"comes a Transformer: take the LSTM out, or put a module of your own before it that sets sentence_lengths"
             )
         before.append(kind)

@@ -81,7 +81,7 @@ def put_backbone(model: Any, backbone: Any) -> None:
         model.model = backbone
 
 
-class _Pipe:
+class Pipe:
     """What ``methods`` asks of a SentenceTransformer: a first module with its backbone."""
 
     def __init__(self, backbone: Any) -> None:
@@ -96,7 +96,7 @@ def put_adapter(model: Any, method: str, task_type: str = "SEQ_CLS", **kw: Any) 
     from peft import get_peft_model
 
     backbone = backbone_of(model)
-    config = {**METHODS, **VARIANTS}[method](_Pipe(backbone), **kw)
+    config = {**METHODS, **VARIANTS}[method](Pipe(backbone), **kw)
     config.task_type = task_type
     try:
         peft_model = get_peft_model(backbone, config).eval()
