@@ -123,8 +123,10 @@ def transformers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
     Before 5.4 a SparseEncoder has a class of its own, of the same attributes.
     """
-    masked = _class("sentence_transformers.sparse_encoder.models.MLMTransformer", "MLMTransformer")
-    kinds = tuple(kind for kind in (transformer_class(), masked) if kind is not None)
+    masked: type[nn.Module] | None = _class(
+        "sentence_transformers.sparse_encoder.models.MLMTransformer", "MLMTransformer"
+    )
+    kinds: tuple[type[nn.Module], ...] = tuple(kind for kind in (transformer_class(), masked) if kind is not None)
     return [(path, module) for path, module in model.named_modules() if isinstance(module, kinds)]
 
 

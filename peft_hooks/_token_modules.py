@@ -1,4 +1,4 @@
-"""Hooks for modules that work on tokens between the Transformer and Pooling: WordWeights, LSTM, CNN."""
+"""Hooks for modules that work on tokens between the Transformer and Pooling: WordWeights, LSTM, CNN, masks."""
 
 from __future__ import annotations
 
@@ -49,6 +49,30 @@ class WeighVirtualTokens(Hook):
         return {**output, **restored, "token_embeddings": rows, "token_weights_sum": total}
 
 
+class ScoreVirtualTokens(Hook):
+    """Let a skiplist and a query expansion look at the text's tokens. Goes on a MultiVectorMask module.
+
+    Only where the policy keeps virtual tokens: with ``"auto"`` and ``"strip"`` none come here.
+    """
+
+    def before(self, call: Call) -> None:
+        features = call.first
+        virtual = _virtual_tokens(features)
+        if virtual and features["attention_mask"].size(1) == features["token_embeddings"].size(1):
+            by_token = {key: features[key] for key in ("input_ids", "query_expansion_positions") if key in features}
+            wide = {key: ft.extend_mask(value, virtual, counted=False) for key, value in by_token.items()}
+            call.first = {**features, **wide}
+
+    def after(self, call: Call, output: Any) -> Any:
+        given = call.given_first
+        if call.first is given:
+            return None
+        virtual, mask = _virtual_tokens(given), output["attention_mask"]
+        kept = given["attention_mask"][:, :virtual].to(mask.dtype)
+        by_token = {key: given[key] for key in ("input_ids", "query_expansion_positions") if key in given}
+        return {**output, **by_token, "attention_mask": torch.cat([kept, mask[:, virtual:]], dim=1)}
+
+
 class CountVirtualTokens(Hook):
     """Add the virtual tokens to ``sentence_lengths``, by which an LSTM cuts padding off. Goes on an LSTM module."""
 
@@ -96,7 +120,12 @@ def _reordered(rows: Tensor, order: Tensor) -> Tensor:
     return rows.gather(1, order.unsqueeze(-1).expand_as(rows))
 
 
-_HOOKS: dict[str, type[Hook]] = {"WordWeights": WeighVirtualTokens, "LSTM": CountVirtualTokens, "CNN": SilencePadding}
+_HOOKS: dict[str, type[Hook]] = {
+    "CNN": SilencePadding,
+    "LSTM": CountVirtualTokens,
+    "MultiVectorMask": ScoreVirtualTokens,
+    "WordWeights": WeighVirtualTokens,
+}
 
 
 def hooks_of_token_modules(model: nn.Module) -> Iterator[tuple[str, Hook, nn.Module]]:
@@ -115,6 +144,6 @@ def refuse_token_modules(model: nn.Module) -> None:
         if kind == "LSTM" and "Transformer" in before and None not in before and "WordEmbeddings" not in before:
             raise UnsupportedModelError(
                 f"LSTM {path!r} needs the feature sentence_lengths, which only WordEmbeddings gives, and before it "
-                f"comes a Transformer: take the LSTM out, or put a module of your own before it that sets sentence_lengths"
+                f"comes a Transformer: take the LSTM out, or put a module before it that sets sentence_lengths"
             )
         before.append(kind)
