@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from . import _backbones as backbones
+from . import _cross_encoders as cross
 from . import _peft_state as state
 from . import _releases as releases
 from ._attach import HookHandle, handle_of, register_prompt_mask_hooks
@@ -45,6 +46,7 @@ def add_prompt_adapter(
         UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
         ValueError: If the name is taken, or PEFT refuses the config.
     """
+    given, model = model, cross.root_of(model)
     transformer = _the_transformer(model)
     config = _filled_in(peft_config, transformer)
     handle, former = handle_of(model), releases.backbone_of(transformer)
@@ -62,7 +64,7 @@ def add_prompt_adapter(
 
             releases.put_backbone(transformer, get_peft_model(former, config, adapter_name))
         if handle is None:
-            return register_prompt_mask_hooks(model, **options)
+            return register_prompt_mask_hooks(given, **options)
         handle.refresh()
         return handle
 
@@ -116,6 +118,7 @@ def _all_or_nothing(transformer: Any, handle: HookHandle | None) -> Iterator[Non
     attributes, adapters = set(vars(former)), set(getattr(former, "peft_config", ()))
     active = getattr(former, "active_adapter", None)
     frozen = {parameter: parameter.requires_grad for parameter in former.parameters()}
+    children = dict(former.named_children())
     try:
         yield
     except BaseException:
@@ -127,6 +130,9 @@ def _all_or_nothing(transformer: Any, handle: HookHandle | None) -> Iterator[Non
         for name in set(getattr(former, "peft_config", ())) - adapters if adapters else ():
             former.set_adapter(active)
             releases.drop_adapter(former, name)
+        for name, child in children.items():
+            if getattr(former, name) is not child:  # SEQ_CLS wraps the head, to train and save it
+                setattr(former, name, child)
         for key in set(vars(former)) - attributes:
             delattr(former, key)
         for parameter, trainable in frozen.items():
@@ -137,7 +143,7 @@ def _all_or_nothing(transformer: Any, handle: HookHandle | None) -> Iterator[Non
 
 
 def _the_transformer(model: Any) -> Any:
-    found = releases.transformers_of(model) if isinstance(model, nn.Module) else []
+    found = cross.inputs_of(model) if isinstance(model, nn.Module) else []
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a SentenceTransformer, got {type(model).__name__}: load it first")
     if len(found) != 1:
@@ -162,7 +168,7 @@ def _filled_in(peft_config: Any, transformer: Any) -> Any:
     if not isinstance(peft_config, Config):
         raise TypeError(f"expected a PEFT config such as PromptTuningConfig, got {type(peft_config).__name__}")
     config: Any = copy.deepcopy(peft_config)
-    config.task_type = config.task_type or "FEATURE_EXTRACTION"
+    config.task_type = config.task_type or cross.task_type(transformer)
     if config.is_prompt_learning:
         for key, value in backbones.backbone_sizes(transformer, releases.method_of(config)).items():
             if getattr(config, key, None) is None:

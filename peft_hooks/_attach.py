@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from . import _cross_encoders as cross
 from . import _releases as releases
 from ._describe import HookTable
 from ._dispatch import dispatchers
 from ._mask import VirtualTokens
 from ._plan import Options, plan
-from ._refuse import fit_positions, refuse_task, refuse_what_cannot_be_right
+from ._refuse import fit_positions, refuse_options, refuse_what_cannot_be_right
 from ._registry import HookRegistry
 from .errors import HookError
 
@@ -33,7 +34,7 @@ class HookHandle:
 
     def _attach(self, model: nn.Module) -> None:
         try:
-            for _, transformer in releases.transformers_of(model):
+            for _, transformer in cross.inputs_of(model):
                 undo = fit_positions(transformer)
                 if undo is not None:
                     self._undo.append(undo)
@@ -58,7 +59,7 @@ class HookHandle:
         """Attach anew, after adapters were added or deleted."""
         model = self.registry.model
         self.remove()
-        refuse_what_cannot_be_right(model, self.options.task_id)
+        refuse_what_cannot_be_right(model, self.options.task_id, self.options.virtual_tokens)
         self._attach(model)
 
     def describe(self) -> HookTable:
@@ -69,8 +70,8 @@ class HookHandle:
     def switched(self, **options: Any) -> Iterator[HookHandle]:
         """Use other options for the length of a block; those not given stay as they are."""
         former, model = self.options, self.registry.model
-        refuse_task(model, options.get("task_id"))
         block = replace(former, **options)
+        refuse_options(model, options.get("task_id"), block.virtual_tokens)
         with self.registry.replaced(block):  # a copy that is made in the block has the block's options
             self.options = block
             try:
@@ -132,11 +133,17 @@ def register_prompt_mask_hooks(
     With the hooks on, an embedding is the same alone and in any batch, left- or right-padded. What cannot be right is
     refused by name. Attach before ``torch.compile``. A second call with the same options returns the same handle.
 
+    In a ``CrossEncoder`` the head reads the text's own first token (BERT and its kin) or last token (decoders), as it
+    was trained to. The adapter's task type must be ``SEQ_CLS``: with others PEFT drops the segment ids of a pair. In a
+    ``SparseEncoder`` and a ``MultiVectorEncoder`` only the text's tokens count.
+
     Args:
-        model: A ``SentenceTransformer`` (or another model of the library) with a PEFT adapter on its Transformer.
+        model: A ``SentenceTransformer``, ``SparseEncoder``, ``MultiVectorEncoder`` or ``CrossEncoder`` with a PEFT
+            adapter on its Transformer (a ``CrossEncoder`` before 5.4: on its ``model``).
         virtual_tokens: ``"auto"``: virtual tokens count in mean, max, weighted-mean and last-token pooling, as in
-            Sentence Transformers 3.3 to 6.1; ``cls`` and consumers of single tokens read the text's own. ``"pool"``:
-            exactly what 3.3 to 6.1 computed. ``"ignore"``: kept in ``token_embeddings``, masked out of pooling.
+            Sentence Transformers 3.3 to 6.1; ``cls``, the head of a CrossEncoder and consumers of single tokens read
+            the text's own. ``"pool"``: exactly what 3.3 to 6.1 computed. ``"ignore"``: kept in ``token_embeddings``,
+            masked out of pooling.
             ``"strip"``: cut from ``token_embeddings`` and hidden states.
         task_id: The task of multitask prompt tuning.
         check: Assert named dimensions in every forward, on every module that ``contract_of`` knows.
@@ -152,7 +159,8 @@ def register_prompt_mask_hooks(
         ValueError: If an option is wrong.
     """
     options = Options(virtual_tokens, task_id, check, log)
-    handle = handle_of(model) if isinstance(model, nn.Module) else None
+    root = cross.root_of(model)
+    handle = handle_of(root) if isinstance(root, nn.Module) else None
     if handle is not None:
         if handle.options == options:
             return handle
@@ -160,8 +168,8 @@ def register_prompt_mask_hooks(
             f"the model has the hooks with other options, {handle!r}: call `.remove()` on that handle first, or use "
             f"`with prompt_mask_hooks(model, ...)` for a block"
         )
-    refuse_what_cannot_be_right(model, task_id)
-    return HookHandle(model, options)
+    refuse_what_cannot_be_right(root, task_id, virtual_tokens)
+    return HookHandle(root, options)
 
 
 @contextlib.contextmanager
@@ -181,7 +189,8 @@ def prompt_mask_hooks(model: nn.Module, **options: Any) -> Iterator[HookHandle]:
     Raises:
         TypeError: If an option is unknown, and what ``register_prompt_mask_hooks`` raises.
     """
-    outer = handle_of(model) if isinstance(model, nn.Module) else None
+    root = cross.root_of(model)
+    outer = handle_of(root) if isinstance(root, nn.Module) else None
     block = register_prompt_mask_hooks(model, **options) if outer is None else outer.switched(**options)
     with block as handle:
         yield handle

@@ -64,10 +64,15 @@ def leave_out(mask: Tensor, start: int, length: int | Tensor) -> Tensor:
 def positions(mask: Tensor, length: int, offset: int = 0) -> Tensor:
     """Return position ids of the last ``length`` columns, ``int64[batch, length]``, counted over what is not padding.
 
+    What follows the text counts on: the tokens of a query expansion that nothing attends to are read all the same.
+
     Args:
         mask: ``[batch, past + length]``, virtual tokens included.
         length: How many positions the backbone is given.
         offset: The first position: ``padding_idx + 1`` in backbones of RoBERTa's kind, 0 in others.
     """
-    rank = (mask.to(torch.int64).cumsum(dim=1) - 1).clamp_(min=0)[:, mask.size(1) - length :]
+    mask = mask.to(torch.int64)
+    counted = mask.cumsum(dim=1)
+    after = (counted == counted[:, -1:]) & (mask == 0)
+    rank = (counted - 1 + after.cumsum(dim=1)).clamp_(min=0)[:, mask.size(1) - length :]
     return rank + offset if offset else rank

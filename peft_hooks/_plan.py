@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from . import _backbones as backbones
+from . import _cross_encoders as cross
 from . import _releases as releases
 from ._contracts import causes_of, checks
 from ._hidden import KeepHiddenStates, ReplayLayers
@@ -17,7 +18,9 @@ from ._log import LogShapes
 from ._mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
 from ._positions import AlignPositions, RefuseLeftPadding
 from ._refuse import refuse_left_padding
+from ._scores import NoteTextLength
 from ._task import SelectTask
+from ._token_modules import hooks_of_token_modules
 
 # Lower runs first: what is right is made, then checked, then logged.
 MAKE, CHECK, LOG = 0, 100, 200
@@ -50,15 +53,20 @@ class Planned(NamedTuple):
 def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
     """Yield the hooks that ``model`` needs."""
     poolings, missing = releases.poolings_of(model), releases.missing_in_prompt_length(model)
-    policy: VirtualTokens = "strip" if options.virtual_tokens == "auto" and not poolings else options.virtual_tokens
     for path, transformer in releases.transformers_of(model):
         if not releases.has_adapter(transformer):
             continue
-        yield Planned(f"layers:{path}", ReplayLayers(), transformer, MAKE)
+        tokens_only = options.virtual_tokens == "auto" and not any(_in_reach(path, pooling) for pooling, _ in poolings)
+        policy: VirtualTokens = "strip" if tokens_only else options.virtual_tokens
         yield Planned(f"mask:{path}", ExtendPromptMask(policy), transformer, MAKE)
-        yield from _plan_backbone(path, transformer, options)
+        yield Planned(f"layers:{path}", ReplayLayers(), transformer, MAKE)
+        yield from _plan_backbone(path, transformer, transformer, options)
         if options.log:
             yield Planned(f"log:{path}", LogShapes(), transformer, LOG)
+    for path, holder in cross.holders_of(model):
+        yield from _plan_backbone(path, holder, holder.model, options)
+    for path, hook, module in hooks_of_token_modules(model):
+        yield Planned(f"tokens:{path}", hook, module, MAKE)
     for path, pooling in poolings:
         yield Planned(f"pooling:{path}", PreparePooling(options.virtual_tokens, missing), pooling, MAKE)
         if options.log:
@@ -67,16 +75,28 @@ def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
         yield Planned(f"check:{path}", check, module, CHECK)
 
 
-def _plan_backbone(path: str, transformer: Any, options: Options) -> Iterator[Planned]:
-    """Yield what the adapter's own modules need: positions, a task, and right padding where nothing else helps."""
+def _in_reach(path: str, pooling: str) -> bool:
+    """Tell whether the Pooling comes in the same route of a Router as the Transformer, or in one around it."""
+    route = pooling.rpartition(".")[0]
+    return not route or path.startswith(route + ".")
+
+
+def _plan_backbone(path: str, transformer: Any, entry: nn.Module, options: Options) -> Iterator[Planned]:
+    """Yield what the adapter's own modules need: positions, a task, and right padding where nothing else helps.
+
+    ``entry`` is the module that the text goes into.
+    """
     outer = releases.backbone_of(transformer)
     distance = refuse_left_padding(path, transformer)
     if distance is not None:
-        yield Planned(f"padding:{path}", RefuseLeftPadding(distance), transformer, MAKE - 1)
+        yield Planned(f"padding:{path}", RefuseLeftPadding(distance), entry, MAKE - 1)
     if hasattr(outer, "active_peft_config"):
         yield Planned(f"hidden:{path}", KeepHiddenStates(), outer.base_model, MAKE)
         if backbones.accepts(releases.plain_backbone(transformer), "position_ids"):
             hook = AlignPositions(backbones.position_offset(transformer))
             yield Planned(f"positions:{path}", hook, outer.base_model, MAKE)
+    for name, head_hook, module in cross.hooks_of_head(transformer, options.virtual_tokens):
+        yield Planned(f"text:{path}", NoteTextLength(), entry, MAKE)
+        yield Planned(f"{name}:{path}", head_hook, module, MAKE - 1)  # padding has its place before it is counted
     for number, encoder in enumerate(releases.prompt_encoders(transformer, "MULTITASK_PROMPT_TUNING")):
         yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), encoder, MAKE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ def prefix_is_used(transformer: Any, adapter: str) -> str | None:
     """
     peft_model: Any = releases.backbone_of(transformer)
     backbone = peft_model.get_base_model()
-    if not backbones.accepts(backbone, "past_key_values"):
+    if not _takes_cache(peft_model, backbone):
         return "has no cache (past_key_values) in its forward, where a prefix would go"
     if not can_measure(backbone):
         return None
@@ -34,6 +35,18 @@ def prefix_is_used(transformer: Any, adapter: str) -> str | None:
             return f"rejects a prefix ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         without = backbone(input_ids=ids, attention_mask=mask)[0]
     return "ignores the prefix: its output is the same without" if torch.equal(with_prefix, without) else None
+
+
+def _takes_cache(peft_model: Any, backbone: Any) -> bool:
+    """Tell whether keys and values get to layers that read them, by the signatures on their way."""
+    if backbones.accepts(backbone, "past_key_values"):
+        return True
+    # Before a head are the layers: PEFT calls them itself for SEQ_CLS, a masked-language model hands them its kwargs.
+    handed_on = type(peft_model).__name__.endswith("ForSequenceClassification") or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(backbone.forward).parameters.values()
+    )
+    layers = getattr(backbone, backbone.base_model_prefix, None)
+    return handed_on and layers is not None and backbones.accepts(layers, "past_key_values")
 
 
 def can_measure(module: nn.Module) -> bool:

@@ -10,39 +10,43 @@ from typing import Any
 from torch import nn
 
 from . import _backbones as backbones
+from . import _cross_encoders as cross
 from . import _releases as releases
 from ._positions import left_padding_message
 from ._probe import prefix_is_used
+from ._token_modules import refuse_token_modules
 from .errors import UnsupportedModelError
 
 
-def refuse_what_cannot_be_right(model: Any, task_id: int | None) -> None:
+def refuse_what_cannot_be_right(model: Any, task_id: int | None, virtual_tokens: str = "auto") -> None:
     """Raise if ``model`` cannot give right embeddings with the hooks on.
 
     Raises:
         TypeError: If ``model`` is no module: a name, a list, None.
         UnsupportedModelError: If it is no Sentence Transformers model, has no adapter that its forward passes, has a
-            prefix that its backbone ignores, or is set up so that virtual tokens cannot be told from text.
+            prefix that its backbone ignores, is set up so that virtual tokens cannot be told from text, or has a head
+            that cannot be given the text alone.
         ValueError: If ``task_id`` is given and no adapter has tasks.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"expected a SentenceTransformer, got {_shown(model)}: load it first, SentenceTransformer(path)"
         )
-    transformers = releases.transformers_of(model)
+    transformers = cross.inputs_of(model)
     if not transformers:
         raise UnsupportedModelError(
             f"expected a Sentence Transformers model, got {type(model).__name__}, which has no Transformer module: "
             f"give the SentenceTransformer itself, not its backbone or its adapter"
         )
-    for path, transformer in transformers:
+    for path, transformer in releases.transformers_of(model):
         _refuse_stray_adapter(path, transformer)
     if not any(releases.has_adapter(transformer) for _, transformer in transformers):
         raise UnsupportedModelError(
             f"this {type(model).__name__} has no PEFT adapter: put one on with "
             f"peft_hooks.add_prompt_adapter(model, PromptTuningConfig(...))"
         )
-    refuse_task(model, task_id)
+    refuse_options(model, task_id, virtual_tokens)
+    refuse_token_modules(model)
     for path, transformer in transformers:
         for name, config in releases.prompt_configs(transformer).items():
             _refuse_adapter(path, transformer, name, config)
@@ -52,12 +56,14 @@ def _shown(model: Any) -> str:
     return f"the {type(model).__name__} {model!r}" if isinstance(model, (str, type(None))) else type(model).__name__
 
 
-def refuse_task(model: nn.Module, task_id: int | None) -> None:
-    """Raise ValueError if ``task_id`` is given and no adapter of ``model`` has such a task."""
+def refuse_options(model: nn.Module, task_id: int | None, virtual_tokens: str) -> None:
+    """Raise if ``model`` cannot follow the policy, or ``task_id`` is given and no adapter has such a task."""
+    transformers = cross.inputs_of(model)
+    for path, transformer in transformers:
+        cross.refuse_classifier(path, transformer, virtual_tokens)
     if task_id is None:
         return
-    transformers = [transformer for _, transformer in releases.transformers_of(model)]
-    encoders: list[Any] = [e for t in transformers for e in releases.prompt_encoders(t, "MULTITASK_PROMPT_TUNING")]
+    encoders: list[Any] = [e for _, t in transformers for e in releases.prompt_encoders(t, "MULTITASK_PROMPT_TUNING")]
     if not encoders:
         raise ValueError(f"task_id={task_id} is given, but no adapter has tasks: only MULTITASK_PROMPT_TUNING has")
     tasks = max(int(encoder.num_tasks) for encoder in encoders)
@@ -104,7 +110,7 @@ def refuse_left_padding(path: str, transformer: Any) -> str | None:
     Raises:
         UnsupportedModelError: If it does.
     """
-    reason = backbones.distance_over_padding(transformer)
+    reason = cross.left_padding_of_head(transformer) or backbones.distance_over_padding(transformer)
     tokenizer = getattr(transformer, "tokenizer", None)
     if reason is not None and getattr(tokenizer, "padding_side", "right") == "left":
         raise UnsupportedModelError(left_padding_message(f"Transformer {path!r}", reason))

@@ -56,6 +56,12 @@ def pooling_class() -> type[nn.Module] | None:
     return moved or _class("sentence_transformers.models.Pooling", "Pooling")
 
 
+def is_cross_encoder(model: Any) -> bool:
+    """Tell whether ``model`` is a CrossEncoder: a plain object before 4.0, then a module, since 5.4 a pipeline."""
+    kind = _class("sentence_transformers", "CrossEncoder")
+    return kind is not None and isinstance(model, kind)
+
+
 def peft_class() -> type[nn.Module] | None:
     """Return ``peft.PeftModel``, if PEFT is loaded."""
     return _class("peft", "PeftModel")
@@ -113,11 +119,15 @@ def adapter_summary(transformer: Any) -> str:
 
 
 def transformers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the Transformer modules of a Sentence Transformers model with their paths; a Router has several."""
-    kind = transformer_class()
-    return (
-        [] if kind is None else [(path, module) for path, module in model.named_modules() if isinstance(module, kind)]
+    """Return the Transformer modules of a Sentence Transformers model with their paths; a Router has several.
+
+    Before 5.4 a SparseEncoder has a class of its own, of the same attributes.
+    """
+    masked: type[nn.Module] | None = _class(
+        "sentence_transformers.sparse_encoder.models.MLMTransformer", "MLMTransformer"
     )
+    kinds: tuple[type[nn.Module], ...] = tuple(kind for kind in (transformer_class(), masked) if kind is not None)
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, kinds)]
 
 
 def poolings_of(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -123,7 +123,9 @@ def make_tokenizer(architecture: str) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     template = _TEMPLATES.get(architecture, "[CLS] $A [SEP]")
     frame = [(token, ids[token]) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=frame)
+    second = template.replace("[CLS] ", "").replace("$A", "$B:1").replace("[SEP]", "[SEP]:1")
+    pair = f"{template} {second}"
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, pair=pair, special_tokens=frame)
     if architecture == "qwen2":  # transformers >= 5.13 rebuilds it as byte-level BPE; only added tokens stay whole
         tokenizer.add_tokens([AddedToken(word, single_word=True, lstrip=True, normalized=False) for word in _WORDS])
     names = ["input_ids", "token_type_ids", "attention_mask"]

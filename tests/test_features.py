@@ -90,17 +90,17 @@ def test_columns_are_left_out_row_by_row_where_the_lengths_differ() -> None:
 @pytest.mark.parametrize(
     ("mask", "length", "offset", "expected"),
     [
-        ([1, 1, 1, 0], 4, 0, [0, 1, 2, 2]),
+        ([1, 1, 1, 0], 4, 0, [0, 1, 2, 3]),
         ([0, 0, 1, 1], 4, 0, [0, 0, 0, 1]),
         ([1, 1, 0, 0, 1, 1], 6, 0, [0, 1, 1, 1, 2, 3]),  # two virtual tokens, two of padding, two of text
         ([1, 1, 0, 0, 1, 1], 4, 0, [1, 1, 2, 3]),  # a prefix of two in the cache
-        ([1, 1, 1, 0], 4, 2, [2, 3, 4, 4]),
-        ([0, 0, 0], 3, 0, [0, 0, 0]),
+        ([1, 1, 1, 0], 4, 2, [2, 3, 4, 5]),
+        ([0, 0, 0], 3, 0, [0, 1, 2]),
         ([1, 1], 0, 0, []),
     ],
 )
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_positions_count_what_is_not_padding(
+def test_positions_count_what_is_not_padding_and_on_after_the_text(
     mask: list[int], length: int, offset: int, expected: list[int], dtype: torch.dtype
 ) -> None:
     found = ft.positions(torch.tensor([mask]).to(dtype), length, offset)

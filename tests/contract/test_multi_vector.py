@@ -1,0 +1,151 @@
+"""Contract: a MultiVectorEncoder gives one vector per token of the text, the same alone and in a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from peft_hooks import add_prompt_adapter, prompt_mask_hooks
+from peft_hooks.testing import tiny_model
+
+from ..reference import _float64_by_default, _plain_backbone, _prompt_rows, reference_token_embeddings
+from .support import RELEASE, TASK, TEXTS, distance, options_for, put
+
+pytestmark = pytest.mark.skipif(RELEASE < (6, 0), reason="MultiVectorEncoder came with Sentence Transformers 6.0")
+METHODS = ("prompt_tuning", "p_tuning", "multitask_prompt_tuning", "prefix_tuning", "cartridge", "lora")
+SKIPPED = ["the", "a", ","]
+
+
+def multi_vector(architecture: str = "bert", method: str | None = "prompt_tuning", **options: Any) -> Any:
+    """Build a tiny MultiVectorEncoder: a Transformer, a Dense on tokens, a mask and Normalize."""
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Dense
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    expansion = options.pop("query_expansion", None)
+    side = options.pop("padding_side", "right")
+    base = tiny_model(architecture, padding_side=side)
+    if method is not None:
+        put(base, method)
+    torch.manual_seed(0)
+    names = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+    dense = Dense(32, 8, bias=False, activation_function=torch.nn.Identity(), **names)
+    modules = [base[0], dense, MultiVectorMask(**options), Normalize(module_input_name="token_embeddings")]
+    model = MultiVectorEncoder(modules=modules, device="cpu").eval()
+    if expansion is not None:
+        model[0].query_expansion = expansion
+    return model
+
+
+def projected(model: Any, rows: Tensor) -> Tensor:
+    """Project and normalize rows by hand."""
+    rows = rows @ model[1].linear.weight.detach().double().T
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def by_hand(model: Any, text: str, skipped: tuple[str, ...] = (), pooled: bool = False) -> Tensor:
+    """Compute the vectors of one document by hand."""
+    ids = model.tokenizer(text)["input_ids"]
+    rows = reference_token_embeddings(model, text, task_id=TASK)
+    virtual = len(rows) - len(ids)
+    words = model.tokenizer.convert_ids_to_tokens(ids)
+    keep = [virtual + place for place, word in enumerate(words) if word not in skipped]
+    return projected(model, rows[[*range(virtual if pooled else 0), *keep]])
+
+
+def assert_vectors(encode: Any, truths: list[Tensor]) -> None:
+    """Assert that the vectors are those, in one batch and each text alone."""
+    together = encode(list(TEXTS), batch_size=len(TEXTS))
+    alone = [encode([text])[0] for text in TEXTS]
+    for found in (together, alone):
+        for vectors, truth in zip(found, truths, strict=True):
+            assert distance(vectors, truth) <= 1e-4
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_vector_per_token_of_the_text(method: str, side: str) -> None:
+    """Documents and queries have the vectors of their tokens, with every method and padding."""
+    model = multi_vector("bert", method, padding_side=side)
+    truths = [by_hand(model, text) for text in TEXTS]
+    with prompt_mask_hooks(model, **options_for(method)):
+        assert_vectors(model.encode_document, truths)
+        assert_vectors(model.encode_query, truths)
+        assert_vectors(model.encode, truths)
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "modernbert", "qwen3"])
+def test_other_backbones(architecture: str) -> None:
+    """The same on backbones that count positions otherwise."""
+    model = multi_vector(architecture)
+    with prompt_mask_hooks(model):
+        assert_vectors(model.encode_document, [by_hand(model, text) for text in TEXTS])
+
+
+@pytest.mark.parametrize("policy", ["auto", "strip", "ignore", "pool"])
+def test_a_skiplist_drops_tokens_of_the_text(policy: str) -> None:
+    """Words of the skiplist are dropped from documents; virtual tokens are vectors with "pool" only."""
+    model = multi_vector(skiplist_words=SKIPPED)
+    with prompt_mask_hooks(model, virtual_tokens=policy):
+        kept = [by_hand(model, text, tuple(SKIPPED), pooled=policy == "pool") for text in TEXTS]
+        assert_vectors(model.encode_document, kept)
+        assert_vectors(model.encode_query, [by_hand(model, text, pooled=policy == "pool") for text in TEXTS])
+
+
+def expanded(model: Any, text: str, pooled: bool) -> Tensor:
+    """Compute the vectors of an expanded query by hand: every position counts, those without attention are read too."""
+    features = model.preprocess([text], task="query")
+    ids, mask = features["input_ids"], features["attention_mask"]
+    plain = _plain_backbone(model[0].model)
+    with torch.no_grad(), _float64_by_default():
+        rows = _prompt_rows(model[0].model, None).unsqueeze(0)
+        both = torch.cat([rows, plain.get_input_embeddings()(ids)], dim=1)
+        wide = torch.cat([mask.new_ones(1, rows.shape[1]), mask], dim=1)
+        hidden = plain(inputs_embeds=both, attention_mask=wide).last_hidden_state[0]
+    scored = (mask.bool() | features["query_expansion_positions"].bool())[0]
+    text_rows = hidden[rows.shape[1] :][scored]
+    return projected(model, torch.cat([hidden[: rows.shape[1]], text_rows]) if pooled else text_rows)
+
+
+@pytest.mark.parametrize("policy", ["auto", "pool", "ignore"])
+@pytest.mark.parametrize("attend", [False, True])
+@pytest.mark.parametrize("strategy", ["fixed", "min"])
+def test_query_expansion_is_scored_at_its_own_positions(strategy: str, attend: bool, policy: str) -> None:
+    """An expansion that nothing attends to is read at the positions that follow the text, behind virtual tokens."""
+    expansion = {"strategy": strategy, "length": 12, "attend": attend, "token": "[UNK]"}
+    model = multi_vector(query_expansion=expansion)
+    truths = [expanded(model, text, policy == "pool") for text in TEXTS]
+    with prompt_mask_hooks(model, virtual_tokens=policy):
+        assert_vectors(model.encode_query, truths)
+
+
+def test_similarity_is_that_of_the_vectors() -> None:
+    """MaxSim over the vectors computed by hand."""
+    model = multi_vector()
+    with prompt_mask_hooks(model):
+        queries, documents = model.encode_query(list(TEXTS[:2])), model.encode_document(list(TEXTS))
+        found = torch.as_tensor(model.similarity(queries, documents))
+    rows = [by_hand(model, text) for text in TEXTS]
+    truth = torch.stack([torch.stack([(q @ d.T).amax(dim=1).sum() for d in rows]) for q in rows[:2]])
+    assert distance(found, truth) <= 1e-3
+
+
+def test_without_hooks_it_crashes_or_scores_virtual_tokens() -> None:
+    """What this is about."""
+    model = multi_vector(skiplist_words=SKIPPED)
+    with pytest.raises((RuntimeError, IndexError)):
+        model.encode_document(list(TEXTS))
+
+
+def test_add_prompt_adapter() -> None:
+    """The adapter and the hooks in one call."""
+    from peft import PromptTuningConfig
+
+    model = multi_vector(method=None)
+    add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=3))
+    model.eval()
+    assert_vectors(model.encode_document, [by_hand(model, text) for text in TEXTS])

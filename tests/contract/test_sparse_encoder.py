@@ -1,0 +1,243 @@
+"""Contract: a SparseEncoder's embedding counts the text's tokens only, the same alone and in a batch."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from peft_hooks import add_prompt_adapter, prompt_mask_hooks, register_prompt_mask_hooks
+from peft_hooks._tiny import config_arguments, fill_weights, make_tokenizer
+from peft_hooks.errors import UnsupportedModelError
+
+from ..cross import Pipe
+from ..methods import METHODS, Unavailable, fill_adapter
+from ..reference import _cache, _float64_by_default, _key_values, _plain_backbone, _prompt_rows
+from .support import CACHE_METHODS, RELEASE, TASK, TEXTS, distance, needs, options_for
+
+pytestmark = pytest.mark.skipif(RELEASE < (5, 0), reason="SparseEncoder came with Sentence Transformers 5.0")
+ATTRIBUTE = "model" if RELEASE >= (5, 4) else "auto_model"
+
+
+def masked_lm(architecture: str) -> Any:
+    """Make the module that gives a logit per token and word."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    try:
+        config = AutoConfig.for_model(architecture, **config_arguments(architecture, {}))
+    except ValueError:
+        pytest.skip(f"the installed transformers has no {architecture}")
+    backbone = AutoModelForMaskedLM.from_config(config)
+    fill_weights(backbone, 0)
+    with tempfile.TemporaryDirectory() as path:
+        backbone.save_pretrained(path)
+        make_tokenizer(architecture).save_pretrained(path)
+        if RELEASE >= (5, 4):
+            from sentence_transformers.base.modules import Transformer
+
+            return Transformer(path, transformer_task="fill-mask")
+        from sentence_transformers.sparse_encoder.models import MLMTransformer
+
+        return MLMTransformer(path)
+
+
+def splade(strategy: str = "max", **options: Any) -> Any:
+    """Make the pooling module."""
+    if RELEASE >= (5, 4):
+        from sentence_transformers.sparse_encoder.modules import SpladePooling
+    else:
+        from sentence_transformers.sparse_encoder.models import SpladePooling
+    return SpladePooling(strategy, **options)
+
+
+def sparse(architecture: str = "bert", strategy: str = "max", **options: Any) -> Any:
+    """Build a tiny SparseEncoder."""
+    from sentence_transformers import SparseEncoder
+
+    return SparseEncoder(modules=[masked_lm(architecture), splade(strategy, **options)], device="cpu").eval()
+
+
+def put(transformer: Any, method: str, task_type: str = "FEATURE_EXTRACTION") -> Any:
+    """Put an adapter with parameters that matter on the Transformer, or skip."""
+    from peft import get_peft_model
+
+    backbone = getattr(transformer, ATTRIBUTE)
+    try:
+        config = METHODS[method](Pipe(backbone))
+    except Unavailable as error:
+        pytest.skip(str(error))
+    config.task_type = task_type
+    adapter = get_peft_model(backbone, config).eval()
+    with torch.no_grad():
+        fill_adapter(adapter, "default", 0, 1.0)
+    setattr(transformer, ATTRIBUTE, adapter)
+    return adapter
+
+
+def logits_of(model: Any, transformer: Any, text: str) -> tuple[Tensor, int]:
+    """Compute by hand the logits of one text, virtual tokens' rows first, and how many those are."""
+    wrapped = getattr(transformer, ATTRIBUTE)
+    plain = _plain_backbone(wrapped)
+    ids = torch.tensor([transformer.tokenizer(text)["input_ids"]])
+    with torch.no_grad(), _float64_by_default():
+        virtual, inputs = 0, {"input_ids": ids}
+        kind = str(wrapped.active_peft_config.peft_type.value)
+        past = 0
+        if kind in ("PREFIX_TUNING", "CARTRIDGE"):
+            pairs = _key_values(wrapped)
+            past, inputs = pairs[0][0].shape[2], {**inputs, "past_key_values": _cache(plain, pairs)}
+        elif kind != "LORA":
+            rows = _prompt_rows(wrapped, TASK).unsqueeze(0)
+            virtual = rows.shape[1]
+            inputs = {"inputs_embeds": torch.cat([rows, plain.get_input_embeddings()(ids)], dim=1)}
+        mask = torch.ones(1, past + virtual + ids.shape[1], dtype=torch.int64)
+        logits: Tensor = plain(attention_mask=mask, return_dict=True, **inputs).logits[0]
+    assert logits.dtype == torch.float64
+    return logits, virtual
+
+
+def by_hand(model: Any, text: str, strategy: str = "max", virtual_tokens: str = "auto") -> Tensor:
+    """Compute a SPLADE embedding by hand."""
+    logits, virtual = logits_of(model, model[0], text)
+    rows = (logits if virtual_tokens == "pool" else logits[virtual:]).clamp(min=0).log1p()
+    return rows.amax(dim=0) if strategy == "max" else rows.sum(dim=0)
+
+
+def encoded(model: Any, texts: tuple[str, ...], **options: Any) -> Tensor:
+    """Encode in one batch, densely."""
+    found: Tensor = model.encode(list(texts), batch_size=len(texts), convert_to_sparse_tensor=False, **options)
+    return found
+
+
+def assert_sparse(model: Any, strategy: str = "max", virtual_tokens: str = "auto") -> None:
+    """Assert that the embeddings are those by hand, in one batch and each alone."""
+    truth = torch.stack([by_hand(model, text, strategy, virtual_tokens) for text in TEXTS])
+    assert distance(encoded(model, TEXTS), truth) <= 1e-4
+    assert distance(torch.cat([encoded(model, (text,)) for text in TEXTS]), truth) <= 1e-4
+
+
+@pytest.mark.parametrize("strategy", ["max", "sum"])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "mpnet", "modernbert", "electra"])
+def test_splade_counts_the_texts_tokens(architecture: str, strategy: str) -> None:
+    """Words are weighted by the text's tokens alone, which attend to the virtual ones."""
+    model = sparse(architecture, strategy)
+    put(model[0], "prompt_tuning")
+    with prompt_mask_hooks(model):
+        assert_sparse(model, strategy)
+
+
+@pytest.mark.parametrize("method", ["p_tuning", "multitask_prompt_tuning", "prefix_tuning", "cartridge"])
+def test_every_method_is_right_or_refused(method: str) -> None:
+    """Prefix methods run where the masked-language model hands the cache on (transformers 5), else are refused."""
+    model = sparse("bert")
+    put(model[0], method)
+    if method in CACHE_METHODS and RELEASE < (5, 4):
+        with pytest.raises(UnsupportedModelError, match="has no cache"):
+            register_prompt_mask_hooks(model)
+        return
+    with prompt_mask_hooks(model, **options_for(method)):
+        assert_sparse(model)
+
+
+@pytest.mark.parametrize("virtual_tokens", ["pool", "ignore", "strip"])
+def test_policies(virtual_tokens: str) -> None:
+    """With "pool" virtual tokens weigh words too; with the others the text's do alone."""
+    model = sparse("bert")
+    put(model[0], "prompt_tuning")
+    with prompt_mask_hooks(model, virtual_tokens=virtual_tokens):
+        assert_sparse(model, virtual_tokens=virtual_tokens)
+
+
+@pytest.mark.parametrize("task_type", ["TOKEN_CLS", "SEQ_CLS"])
+def test_other_task_types_of_peft(task_type: str) -> None:
+    """PEFT's other task types put the same prompt before a masked-language model."""
+    model = sparse("bert")
+    put(model[0], "prompt_tuning", task_type)
+    with prompt_mask_hooks(model):
+        assert_sparse(model)
+
+
+def test_left_padding() -> None:
+    """On the left, positions are counted over what is not padding."""
+    model = sparse("bert")
+    put(model[0], "prompt_tuning")
+    model.tokenizer.padding_side = "left"
+    with prompt_mask_hooks(model):
+        assert_sparse(model)
+
+
+def test_chunks_of_pooling() -> None:
+    """Pooling in chunks, with active dimensions cut, sees the same rows."""
+    model = sparse("bert", chunk_size=3)
+    put(model[0], "prompt_tuning")
+    with prompt_mask_hooks(model):
+        assert_sparse(model)
+        found = encoded(model, TEXTS, max_active_dims=5)
+    assert (found > 0).sum(dim=1).max() <= 5
+
+
+def test_add_prompt_adapter() -> None:
+    """An adapter is put on with a task type that PEFT can run on a masked-language model."""
+    from peft import PromptTuningConfig
+
+    model = sparse("bert")
+    add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=3))
+    model.eval()
+    assert type(getattr(model[0], ATTRIBUTE)).__name__ == "PeftModelForFeatureExtraction"
+    assert_sparse(model)
+
+
+def test_two_passes_and_a_copy() -> None:
+    """A second pass over one batch and a deep copy of the model give the same."""
+    model = sparse("bert")
+    put(model[0], "prompt_tuning")
+    with prompt_mask_hooks(model):
+        features = model.tokenize(list(TEXTS)) if RELEASE < (5, 4) else model.preprocess(list(TEXTS))
+        mask = features["attention_mask"].clone()
+        with torch.no_grad():
+            first = model(features)["sentence_embedding"].clone()
+            assert torch.equal(model(features)["sentence_embedding"], first)
+            assert torch.equal(features["attention_mask"], mask)
+        assert torch.equal(encoded(copy.deepcopy(model), TEXTS), encoded(model, TEXTS))
+
+
+def test_without_hooks_it_crashes() -> None:
+    """What this is about: 6.2 and 5.1 crash, 5.4 to 6.1 weigh words by virtual tokens."""
+    model = sparse("bert")
+    put(model[0], "prompt_tuning")
+    if (5, 4) <= RELEASE < (6, 2):
+        assert distance(encoded(model, TEXTS), torch.stack([by_hand(model, text) for text in TEXTS])) > 1e-2
+    else:
+        with pytest.raises(RuntimeError, match="must match the size"):
+            encoded(model, TEXTS)
+
+
+def test_a_router_with_words_looked_up_on_one_side() -> None:
+    """Queries that are looked up have no virtual tokens, documents through the Transformer are right."""
+    from sentence_transformers import SparseEncoder
+
+    if RELEASE >= (5, 4):
+        from sentence_transformers.base.modules import Router
+        from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
+    else:
+        from sentence_transformers.models import Router
+        from sentence_transformers.sparse_encoder.models import SparseStaticEmbedding
+    needs(RELEASE >= (5, 0), "no Router before 5.0")
+    transformer = masked_lm("bert")
+    put(transformer, "prompt_tuning")
+    words = SparseStaticEmbedding(tokenizer=transformer.tokenizer, frozen=True)
+    router = Router.for_query_document(query_modules=[words], document_modules=[transformer, splade()])
+    model = SparseEncoder(modules=[router], device="cpu").eval()
+    before = model.encode_query(list(TEXTS), convert_to_sparse_tensor=False)
+    truth = []
+    for text in TEXTS:
+        logits, virtual = logits_of(model, transformer, text)
+        truth.append(logits[virtual:].clamp(min=0).log1p().amax(dim=0))
+    with prompt_mask_hooks(model):
+        found = model.encode_document(list(TEXTS), batch_size=6, convert_to_sparse_tensor=False)
+        assert distance(found, torch.stack(truth)) <= 1e-4
+        assert torch.equal(model.encode_query(list(TEXTS), convert_to_sparse_tensor=False), before)
