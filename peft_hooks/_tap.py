@@ -11,73 +11,18 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from ._frames import Frame, Thread
 from ._leaves import Raw, collect
 from ._trace_data import ShapeTrace
 from ._trace_model import find_adapters
 
 logger = logging.getLogger("peft_hooks")
-
-
-class Frame:
-    """One call of one module, while it runs and afterwards. Holds no tensor and no exception."""
-
-    __slots__ = (
-        "around",
-        "call",
-        "forward",
-        "index",
-        "inputs",
-        "outputs",
-        "parent",
-        "path",
-        "raised",
-        "state",
-        "tap",
-        "thread",
-    )
-
-    def __init__(self, tap: Tap, path: str, thread: _Thread, parent: Frame | None, around: object) -> None:
-        self.tap = tap
-        self.path = path
-        self.thread = thread.name
-        self.forward = thread.forward
-        self.parent = parent
-        self.call = 0
-        self.index = -1
-        self.inputs: list[Raw] | tuple[()] = ()
-        self.outputs: list[Raw] | tuple[()] = ()
-        self.state = "running"
-        self.around = around  # the error that is being handled around the forward
-        self.raised = 0  # id of the last error that left this call, or a recorded one inside it
-
-
-class _Thread:
-    """What one thread is doing: the calls it is in, and which forward they belong to."""
-
-    def __init__(self) -> None:
-        self.name = threading.current_thread().name
-        self.stack: list[Frame] = []
-        self.forward = 0
-        self.calls: dict[str, int] = {}
-        self.outermost: set[str] = set()
-        self.failing: int | None = None  # the innermost recorded call that the error on its way left
-
-    def enter(self, path: str, numbers: Iterator[int]) -> None:
-        """Begin a forward, unless ``path`` goes on with the one that the last outermost call belongs to.
-
-        Sentence Transformers before 5.7 never calls the whole model, only its modules one by one.
-        """
-        if not self.forward or path in self.outermost or not path or "" in self.outermost:
-            self.forward = next(numbers)
-            self.calls = {}
-            self.outermost = set()
-        self.outermost.add(path)
 
 
 class Recorder:
@@ -97,9 +42,9 @@ class Recorder:
         self.peft_models: list[tuple[str, nn.Module]] = []
         self.local = threading.local()
 
-    def thread(self) -> _Thread:
+    def thread(self) -> Thread:
         """Return the state of a thread that is seen for the first time."""
-        state = self.local.state = _Thread()
+        state = self.local.state = Thread()
         return state
 
     def keep(self, frame: Frame) -> None:
@@ -107,7 +52,7 @@ class Recorder:
         frame.index = next(self.indices)
         self.frames.append(frame)
 
-    def left(self, frame: Frame, thread: _Thread, error: BaseException) -> None:
+    def left(self, frame: Frame, thread: Thread, error: BaseException) -> None:
         """Note that ``error`` left a call; when it leaves the outermost one, the forward has failed."""
         frame.state = "raised"
         if frame.tap.recorded:
@@ -124,7 +69,7 @@ class Recorder:
         self._explain(error, forward, thread.failing)
         thread.failing = None
 
-    def failed_outside(self, thread: _Thread, error: BaseException, tap: Tap) -> None:
+    def failed_outside(self, thread: Thread, error: BaseException, tap: Tap) -> None:
         """Note that a hook of someone else raised before the outermost call could be recorded."""
         thread.forward = 0
         thread.enter(tap.path, self.numbers)
@@ -213,7 +158,7 @@ class Tap:
         self.finish(frame, recorder, thread, output, error if failed else None)
 
     def record(
-        self, frame: Frame, recorder: Recorder, thread: _Thread, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, frame: Frame, recorder: Recorder, thread: Thread, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Note what goes into a call, and keep it unless there are many of this module."""
         path = frame.path
@@ -258,7 +203,7 @@ class Tap:
         self.finish(frame, recorder, thread, output, None if error is around else error)
 
     def finish(
-        self, frame: Frame, recorder: Recorder, thread: _Thread, output: Any, error: BaseException | None
+        self, frame: Frame, recorder: Recorder, thread: Thread, output: Any, error: BaseException | None
     ) -> None:
         """Note what came out of a call, or the error that left it."""
         if not self.recorded or (error is not None and output is None):
