@@ -23,7 +23,7 @@ from peft_hooks import UnsupportedModelError, prompt_mask_hooks
 from peft_hooks._tiny import make_pooling
 from peft_hooks.testing import TEXTS, tiny_model
 
-from .methods import METHODS, Unavailable, put_adapter
+from .methods import CACHE_METHODS, METHODS, NO_CACHE, Unavailable, put_adapter
 from .reference import NoReference, reference_embedding
 
 ENCODERS = (
@@ -136,20 +136,54 @@ def cells(hooks: bool) -> Iterator[Cell]:
 OUTCOMES = ("right", "wrong", "raised", "refused", "unavailable")
 
 
-def count(verbose: bool) -> dict[str, dict[str, int]]:
-    """Run the matrix without hooks and with them, with a progress bar, and count the outcomes."""
+def must_be_refused(architecture: str, method: str) -> bool:
+    """Tell whether a method cannot be right: there is no cache for its keys and values."""
+    return method in CACHE_METHODS and architecture in NO_CACHE
+
+
+def broken_in_peft(architecture: str, method: str) -> bool:
+    """Tell whether PEFT itself raises: 0.16 and 0.17 make a cache of no length for a sliding window (PEFT PR #2735)."""
+    import peft
+
+    version = tuple(int(part) for part in peft.__version__.split(".")[:2])
+    return architecture == "gemma3_text" and method in CACHE_METHODS and (0, 16) <= version < (0, 18)
+
+
+def why_not(cell: Cell) -> str | None:
+    """Say what is wrong with a cell that has hooks: neither right, nor refused, by name, where it has to be."""
+    outcome, parts = "right", [""]
+    if cell.outcome == "unavailable":
+        outcome, parts = "unavailable", [" has no "]
+    elif must_be_refused(cell.architecture, cell.method):
+        kind = {"prefix_tuning": "PREFIX_TUNING", "cartridge": "CARTRIDGE"}[cell.method]
+        adapter, backbone = f"the {kind} adapter 'default'", f"the backbone {cell.architecture!r}"
+        outcome, parts = "refused", [adapter, backbone, "use PROMPT_TUNING or P_TUNING"]
+    elif broken_in_peft(cell.architecture, cell.method):
+        outcome, parts = "refused", ["rejects a prefix (ValueError: max_cache_len"]
+    right = cell.outcome == outcome and all(part in cell.detail for part in parts)
+    return None if right else f"{cell} should be {outcome}"
+
+
+def count(verbose: bool) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Run the matrix without hooks and with them, with a progress bar.
+
+    Returns:
+        How often each outcome came, and what is wrong with the hooks.
+    """
     from rich.console import Console
     from rich.progress import track
 
     counts: dict[str, dict[str, int]] = {}
+    wrong: list[str] = []
     for hooks in (False, True):
         label = "with hooks" if hooks else "without hooks"
         found = list(track(cells(hooks), label, TOTAL, console=Console(stderr=True)))
         counts[label] = {outcome: sum(cell.outcome == outcome for cell in found) for outcome in OUTCOMES}
+        wrong += [reason for reason in map(why_not, found) if reason is not None] if hooks else []
         for cell in found if verbose else ():
             if cell.outcome not in ("right", "unavailable"):
                 print(f"{label}: {cell}")
-    return counts
+    return counts, wrong
 
 
 def show(releases: dict[str, dict[str, dict[str, int]]]) -> None:
@@ -167,7 +201,10 @@ def show(releases: dict[str, dict[str, dict[str, int]]]) -> None:
 
 
 def main() -> None:
-    """Run the command line: nothing runs and prints, ``write DIR`` also keeps the counts, ``table DIR`` prints all."""
+    """Run the command line: nothing runs and prints, ``write DIR`` also keeps the counts, ``table DIR`` prints all.
+
+    Exits with what is wrong, if a cell with hooks is not as it has to be.
+    """
     warnings.simplefilter("ignore")
     words = [word for word in sys.argv[1:] if word != "-v"]
     if words[:1] == ["table"]:
@@ -175,12 +212,14 @@ def main() -> None:
         return
     import sentence_transformers
 
-    counts = count("-v" in sys.argv)
+    counts, wrong = count("-v" in sys.argv)
     if words[:1] == ["write"]:
         path = Path(words[1]) / f"{sentence_transformers.__version__}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(counts))
     show({sentence_transformers.__version__: counts})
+    if wrong:
+        sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import peft
 import pytest
 import torch
 
 from peft_hooks import prompt_mask_hooks
 
-from ..matrix import BACKBONES, POOLINGS, measure
-from ..methods import CACHE_METHODS, METHODS, NO_CACHE
+from ..matrix import BACKBONES, POOLINGS, broken_in_peft, measure, must_be_refused, why_not
+from ..methods import METHODS
 from .support import TEXTS, forward, options_for, shared
-
-TYPES = {"prefix_tuning": "PREFIX_TUNING", "cartridge": "CARTRIDGE"}
 
 # With --dist loadgroup one worker builds a model once and runs all its cells.
 MODELS = [
@@ -22,16 +19,7 @@ MODELS = [
 ]
 
 
-def must_be_refused(architecture: str, method: str) -> bool:
-    return method in CACHE_METHODS and architecture in NO_CACHE
-
-
-def broken_in_peft(architecture: str, method: str) -> bool:
-    """Tell whether PEFT itself raises: 0.16 and 0.17 make a cache of no length for a sliding window (PEFT PR #2735)."""
-    version = tuple(int(part) for part in peft.__version__.split(".")[:2])
-    return architecture == "gemma3_text" and method in CACHE_METHODS and (0, 16) <= version < (0, 18)
-
-
+@pytest.mark.cells
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize(("architecture", "side", "method"), MODELS)
 def test_an_embedding_is_the_reference_alone_in_a_batch_and_again_or_it_is_refused_by_name(
@@ -39,20 +27,9 @@ def test_an_embedding_is_the_reference_alone_in_a_batch_and_again_or_it_is_refus
 ) -> None:
     """Each cell equals the float64 reference to 1e-4, but for caches on backbones that have none."""
     cell = measure(architecture, side, method, pooling, hooks=True)
-    if cell.outcome == "unavailable":
-        assert " has no " in cell.detail
+    assert why_not(cell) is None
+    if cell.outcome == "unavailable" or broken_in_peft(architecture, method):
         pytest.skip(cell.detail)
-    if must_be_refused(architecture, method):
-        assert cell.outcome == "refused", cell
-        assert f"the {TYPES[method]} adapter 'default'" in cell.detail
-        assert f"the backbone {architecture!r}" in cell.detail
-        assert "use PROMPT_TUNING or P_TUNING" in cell.detail
-    elif broken_in_peft(architecture, method):
-        assert cell.outcome == "refused", cell
-        assert "rejects a prefix (ValueError: max_cache_len" in cell.detail
-        pytest.skip(f"PEFT {peft.__version__}: {cell.detail}")
-    else:
-        assert cell.outcome == "right", cell
 
 
 @pytest.mark.parametrize(("architecture", "side", "method"), MODELS)
