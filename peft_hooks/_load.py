@@ -112,8 +112,9 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> Any:
         return _plain(path, reading)
     bases = {folder: _base(folder, path, adapted, saved, reading) for folder in adapted}
     shown = f"{path} with the weights of {', '.join(sorted({base.name for base in bases.values()}))}"
+    kind = _model_class(path)
     with merged(path, bases) as whole_model:
-        model = _plain(whole_model, reading, shown)
+        model = _plain(whole_model, reading, shown, kind)
     folders, transformers = transformer_folders(path), releases.transformers_of(model)
     if len(folders) != len(transformers):
         raise LoadError(f"{path / MODULES}: it names {len(folders)} Transformers, and {len(transformers)} were loaded")
@@ -169,11 +170,11 @@ def _base(folder: Path, path: Path, adapted: Adapted, saved: _saved.Saved, readi
     return find_base(adapters[active], saved.of(relative(folder, path)).base_model, reading)
 
 
-def _plain(path: Path, reading: Reading, shown: str = "") -> Any:
+def _plain(path: Path, reading: Reading, shown: str = "", kind: Any = None) -> Any:
     """Load a model as Sentence Transformers loads any."""
     assumed = "" if (path / MODULES).is_file() else " (a transformer alone: Sentence Transformers adds mean pooling)"
     with reading.say(f"Loading {shown or path}{assumed}"):
-        return _model_class(path)(str(path), device=reading.device)
+        return (kind or _model_class(path))(str(path), device=reading.device)
 
 
 def _model_class(path: Path) -> Any:
