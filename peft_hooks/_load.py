@@ -160,6 +160,12 @@ def _active(folder: Path, adapters: dict[str, Path], name: str) -> str:
         raise LoadError(f"{folder}: there is no adapter {name!r} in it, only {known}")
     if not name and len(adapters) > 1 and "default" not in adapters:
         raise LoadError(f"{folder}: nothing says which of the adapters {known} was active: give it with adapter_name=")
+    if not name and len(adapters) > 1:
+        warnings.warn(
+            f"{folder}: nothing says which of the adapters {known} was active, so it is 'default': give another with "
+            f"adapter_name=, and save with peft_hooks.save(model, path), which writes it down",
+            stacklevel=level_of_caller(),
+        )
     return name or ("default" if "default" in adapters else next(iter(adapters)))
 
 

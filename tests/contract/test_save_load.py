@@ -203,6 +203,16 @@ def test_adapters_without_a_default_of_a_plain_save_need_a_choice(base: Path, tm
     assert backbone_of(peft_hooks.load(tmp_path / "two", adapter_name="b", device="cpu")).active_adapter == "b"
 
 
+def test_several_adapters_of_a_plain_save_are_a_guess_that_is_told(base: Path, tmp_path: Path) -> None:
+    model = build(base, dense=SAFE)
+    backbone_of(model).add_adapter("b", METHODS["prompt_tuning"](model))
+    backbone_of(model).set_adapter("b")
+    model.save(str(tmp_path / "model"))
+    with pytest.warns(UserWarning, match=r"nothing says which of the adapters 'default', 'b' was active"):
+        loaded = peft_hooks.load(tmp_path / "model", device="cpu")
+    assert backbone_of(loaded).active_adapter == "default"
+
+
 @pytest.mark.parametrize("method", ["p_tuning", "prefix_tuning_projection", "multitask_prompt_tuning", "lora"])
 def test_a_loaded_model_can_be_saved_again(base: Path, tmp_path: Path, method: str) -> None:
     model = with_hooks(build(base, method), method)
