@@ -112,8 +112,9 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> Any:
         return _plain(path, reading)
     bases = {folder: _base(folder, path, adapted, saved, reading) for folder in adapted}
     shown = f"{path} with the weights of {', '.join(sorted({base.name for base in bases.values()}))}"
+    kind = _model_class(path)
     with merged(path, bases) as whole_model:
-        model = _plain(whole_model, reading, shown)
+        model = _plain(whole_model, reading, shown, kind)
     folders, transformers = transformer_folders(path), releases.transformers_of(model)
     if len(folders) != len(transformers):
         raise LoadError(f"{path / MODULES}: it names {len(folders)} Transformers, and {len(transformers)} were loaded")
@@ -159,6 +160,12 @@ def _active(folder: Path, adapters: dict[str, Path], name: str) -> str:
         raise LoadError(f"{folder}: there is no adapter {name!r} in it, only {known}")
     if not name and len(adapters) > 1 and "default" not in adapters:
         raise LoadError(f"{folder}: nothing says which of the adapters {known} was active: give it with adapter_name=")
+    if not name and len(adapters) > 1:
+        warnings.warn(
+            f"{folder}: nothing says which of the adapters {known} was active, so it is 'default': give another with "
+            f"adapter_name=, and save with peft_hooks.save(model, path), which writes it down",
+            stacklevel=level_of_caller(),
+        )
     return name or ("default" if "default" in adapters else next(iter(adapters)))
 
 
@@ -169,11 +176,11 @@ def _base(folder: Path, path: Path, adapted: Adapted, saved: _saved.Saved, readi
     return find_base(adapters[active], saved.of(relative(folder, path)).base_model, reading)
 
 
-def _plain(path: Path, reading: Reading, shown: str = "") -> Any:
+def _plain(path: Path, reading: Reading, shown: str = "", kind: Any = None) -> Any:
     """Load a model as Sentence Transformers loads any."""
     assumed = "" if (path / MODULES).is_file() else " (a transformer alone: Sentence Transformers adds mean pooling)"
     with reading.say(f"Loading {shown or path}{assumed}"):
-        return _model_class(path)(str(path), device=reading.device)
+        return (kind or _model_class(path))(str(path), device=reading.device)
 
 
 def _model_class(path: Path) -> Any:

@@ -73,11 +73,15 @@ def read_config(folder: Path, trainable: bool) -> Any:
         raise LoadError(f"{folder / ADAPTER}: it names other adapters or code to import, which are not loaded")
     check_weights(folder / WEIGHTS)
     from peft import PeftConfig
+    from peft import __version__ as peft_version
 
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except Exception as error:  # an unknown method, an option of a later release
-        raise LoadError(f"{folder / ADAPTER}: could not be loaded: {type(error).__name__}: {error}") from error
+        raise LoadError(
+            f"{folder / ADAPTER}: could not be loaded: {type(error).__name__}: {error}: "
+            f"it may be of a later PEFT than {peft_version}, which is installed"
+        ) from error
     if trainable and computed(config) and not (folder / ENCODER).is_file():
         raise LoadError(
             f"{folder / WEIGHTS}: PEFT saves {releases.method_of(config)} as the rows that its network computes, "

@@ -45,14 +45,18 @@ def save(model: nn.Module, path: str | Path) -> None:
             name of a folder.
 
     Example:
+        >>> import tempfile
         >>> import peft_hooks
         >>> from peft import PromptTuningConfig
-        >>> model = peft_hooks.testing.tiny_model("bert", path="/tmp/peft-hooks-doctest/base")
+        >>> from peft_hooks.testing import tiny_model
+        >>> temporary = tempfile.TemporaryDirectory()
+        >>> model = tiny_model("bert", path=f"{temporary.name}/base")
         >>> handle = peft_hooks.add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4))
-        >>> peft_hooks.save(model, "/tmp/peft-hooks-doctest/model")
-        >>> again = peft_hooks.load("/tmp/peft-hooks-doctest/model", device="cpu")
+        >>> peft_hooks.save(model, f"{temporary.name}/tuned")
+        >>> again = peft_hooks.load(f"{temporary.name}/tuned", device="cpu")
         >>> bool(abs(again.encode("a cat") - model.encode("a cat")).max() < 1e-6)
         True
+        >>> temporary.cleanup()
     """
     adapted = _adapted(model)
     target = Path(os.path.abspath(Path(path).expanduser()))
