@@ -133,9 +133,7 @@ def transformers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def poolings_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the Pooling modules of a Sentence Transformers model with their paths."""
     kind = pooling_class()
-    return (
-        [] if kind is None else [(path, module) for path, module in model.named_modules() if isinstance(module, kind)]
-    )
+    return [] if kind is None else [found for found in model.named_modules() if isinstance(found[1], kind)]
 
 
 def find_roles(model: nn.Module) -> Mapping[str, list[str]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ import torch
 from . import _features as ft
 from ._hook import Call, Hook
 
-# Not on a hook: one hook runs in many threads, and travels with a copied or pickled model.
-_text_length: ContextVar[int | None] = ContextVar("peft_hooks_text_length", default=None)
+# Not on a hook: one hook runs in many threads, and travels with a copied or pickled model. Not a ContextVar, at which
+# torch.compile breaks its graph.
+_running = threading.local()
 
 
 class NoteTextLength(Hook):
@@ -23,13 +24,13 @@ class NoteTextLength(Hook):
 
     def before(self, call: Call) -> None:
         features = call.args[0] if call.args and isinstance(call.args[0], Mapping) else call.kwargs
-        _text_length.set(ft.input_length(features))
+        _running.length = ft.input_length(features)
 
     def after(self, call: Call, output: Any) -> None:
-        _text_length.set(None)
+        _running.length = None
 
     def failed(self, call: Call, error: BaseException) -> None:
-        _text_length.set(None)
+        _running.length = None
 
 
 class ReadText(Hook):
@@ -40,7 +41,7 @@ class ReadText(Hook):
     """
 
     def after(self, call: Call, output: Any) -> Any:
-        length = _text_length.get()
+        length: int | None = getattr(_running, "length", None)
         hidden = output[0]
         if length is None or hidden.size(1) <= length:
             return None

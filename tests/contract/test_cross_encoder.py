@@ -269,3 +269,14 @@ def test_a_reranker_by_logits_is_right(method: str, task_type: str) -> None:
     with prompt_mask_hooks(model):
         assert distance(cross.scores(model), truth) <= 1e-4
         assert distance(torch.cat([cross.scores(model, [pair]) for pair in cross.PAIRS]), truth) <= 1e-4
+
+
+def test_the_hooks_add_no_graph_break() -> None:
+    """A hooked encoder classifier is one graph for torch.compile, and scores the same."""
+    needs(RELEASE >= (6, 0), "the backbones of older transformers break graphs themselves")
+    model = adapted("bert")
+    register_prompt_mask_hooks(model)
+    features = dict(model.tokenizer([list(pair) for pair in cross.PAIRS], padding=True, return_tensors="pt"))
+    compiled = torch.compile(lambda: model[0](dict(features))["scores"], backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert distance(compiled(), cross.scores(model).double()) <= 1e-5

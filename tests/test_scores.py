@@ -1,0 +1,146 @@
+"""The hooks of a classifier's head, alone on hand-made tensors."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from peft_hooks import HookRegistry
+from peft_hooks._scores import NoteTextLength, PadOnLeft, ReadText
+
+
+class Layers(nn.Module):
+    """Puts two rows in front, as PEFT does, and returns them in the given form."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, rows: Tensor) -> Any:
+        """Return the rows with two of minus one before them."""
+        wide = torch.cat([rows.new_full((len(rows), 2, rows.size(2)), -1.0), rows], dim=1)
+        return (wide, "more") if self.form == "tuple" else BaseModelOutput(last_hidden_state=wide)
+
+
+class Classifier(nn.Module):
+    """Scores position 0."""
+
+    def __init__(self, form: str = "tuple", fails: bool = False) -> None:
+        super().__init__()
+        self.layers, self.fails = Layers(form), fails
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the first row that the layers give."""
+        if self.fails:
+            raise KeyError("gone")
+        output = self.layers(input_ids.unsqueeze(-1).float())
+        first: Tensor = output[0][:, 0, 0]
+        return first
+
+
+def hooked(model: Classifier) -> HookRegistry:
+    """Attach both hooks."""
+    registry = HookRegistry(model)
+    registry.attach(NoteTextLength(), to="")
+    registry.attach(ReadText(), to="layers")
+    return registry
+
+
+IDS = torch.tensor([[5, 6, 7], [8, 9, 0]])
+
+
+@pytest.mark.parametrize("form", ["tuple", "output"])
+def test_the_head_reads_the_texts_first_row(form: str) -> None:
+    """Rows before the text are cut off, in a tuple and in an output of transformers."""
+    model = Classifier(form)
+    registry = hooked(model)
+    assert model(input_ids=IDS).tolist() == [5, 8]
+    registry.clear()
+    assert model(input_ids=IDS).tolist() == [-1, -1]
+
+
+def test_outside_of_a_forward_nothing_is_cut() -> None:
+    """The length holds while the classifier runs, also when it raised, and in its own thread."""
+    model = Classifier(fails=True)
+    hooked(model)
+    with pytest.raises(KeyError):
+        model(input_ids=IDS)
+    rows = torch.ones(1, 3, 1)
+    assert model.layers(rows)[0].size(1) == 5
+    model.fails = False
+    found: list[list[float]] = []
+    threads = [threading.Thread(target=lambda ids=IDS[:, : n + 1]: found.append(model(ids).tolist())) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[-1, -1]] * 3  # ids given by position are no features: not known, so not cut
+
+
+def test_no_row_more_than_the_text_is_left_alone() -> None:
+    """A prefix in the cache, LoRA and a switched-off adapter add no rows: the very output comes back."""
+    model = nn.Sequential(nn.Identity())
+    registry = HookRegistry(model)
+    registry.attach(ReadText(), to="0")
+    rows = (torch.ones(1, 3, 1),)
+    assert model(rows) is rows
+
+
+def test_hooks_pickle() -> None:
+    """They hold nothing."""
+    for hook in (NoteTextLength(), ReadText(), PadOnLeft()):
+        assert vars(pickle.loads(pickle.dumps(hook))) == {}
+
+
+class Decoder(nn.Module):
+    """Returns what it was given."""
+
+    def forward(self, **kwargs: Any) -> dict[str, Any]:
+        """Return the arguments."""
+        return kwargs
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bool])
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ([1, 1, 1, 0, 0], [3, 4, 0, 1, 2]),
+        ([1, 0, 0, 1, 1], [1, 2, 0, 3, 4]),
+        ([1, 1, 1, 1, 1], [0, 1, 2, 3, 4]),
+        ([0, 0, 1, 1, 1], [0, 1, 2, 3, 4]),
+    ],
+)
+def test_padding_goes_before_the_virtual_tokens(mask: list[int], expected: list[int], dtype: torch.dtype) -> None:
+    """The text ends at the last position, in its order, with its mask and whatever goes by position."""
+    model = Decoder()
+    rows, given = torch.arange(5.0).view(1, 5, 1), torch.tensor([mask]).to(dtype)
+    with HookRegistry(model).attached(PadOnLeft(), to=""):
+        found = model(inputs_embeds=rows, attention_mask=given, position_ids=torch.arange(5).view(1, 5), labels=7)
+    assert found["inputs_embeds"].flatten().tolist() == expected
+    assert found["position_ids"].tolist() == [expected]
+    assert found["attention_mask"].dtype is dtype
+    assert found["attention_mask"].int().tolist() == [sorted(mask)]
+    assert found["labels"] == 7
+    assert rows.flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"input_ids": IDS, "attention_mask": torch.ones(2, 3)},
+        {"inputs_embeds": torch.ones(2, 3, 1)},
+        {"inputs_embeds": torch.ones(2, 3, 1), "attention_mask": torch.ones(2, 5)},
+    ],
+)
+def test_what_is_no_prompt_is_left_alone(kwargs: dict[str, Any]) -> None:
+    """Ids, embeddings with no mask and a mask that counts a cache pass unchanged."""
+    model = Decoder()
+    with HookRegistry(model).attached(PadOnLeft(), to=""):
+        found = model(**kwargs)
+    assert all(found[key] is value for key, value in kwargs.items())
