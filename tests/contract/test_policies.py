@@ -21,7 +21,6 @@ from .support import (
     expected,
     forward,
     in_order,
-    needs,
     plain,
     put,
     shared,
