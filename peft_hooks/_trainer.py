@@ -32,11 +32,11 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     """``SentenceTransformerTrainer`` for a model with a PEFT adapter: it resumes, and loads the best checkpoint.
 
     Sentence Transformers reloads a checkpoint with ``SentenceTransformer(path)``, which refuses prompt learning:
-    ``resume_from_checkpoint`` raises, and ``load_best_model_at_end`` logs an error and keeps the last weights. This
-    trainer adds ``trainable_state.safetensors`` to each checkpoint and reads it back into the model at hand. The file
-    holds every parameter that is trained, also what PEFT does not save: the encoder of P-tuning, the projection of
-    prefix tuning, and the loss's own parameters (SoftmaxLoss), whose gradients it clears after each step, as releases
-    before 6.2 do not. A resumed run ends with the weights of one that was never interrupted.
+    ``resume_from_checkpoint`` raises, and ``load_best_model_at_end``, from 5.0 on, logs an error and keeps the last
+    weights. This trainer adds ``trainable_state.safetensors`` to each checkpoint and reads it back into the model at
+    hand. The file holds every parameter that is trained, also what PEFT does not save: the encoder of P-tuning, the
+    projection of prefix tuning, and the loss's own parameters (SoftmaxLoss), whose gradients it clears after each step,
+    as releases before 6.2 do not. A resumed run ends with the weights of one that was never interrupted.
 
     Args:
         *args: As in ``SentenceTransformerTrainer``.

@@ -28,8 +28,9 @@ from .support import RELEASE, needs
 PAIRS, TRIPLES, SINGLES = (TEXTS[:3], TEXTS[3:]), (TEXTS[:2], TEXTS[2:4], TEXTS[4:]), (TEXTS,)
 WIDTH, LAYERS, DIMS = 32, 2, (32, 16)
 
-# MEASURED
-TOLERANCE = {"right": 2e-7, "left": 2e-5}
+# Measured on all eight stacks, relative to the largest component: the BERT is off by 2e-14, the decoder by 2e-15. The
+# cached losses of 6.1, which round to float32, by 3e-8 and 2e-7; single layers of the decoder, whose norms do, by 2e-7.
+TOLERANCE = {"right": 1e-7, "left": 1e-6}
 
 
 def architecture(side: str) -> str:

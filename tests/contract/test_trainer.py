@@ -44,7 +44,7 @@ def trainer_class() -> Any:
 
 
 def hooked(method: str = "prompt_tuning", **options: Any) -> Any:
-    """Build a tiny BERT with an adapter and hooks; with LoRA it has dropout in its way alone."""
+    """Build a tiny BERT with an adapter and hooks."""
     model = adapted("bert", method, **options)
     register_prompt_mask_hooks(model)
     return model
@@ -92,7 +92,8 @@ def test_a_whole_run_trains_the_prompt_and_nothing_else(trainer_class: Any, tmp_
     """bf16, checkpointed activations, accumulated gradients and an evaluator at once; the model is right after it."""
     model = hooked()
     before, frozen = weights(model), weights(model, trained=False)
-    run = {"bf16": True, "gradient_checkpointing": True, "gradient_accumulation_steps": 2, "eval_steps": 2}
+    # The trainer of transformers 5.17 hands 6.1 an argument that it does not know, with any model.
+    run = {"bf16": True, "gradient_checkpointing": RELEASE != (6, 1), "gradient_accumulation_steps": 2, "eval_steps": 2}
     trainer = make(
         trainer_class,
         model,
@@ -153,22 +154,33 @@ def test_a_resumed_run_goes_on_with_the_losss_own_parameters(trainer_class: Any,
     assert_equal(run("resumed", resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2")), truth)
 
 
-def test_the_best_checkpoint_is_loaded_at_the_end(trainer_class: Any, tmp_path: Path) -> None:
-    """What is in its files, not the last weights; the parameters are the same objects, and the hooks are on."""
+def best_of_four(trainer_class: Any, model: Any, folder: Path) -> Any:
+    """Train four steps that are measured backwards, so that a former one is the best."""
+    each = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_tiny_spearman_cosine"}
+    backwards = evaluator([1 - score for score in SCORES])
+    trainer = make(trainer_class, model, folder, evaluator=backwards, **each, **best)
+    trainer.train()
+    assert Path(trainer.state.best_model_checkpoint).name != "checkpoint-4"
+    return trainer
+
+
+def saved_prompt(checkpoint: Path) -> Tensor:
+    """Read what PEFT wrote."""
     from safetensors.torch import load_file
 
+    (file,) = checkpoint.rglob("adapter_model.safetensors")
+    (prompt,) = load_file(file).values()
+    return prompt
+
+
+def test_the_best_checkpoint_is_loaded_at_the_end(trainer_class: Any, tmp_path: Path) -> None:
+    """What is in its files, not the last weights; the parameters are the same objects, and the hooks are on."""
     model = hooked()
-    parameters, best = list(model.parameters()), {"metric_for_best_model": "eval_tiny_spearman_cosine"}
-    both = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True, **best}
-    backwards = evaluator([1 - score for score in SCORES])  # so that training makes it worse
-    trainer = make(trainer_class, model, tmp_path, evaluator=backwards, **both)
-    trainer.train()
-    chosen = Path(trainer.state.best_model_checkpoint)
-    (file,) = chosen.rglob("adapter_model.safetensors")
-    (saved,) = load_file(file).values()
+    parameters = list(model.parameters())
+    trainer = best_of_four(trainer_class, model, tmp_path)
     (loaded,) = weights(model).values()
-    assert chosen.name != "checkpoint-4"
-    assert torch.equal(loaded, saved)
+    assert torch.equal(loaded, saved_prompt(Path(trainer.state.best_model_checkpoint)))
     assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
     assert_right(model.eval())
 
@@ -177,10 +189,23 @@ def test_the_librarys_own_trainer_cannot_resume(trainer_class: Any, tmp_path: Pa
     """It loads the folder anew, which no release can; why there is a subclass."""
     from sentence_transformers import SentenceTransformerTrainer
 
-    make(trainer_class, hooked(), tmp_path).train()
-    trainer = make(SentenceTransformerTrainer, hooked(), tmp_path)
-    with pytest.raises((OSError, ValueError, RuntimeError, KeyError, AttributeError)):
+    make(trainer_class, hooked(path=tmp_path / "base"), tmp_path).train()
+    trainer = make(SentenceTransformerTrainer, hooked(path=tmp_path / "base"), tmp_path)
+    reason = "create_and_replace" if RELEASE >= (3, 3) else "Unrecognized model"
+    with pytest.raises((ValueError, AttributeError), match=reason):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_the_librarys_own_trainer_keeps_the_last_weights_for_the_best(trainer_class: Any, tmp_path: Path) -> None:
+    """From 5.0 on, with no more than an error in the log."""
+    from sentence_transformers import SentenceTransformerTrainer
+
+    needs(RELEASE >= (5, 0), "loads the best prompt by transformers' own way")
+    model = hooked(path=tmp_path / "base")
+    trainer = best_of_four(SentenceTransformerTrainer, model, tmp_path)
+    (last,) = weights(model).values()
+    assert not torch.equal(last, saved_prompt(Path(trainer.state.best_model_checkpoint)))
+    assert torch.equal(last, saved_prompt(tmp_path / "checkpoint-4"))
 
 
 def test_a_checkpoint_of_another_trainer_is_refused(trainer_class: Any, tmp_path: Path) -> None:
