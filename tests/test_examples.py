@@ -103,9 +103,8 @@ def test_train_prompt_compares_on_held_out_data() -> None:
         name.strip(): [float(number) for number in re.findall(r"(?<![\w.])\d\.\d+(?:e-\d+)?|\de-\d+", rest)]
         for name, rest in re.findall(r"^ (\S.*?|  no hooks.*?)   +(0\.\d.*)$", out, re.MULTILINE)
     }
-    assert list(rows) == [
-        "base model", "prompt, with hooks", "no hooks, batches of 64", "no hooks, batches of 1", "LoRA"
-    ]  # fmt: skip
+    bare = ["no hooks, batches of 64", "no hooks, batches of 1"]
+    assert list(rows) == ["base model", "prompt, untrained", "prompt, with hooks", *bare, "LoRA"]
     assert all(0 < mrr <= recall <= 1 for mrr, recall, *_ in rows.values())
     assert rows["prompt, with hooks"][:2] == rows["no hooks, batches of 1"][:2]  # alone, a text has no padding
     assert rows["prompt, with hooks"][2] < 1e-5
