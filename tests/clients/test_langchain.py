@@ -34,6 +34,14 @@ def test_a_query_embeds_to_the_reference(model: Any, by_hand: Any) -> None:
     assert_equal([embeddings_of(model).embed_query(text) for text in TEXTS], by_hand)
 
 
+def test_prompts_and_a_device_are_options_of_the_same_place(model: Any) -> None:
+    """What belongs to the SentenceTransformer and not to its modules, its prompts, goes beside them."""
+    options = {"modules": list(model), "device": "cpu", "prompts": {"query": "Find what answers: "}}
+    client = HuggingFaceEmbeddings(model_name="", model_kwargs=options, query_encode_kwargs={"prompt_name": "query"})
+    assert_equal(client.embed_query(TEXTS[3]), model.encode(TEXTS[3], prompt="Find what answers: "))
+    assert_equal(client.embed_documents([TEXTS[3]]), model.encode([TEXTS[3]]))
+
+
 def test_a_vector_store_finds_what_the_reference_finds(model: Any, by_hand: Any) -> None:
     """LangChain's own store scores a query against its documents as the reference does."""
     store = InMemoryVectorStore.from_texts(list(TEXTS[:3]), embeddings_of(model))
