@@ -28,7 +28,7 @@ def run(*arguments: str) -> str:
         cwd=ROOT,
         encoding="utf-8",
         env={**os.environ, "PYTHONPATH": paths, **offline},
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Warning:" not in done.stderr
