@@ -1,7 +1,7 @@
 """Train a prompt of 3,072 parameters on real data, and measure what it gains on data that it has never seen.
 
-    python examples/train_prompt.py            # three seeds, under five minutes on two cores
-    python examples/train_prompt.py --choose   # how the settings below were chosen, on a split of its own
+    python examples/train_prompt.py            # three seeds
+    python examples/train_prompt.py --choose   # tries settings on a split of its own
     python examples/train_prompt.py --quick    # a smoke test: the numbers mean nothing
 
 The task: find a function of Python's standard library by what its docstring says (``docstring_search.py``). What is
@@ -46,7 +46,7 @@ EVALUATION = 10  # takes about as long as so many steps of training
 
 @dataclass(frozen=True)
 class Settings:
-    """How a prompt or LoRA is trained: chosen on the validation split (``--choose``), never on the one reported."""
+    """How a prompt or LoRA is trained. Choose on the validation split (``--choose``), never on the one reported."""
 
     learning_rate: float
     steps: int = 60
