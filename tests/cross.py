@@ -13,7 +13,7 @@ from torch import Tensor
 from peft_hooks._tiny import config_arguments, fill_weights, make_tokenizer
 
 from .methods import METHODS, VARIANTS, Unavailable, fill_adapter
-from .reference import _cache, _float64_by_default, _key_values, _prompt_rows
+from .reference import _cache, float64_by_default, key_values, prompt_rows
 
 RELEASE = tuple(int(part) for part in sentence_transformers.__version__.split(".")[:2])
 
@@ -155,15 +155,15 @@ def _rows(model: Any, encoded: Any, task_id: int | None) -> tuple[Any, dict[str,
     types = torch.tensor([encoded["token_type_ids"]]) if "token_type_ids" in encoded else None
     inputs: dict[str, Any] = {}
     virtual = cached = 0
-    with torch.no_grad(), _float64_by_default():
+    with torch.no_grad(), float64_by_default():
         words = plain.get_input_embeddings()(ids)
         if peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
-            pairs = _key_values(wrapped)
+            pairs = key_values(wrapped)
             cached = pairs[0][0].shape[2]
             inputs["past_key_values"] = _cache(body, pairs)
             inputs["input_ids"] = ids
         elif peft_type is not None:
-            rows = _prompt_rows(wrapped, task_id).unsqueeze(0)
+            rows = prompt_rows(wrapped, task_id).unsqueeze(0)
             virtual = rows.shape[1]
             inputs["inputs_embeds"] = torch.cat([rows, words], dim=1)
         else:

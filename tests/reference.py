@@ -83,7 +83,7 @@ def reference_token_embeddings(model: Any, text: str, *, task_id: int | None = N
             return _rows(plain, ids.shape[1], input_ids=ids)
         virtual = wrapped.active_peft_config.num_virtual_tokens
         if kind in CACHE_TYPES:
-            return _rows_after_cache(plain, ids, _key_values(wrapped))
+            return _rows_after_cache(plain, ids, key_values(wrapped))
         words = plain.get_input_embeddings()(ids)
         both = torch.cat([prompt_rows(wrapped, task_id).unsqueeze(0), words], dim=1)
         return _rows(plain, virtual + ids.shape[1], inputs_embeds=both)
@@ -258,7 +258,7 @@ def _lstm(rows: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
     return torch.stack(states)
 
 
-def _key_values(wrapped: Any) -> list[tuple[Tensor, Tensor]]:
+def key_values(wrapped: Any) -> list[tuple[Tensor, Tensor]]:
     """Compute each layer's keys and values, `[1, heads, virtual, head size]` each."""
     config, weights = wrapped.active_peft_config, _parameters(wrapped)
     if _peft_type(wrapped) == "CARTRIDGE":

@@ -59,6 +59,8 @@ def main(file: str, architecture: str, side: str) -> None:
     step(loss, model, list(TEXTS[rank::world]))
     if rank == 0:
         torch.save({name.removeprefix("module."): value for name, value in gradients(loss).items()}, file)
+    del loss  # DDP's reducer holds the group: destroying that first may never return
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -370,6 +370,7 @@ def encode_in_processes(model: Any, texts: list[str]) -> Any:
         model.stop_multi_process_pool(pool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["prompt_tuning", "multitask_prompt_tuning"])
 def test_spawned_workers_have_the_hooks(method: str) -> None:
     """``encode(device=["cpu", "cpu"])`` pickles the model, hooks and all."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from peft_hooks import add_prompt_adapter, prompt_mask_hooks
 from peft_hooks.testing import tiny_model
 
-from ..reference import _float64_by_default, _plain_backbone, _prompt_rows, reference_token_embeddings
+from ..reference import float64_by_default, plain_backbone, prompt_rows, reference_token_embeddings
 from .support import RELEASE, TASK, TEXTS, distance, options_for, put
 
 pytestmark = pytest.mark.skipif(RELEASE < (6, 0), reason="MultiVectorEncoder came with Sentence Transformers 6.0")
@@ -100,9 +100,9 @@ def expanded(model: Any, text: str, pooled: bool) -> Tensor:
     """Compute the vectors of an expanded query by hand: every position counts, those without attention are read too."""
     features = model.preprocess([text], task="query")
     ids, mask = features["input_ids"], features["attention_mask"]
-    plain = _plain_backbone(model[0].model)
-    with torch.no_grad(), _float64_by_default():
-        rows = _prompt_rows(model[0].model, None).unsqueeze(0)
+    plain = plain_backbone(model[0].model)
+    with torch.no_grad(), float64_by_default():
+        rows = prompt_rows(model[0].model, None).unsqueeze(0)
         both = torch.cat([rows, plain.get_input_embeddings()(ids)], dim=1)
         wide = torch.cat([mask.new_ones(1, rows.shape[1]), mask], dim=1)
         hidden = plain(inputs_embeds=both, attention_mask=wide).last_hidden_state[0]

@@ -16,7 +16,7 @@ from peft_hooks.errors import UnsupportedModelError
 
 from ..cross import Pipe
 from ..methods import METHODS, Unavailable, fill_adapter
-from ..reference import _cache, _float64_by_default, _key_values, _plain_backbone, _prompt_rows
+from ..reference import _cache, float64_by_default, key_values, plain_backbone, prompt_rows
 from .support import CACHE_METHODS, RELEASE, TASK, TEXTS, distance, needs, options_for
 
 pytestmark = pytest.mark.skipif(RELEASE < (5, 0), reason="SparseEncoder came with Sentence Transformers 5.0")
@@ -81,17 +81,17 @@ def put(transformer: Any, method: str, task_type: str = "FEATURE_EXTRACTION") ->
 def logits_of(model: Any, transformer: Any, text: str) -> tuple[Tensor, int]:
     """Compute by hand the logits of one text, virtual tokens' rows first, and how many those are."""
     wrapped = getattr(transformer, ATTRIBUTE)
-    plain = _plain_backbone(wrapped)
+    plain = plain_backbone(wrapped)
     ids = torch.tensor([transformer.tokenizer(text)["input_ids"]])
-    with torch.no_grad(), _float64_by_default():
+    with torch.no_grad(), float64_by_default():
         virtual, inputs = 0, {"input_ids": ids}
         kind = str(wrapped.active_peft_config.peft_type.value)
         past = 0
         if kind in ("PREFIX_TUNING", "CARTRIDGE"):
-            pairs = _key_values(wrapped)
+            pairs = key_values(wrapped)
             past, inputs = pairs[0][0].shape[2], {**inputs, "past_key_values": _cache(plain, pairs)}
         elif kind != "LORA":
-            rows = _prompt_rows(wrapped, TASK).unsqueeze(0)
+            rows = prompt_rows(wrapped, TASK).unsqueeze(0)
             virtual = rows.shape[1]
             inputs = {"inputs_embeds": torch.cat([rows, plain.get_input_embeddings()(ids)], dim=1)}
         mask = torch.ones(1, past + virtual + ids.shape[1], dtype=torch.int64)

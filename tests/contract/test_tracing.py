@@ -152,6 +152,7 @@ COMPILED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "side", "method"), COMPILED)
 def test_hooks_add_no_graph_break(architecture: str, side: str, method: str) -> None:
     """Over the same model without hooks, or, where that raises, over one with another adapter that runs.
@@ -169,6 +170,7 @@ def test_hooks_add_no_graph_break(architecture: str, side: str, method: str) -> 
         assert found <= without
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "side", "method"), COMPILED)
 def test_a_compiled_model_gives_what_it_gives_uncompiled(architecture: str, side: str, method: str) -> None:
     """The hooks are attached first, and run inside."""
@@ -183,6 +185,7 @@ def test_a_compiled_model_gives_what_it_gives_uncompiled(architecture: str, side
         assert distance(compiled(dict(shorter)), pipeline(dict(shorter))) <= 1e-6
 
 
+@pytest.mark.slow
 def test_hooks_inside_a_compiled_model_do_not_count_calls_and_say_so() -> None:
     """A counter would be guarded on, and the model compiled anew for every call."""
     model = adapted("bert")
