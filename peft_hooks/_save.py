@@ -30,8 +30,9 @@ def save(model: nn.Module, path: str | Path) -> None:
 
     Writes what ``model.save_pretrained(path)`` writes, and what that leaves out: the hooks' options, which adapter is
     active, the base model's path, the tokenizer's padding side, and the networks of P-tuning and prefix tuning with a
-    projection, so that they can be trained on; the model card says how to load it. The base model's weights are not
-    saved. The folder appears when everything is written: a crash leaves the former one, or none.
+    projection, so that they can be trained on, of a model that was trained here or loaded with ``is_trainable=True``;
+    the model card says how to load it. The base model's weights are not saved. The folder appears when everything is
+    written: a crash leaves the former one, or none.
 
     Args:
         model: A ``SentenceTransformer`` with a PEFT adapter, with or without hooks.
