@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.compiler import is_compiling
 
 from ._format import shape_of, tensors_in
 from ._hook import Call
+from ._parameters import positional
 from .errors import close_matches
 
 MISSING: Any = None
@@ -81,12 +81,7 @@ def parameters_of(module: nn.Module) -> tuple[str, ...]:
 
 
 def _read_parameters(kind: Any) -> tuple[str, ...]:
-    try:
-        parameters = list(inspect.signature(kind.forward).parameters.values())[1:]
-    except (TypeError, ValueError):
-        return ()
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(parameter.name for parameter in parameters if parameter.kind in positional)
+    return positional(kind.forward, 1)
 
 
 _cached_parameters = functools.cache(_read_parameters)

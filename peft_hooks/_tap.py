@@ -123,14 +123,10 @@ class Tap:
             thread = recorder.local.state
         except AttributeError:
             thread = recorder.thread()
-        stack, path = thread.stack, self.path
-        if stack and not path:
+        stack = thread.stack
+        if stack and not self.path:
             stack.clear()  # a KeyboardInterrupt runs no forward hook, and no model calls itself from inside
-        if self.shared:
-            path = self.path_in(stack)
-        if not stack:
-            thread.enter(path, recorder.numbers)
-        frame = Frame(self, path, thread, stack[-1] if stack else None, sys.exc_info()[1])
+        frame = self.begin(recorder, thread, sys.exc_info()[1])
         if self.recorded:
             self.record(frame, recorder, thread, args, kwargs)
         stack.append(frame)
@@ -144,11 +140,7 @@ class Tap:
             thread = recorder.local.state
         except AttributeError:
             thread = recorder.thread()
-        stack = thread.stack
-        path = self.path_in(stack) if self.shared else self.path
-        if not stack:
-            thread.enter(path, recorder.numbers)
-        frame = Frame(self, path, thread, stack[-1] if stack else None, None)
+        frame = self.begin(recorder, thread, None)
         self.record(frame, recorder, thread, args, kwargs)
         error = sys.exc_info()[1]
         # An error that unwinds this very call has its traceback begin with PyTorch's frame, which called this hook;
@@ -156,6 +148,14 @@ class Tap:
         trace = None if error is None else error.__traceback__
         failed = trace is not None and trace.tb_frame is sys._getframe(1)
         self.finish(frame, recorder, thread, output, error if failed else None)
+
+    def begin(self, recorder: Recorder, thread: Thread, around: object) -> Frame:
+        """Make the frame of a call, at its place among those that the thread is in."""
+        stack = thread.stack
+        path = self.path_in(stack) if self.shared else self.path
+        if not stack:
+            thread.enter(path, recorder.numbers)
+        return Frame(self, path, thread, stack[-1] if stack else None, around)
 
     def record(
         self, frame: Frame, recorder: Recorder, thread: Thread, args: tuple[Any, ...], kwargs: dict[str, Any]

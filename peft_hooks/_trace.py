@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ._parameters import positional
 from ._releases import find_roles
 from ._select import Selector
 from ._select import select as find
@@ -110,18 +110,9 @@ def parameters_of(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the positional parameters of a module's forward; read once for each class."""
     own = vars(module).get("forward")
     if own is not None:  # PEFT leaves one on a model whose adapter was disabled
-        return _positional(own, 0)
+        return positional(own, 0)
     kind = type(module)
     names = _signatures.get(kind)
     if names is None:
-        names = _signatures[kind] = _positional(kind.forward, 1)
+        names = _signatures[kind] = positional(kind.forward, 1)
     return names
-
-
-def _positional(function: Any, skip: int) -> tuple[str, ...]:
-    try:
-        parameters = list(inspect.signature(function).parameters.values())[skip:]
-    except (TypeError, ValueError):
-        return ()
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(parameter.name for parameter in parameters if parameter.kind in positional)

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +13,8 @@ from torch import Tensor, nn
 
 from peft_hooks import AssertDimensions, Hook, HookRegistry
 from peft_hooks._dimensions import Bindings
+
+from .timing import time_of
 
 ROUNDS, CALLS, BATCH, TOKENS, WIDTH = 300, 50, 32, 64, 8
 
@@ -57,14 +57,6 @@ def checked() -> nn.Module:
     )
 
 
-def time_of(call: Callable[[], Any]) -> float:
-    """Return the mean time of one call over a short run, in microseconds."""
-    start = time.perf_counter()
-    for _ in range(CALLS):
-        call()
-    return (time.perf_counter() - start) / CALLS * 1e6
-
-
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
@@ -77,7 +69,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(ROUNDS):
         for name, model in models.items():
-            times[name].append(time_of(lambda model=model: model(features)))
+            times[name].append(time_of(lambda model=model: model(features), CALLS))
     for name in ("an empty hook", "checked"):
         cost = [mine - base for mine, base in zip(times[name], times["bare"], strict=True)]
         low, middle, high = statistics.quantiles(cost, n=4)

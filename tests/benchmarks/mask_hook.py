@@ -7,8 +7,6 @@ timed is one call of a module that does nothing but hand on its features, less t
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from peft_hooks import ExtendPromptMask, HookRegistry
+
+from .timing import time_of
 
 ROUNDS, CALLS, BATCH, TOKENS, VIRTUAL = 400, 50, 32, 64, 10
 
@@ -55,14 +55,6 @@ class Extending(Transformer):
         return features
 
 
-def time_of(call: Callable[[], Any]) -> float:
-    """Return the mean time of one call over a short run, in microseconds."""
-    start = time.perf_counter()
-    for _ in range(CALLS):
-        call()
-    return (time.perf_counter() - start) / CALLS * 1e6
-
-
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
@@ -74,7 +66,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in modules}
     for _ in range(ROUNDS):
         for name, module in modules.items():
-            times[name].append(time_of(lambda module=module: module(dict(features))))
+            times[name].append(time_of(lambda module=module: module(dict(features)), CALLS))
     cost = {
         name: [mine - base for mine, base in zip(times[name], times["nothing"], strict=True)]
         for name in ("built in", "hook")

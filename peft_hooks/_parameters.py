@@ -1,0 +1,16 @@
+"""The names of a function's positional parameters, by which contracts and traces name what goes into a module."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+
+def positional(function: Any, skip: int) -> tuple[str, ...]:
+    """Return the names of the positional parameters of a function after the first ``skip``; none if it hides them."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[skip:]
+    except (TypeError, ValueError):
+        return ()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
