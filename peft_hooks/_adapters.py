@@ -45,6 +45,15 @@ def add_prompt_adapter(
         TypeError: If ``model`` is no module or ``peft_config`` is no PEFT config.
         UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
         ValueError: If the name is taken, or PEFT refuses the config.
+
+    Example:
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks import add_prompt_adapter
+        >>> from peft_hooks.testing import tiny_model
+        >>> model = tiny_model("distilbert")
+        >>> handle = add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4))
+        >>> {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+        {'...prompt_encoder.default.embedding.weight': (4, 32)}
     """
     given, model = model, cross.root_of(model)
     transformer = _the_transformer(model)
@@ -86,6 +95,18 @@ def remove_prompt_adapter(model: nn.Module, adapter_name: str = "default") -> Ho
         TypeError: If ``model`` is no module.
         UnsupportedModelError: If it has not one Transformer, or an adapter that ``model.add_adapter()`` put in.
         ValueError: If there is no adapter of that name.
+
+    Example:
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks import add_prompt_adapter, remove_prompt_adapter
+        >>> from peft_hooks.testing import tiny_model
+        >>> model = tiny_model("bert")
+        >>> handle = add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4))
+        >>> handle = add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=8), "long")
+        >>> remove_prompt_adapter(model, "long") is handle
+        True
+        >>> remove_prompt_adapter(model) is None, handle.active
+        (True, False)
     """
     transformer = _the_transformer(model)
     handle, peft_model = handle_of(model), releases.backbone_of(transformer)

@@ -22,7 +22,25 @@ from .errors import HookError
 
 
 class HookHandle:
-    """The hooks that ``register_prompt_mask_hooks`` put on a model. As a context manager, removes them at the end."""
+    """The hooks that ``register_prompt_mask_hooks`` put on a model. As a context manager, removes them at the end.
+
+    ``register_prompt_mask_hooks`` makes it; there is one for a model. It does not keep the model alive.
+
+    Attributes:
+        options: What the hooks were asked for.
+        registry: The ``HookRegistry`` that they are in; hooks of one's own go into another.
+
+    Example:
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks import add_prompt_adapter
+        >>> from peft_hooks.testing import tiny_model
+        >>> handle = add_prompt_adapter(tiny_model("bert"), PromptTuningConfig(num_virtual_tokens=4), check=False)
+        >>> handle
+        HookHandle(virtual_tokens='auto', task_id=None, check=False, log=False, 5 hooks)
+        >>> handle.remove()
+        >>> handle.active
+        False
+    """
 
     def __init__(self, model: nn.Module, options: Options, registry: HookRegistry | None = None) -> None:
         self.options = options
@@ -131,7 +149,13 @@ def register_prompt_mask_hooks(
     """Attach everything that makes a prompt-tuned Sentence Transformers model right, until ``handle.remove()``.
 
     With the hooks on, an embedding is the same alone and in any batch, left- or right-padded. What cannot be right is
-    refused by name. Attach before ``torch.compile``. A second call with the same options returns the same handle.
+    refused by name. A second call with the same options returns the same handle. Attach before ``torch.compile``, which
+    leaves out what comes later: https://docs.pytorch.org/docs/stable/torch.compiler_nn_module.html
+
+    The methods: prompt tuning (https://arxiv.org/abs/2104.08691), P-tuning (https://arxiv.org/abs/2103.10385),
+    multitask prompt tuning (https://arxiv.org/abs/2303.02861), prefix tuning (https://arxiv.org/abs/2101.00190) and
+    cartridges (https://arxiv.org/abs/2506.06266). What Sentence Transformers did about them from 3.3 to 6.1, and why
+    virtual tokens count: https://github.com/huggingface/sentence-transformers/pull/3000
 
     In a ``CrossEncoder`` the head reads the text's own first token (BERT and its kin) or last token (decoders), as it
     was trained to. The adapter's task type must be ``SEQ_CLS``: with others PEFT drops the segment ids of a pair. In a
@@ -157,6 +181,21 @@ def register_prompt_mask_hooks(
         UnsupportedModelError: If the embeddings cannot be right with this model and adapter.
         HookError: If the model is compiled already, or has the hooks with other options.
         ValueError: If an option is wrong.
+
+    Example:
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks import add_prompt_adapter, check_padding_invariance, register_prompt_mask_hooks
+        >>> from peft_hooks.testing import TEXTS, tiny_model
+        >>> model = tiny_model("bert")
+        >>> add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4)).remove()  # a model without hooks
+        >>> handle = register_prompt_mask_hooks(model)
+        >>> model.encode(list(TEXTS)).shape  # float32[texts, width], whatever the texts beside one
+        (6, 32)
+        >>> check_padding_invariance(model, TEXTS).ok
+        True
+        >>> handle is register_prompt_mask_hooks(model)
+        True
+        >>> handle.remove()
     """
     options = Options(virtual_tokens, task_id, check, log)
     root = cross.root_of(model)
@@ -188,6 +227,18 @@ def prompt_mask_hooks(model: nn.Module, **options: Any) -> Iterator[HookHandle]:
 
     Raises:
         TypeError: If an option is unknown, and what ``register_prompt_mask_hooks`` raises.
+
+    Example:
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks import add_prompt_adapter, prompt_mask_hooks
+        >>> from peft_hooks.testing import tiny_model
+        >>> model = tiny_model("bert")
+        >>> handle = add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4))
+        >>> with prompt_mask_hooks(model, virtual_tokens="ignore") as handle:
+        ...     handle.options.virtual_tokens
+        'ignore'
+        >>> handle.options.virtual_tokens
+        'auto'
     """
     root = cross.root_of(model)
     outer = handle_of(root) if isinstance(root, nn.Module) else None

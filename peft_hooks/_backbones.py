@@ -22,8 +22,13 @@ def accepts(backbone: nn.Module, argument: str) -> bool:
 
 
 def position_offset(transformer: Any) -> int:
-    """Return the first position id: ``padding_idx + 1`` in backbones of RoBERTa's kind, 0 in others."""
-    for module in releases.plain_backbone(transformer).modules():
+    """Return the first position id of a Transformer's backbone."""
+    return first_position(releases.plain_backbone(transformer))
+
+
+def first_position(backbone: nn.Module) -> int:
+    """Return a backbone's first position id: ``padding_idx + 1`` in those of RoBERTa's kind, 0 in others."""
+    for module in backbone.modules():
         padding = getattr(module, "padding_idx", None)
         if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), nn.Embedding):
             return padding + 1

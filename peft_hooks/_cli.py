@@ -16,9 +16,13 @@ from .errors import PeftHooksError
 
 def demo(options: argparse.Namespace) -> int:
     """Show on real weights what goes wrong without the hooks, and that it is right with them."""
-    from ._demo import run
+    from ._demo import compare
 
-    return run()
+    comparison = compare()
+    right = comparison.show()
+    if options.svg is not None:
+        _write(options.svg, comparison.to_svg)
+    return 0 if right else 1
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -143,11 +147,13 @@ def _whole(text: str) -> int:
     return number
 
 
-def _no_arguments(command: argparse.ArgumentParser) -> None:
-    pass
+def _demo_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--svg", metavar="FILE", help="write the picture of one text's embedding, alone and in a batch"
+    )
 
 
-COMMANDS = {demo: _no_arguments, doctor: _doctor_arguments, trace: _trace_arguments}
+COMMANDS = {demo: _demo_arguments, doctor: _doctor_arguments, trace: _trace_arguments}
 
 
 def parser() -> argparse.ArgumentParser:

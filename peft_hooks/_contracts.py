@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from . import _cross_encoders as cross
 from . import _modules as modules
 from . import _releases as releases
 from ._bindings import Bindings
@@ -85,12 +86,18 @@ def checks(
 
 
 def causes_of(model: nn.Module) -> dict[int, str]:
-    """Return what a difference of so many positions means: the virtual tokens of the model's adapters."""
+    """Return what a difference of so many positions means: the virtual tokens of the adapters in any model."""
+    way_out = "extend the mask on the left, torch.nn.functional.pad(mask, (virtual_tokens, 0), value=1)"
+    if cross.inputs_of(model):
+        way_out = "attach the mask hooks, peft_hooks.register_prompt_mask_hooks(model)"
     causes: dict[int, str] = {}
-    for _, transformer in releases.transformers_of(model):
-        for name, config in releases.prompt_configs(transformer).items():
-            what = f"num_virtual_tokens of the {releases.method_of(config)} adapter {name!r}"
-            causes.setdefault(config.num_virtual_tokens, what)
+    kind = releases.peft_class()
+    wrapped: list[Any] = [] if kind is None else [module for module in model.modules() if isinstance(module, kind)]
+    for peft_model in wrapped:
+        for name, config in peft_model.peft_config.items():
+            if config.is_prompt_learning:
+                what = f"num_virtual_tokens of the {releases.method_of(config)} adapter {name!r}"
+                causes.setdefault(config.num_virtual_tokens, f"{what}: {way_out}")
     return causes
 
 

@@ -1,6 +1,6 @@
 """``peft-hooks demo``: real MiniLM weights with a prompt adapter, without the hooks and with them.
 
-Here is what is measured; ``_demo_report`` says how it is shown. Nothing that is shown is known beforehand.
+Here is what is measured; ``_demo_report`` and ``_demo_svg`` say how it is shown. Nothing of it is known beforehand.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -152,12 +153,32 @@ def letter(number: int) -> str:
     return chr(ord("A") + number)
 
 
-def run() -> int:
-    """Measure, show, and return the exit status: 0 only if the embeddings are right with the hooks."""
-    from rich.console import Console
+@dataclass(frozen=True)
+class Comparison:
+    """One model without the hooks and with them."""
 
-    from ._demo_report import Report
+    without: Findings
+    hooked: Findings
 
+    def show(self) -> bool:
+        """Print everything, and return whether the embeddings are right with the hooks."""
+        from rich.console import Console
+
+        from ._demo_report import Report
+
+        report = Report(Console(highlight=False), TEXTS, TOLERANCE)
+        report.show(self.without, self.hooked)
+        return report.is_right(self.hooked)
+
+    def to_svg(self, path: str) -> None:
+        """Write the picture that README begins with."""
+        from ._demo_svg import picture
+
+        Path(path).write_text(picture(TEXTS, self.without, self.hooked, TOLERANCE), encoding="utf-8")
+
+
+def compare() -> Comparison:
+    """Load the real weights and measure."""
     path = model_path()
     with saying("Loading Sentence Transformers and PEFT"):
         importlib.import_module("sentence_transformers")
@@ -169,6 +190,4 @@ def run() -> int:
             without = measure(model, TEXTS, hooked=False)
         with saying(f"Encoding {len(TEXTS)} texts with hooks"):
             hooked = measure(model, TEXTS, hooked=True)
-    report = Report(Console(highlight=False), TEXTS, TOLERANCE)
-    report.show(without, hooked)
-    return 0 if report.is_right(hooked) else 1
+    return Comparison(without, hooked)

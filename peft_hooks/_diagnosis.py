@@ -80,6 +80,13 @@ class Diagnosis:
         refusal: Why the hooks refuse the model, or None.
         left: The codes that were found with the hooks on.
         rows: For every text of one batch, what stood at each position, and whether Pooling counted it.
+
+    Example:
+        >>> from peft_hooks import diagnose
+        >>> from peft_hooks.testing import TEXTS, tiny_model
+        >>> diagnosis = diagnose(tiny_model("bert"), TEXTS[:2])
+        >>> diagnosis.findings, sorted({run.padding for run in diagnosis.runs})
+        ((), ['left', 'right'])
     """
 
     findings: tuple[Finding, ...]

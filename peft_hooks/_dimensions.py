@@ -45,14 +45,16 @@ class AssertDimensions(Hook):
     a key, a number in a tuple, or an attribute. Dots go deeper: ``features.mask``, ``output.0``. The empty name is the
     first argument, or the output, itself. A list or tuple of tensors counts as their stack.
 
+    Named dimensions that are bound across arguments are an idea of jaxtyping: https://docs.kidger.site/jaxtyping
+
     Args:
         inputs: A contract for what the module gets.
         outputs: A contract for what it returns.
         bindings: Shared by the hooks on the modules of one forward. By default this hook's own, new for every call.
         starts: Whether this module begins a forward, so that what was bound before is forgotten.
         ends: Whether this module ends a forward, so that what follows binds anew.
-        causes: What a difference of so many positions in ``seq`` means, for the message:
-            ``{10: "num_virtual_tokens of ..."}``.
+        causes: What a difference of so many positions in ``seq`` means, and what mends it, for the message:
+            ``{10: "num_virtual_tokens of ...: attach ..."}``.
         on_error: ``"raise"`` a ``DimensionError``, or ``"warn"`` with a ``DimensionWarning``.
         unless: A key of a features dict that says that its tensors are laid out in another way: nothing is checked
             where it is there.
@@ -133,8 +135,7 @@ class AssertDimensions(Hook):
         message = f"{call.where} {side}: {reason.message}"
         cause = self._causes.get(reason.difference)
         if cause:
-            way_out = "attach the mask hooks, peft_hooks.register_prompt_mask_hooks(model)"
-            message += f". {reason.difference} = {cause}: {way_out}"
+            message += f". {reason.difference} = {cause}"
         if self._warns:
             warnings.warn(message, DimensionWarning, stacklevel=2)
             return

@@ -52,6 +52,12 @@ def diagnose(model: nn.Module, texts: Sequence[str] | None = None, *, tolerance:
         ValueError: If there are fewer than two texts.
         UnsupportedModelError: If the model is not one that gives a vector for a text.
         HookError: If the model is compiled: PyTorch leaves out what would watch it.
+
+    Example:
+        >>> from peft_hooks import diagnose
+        >>> from peft_hooks.testing import TEXTS, tiny_model
+        >>> diagnose(tiny_model("bert"), TEXTS[:2]).ok
+        True
     """
     texts = _checked(model, TEXTS if texts is None else texts)
     with unchanged(model):

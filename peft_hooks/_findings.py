@@ -41,6 +41,12 @@ class Finding:
         measured: The numbers.
         cure: The call that mends it.
         cured: Whether the cure was tried, and this was gone with it.
+
+    Example:
+        >>> from peft_hooks import Finding
+        >>> finding = Finding("PH003", "Pooling '1'", "The mask has become a float.", "i64 in, f32 out", "mask.long()")
+        >>> finding.name
+        'the mask is a float'
     """
 
     code: str

@@ -20,6 +20,16 @@ class Call:
         given_args: ``args`` as they came in, before any hook of this registry replaced them.
         given_kwargs: ``kwargs`` as they came in.
         notes: What a hook's ``before`` leaves for its own ``after`` or ``failed``, under the hook itself as the key.
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import Call
+        >>> call = Call(torch.nn.Identity(), "1.pooler", (torch.zeros(2, 3),), {})
+        >>> call.where, tuple(call.first.shape)
+        ("Identity '1.pooler'", (2, 3))
+        >>> call.first = torch.ones(2, 4)  # what the module gets; what came in stays in given_first
+        >>> tuple(call.args[0].shape), tuple(call.given_first.shape)
+        ((2, 4), (2, 3))
     """
 
     __slots__ = ("args", "around", "given_args", "given_kwargs", "kwargs", "module", "notes", "path")

@@ -29,6 +29,15 @@ class PaddingReport:
         differences: For every text, the largest difference of a component between alone and any batch, and the size of
             that batch.
         tolerance: What counts as the same.
+
+    Example:
+        >>> from peft_hooks import check_padding_invariance
+        >>> from peft_hooks.testing import tiny_model
+        >>> report = check_padding_invariance(tiny_model("bert"), ["a cat", "the dog sleeps on the warm sofa"])
+        >>> report.ok, len(report.differences), report.largest_difference < 1e-5
+        (True, 2, True)
+        >>> print(report)
+        2 embeddings are the same alone and in any batch tried: largest difference ... (tolerance 1e-04), of ...
     """
 
     differences: tuple[TextDifference, ...]
@@ -79,7 +88,8 @@ def check_padding_invariance(
     equal lengths has no padding.
 
     Args:
-        model: A ``SentenceTransformer``.
+        model: A ``SentenceTransformer``, or anything with an ``encode`` that takes its options and returns one tensor
+            or array ``[texts, ...]``.
         texts: At least two texts, better of very different lengths.
         batch_sizes: Sizes of batches to try, each over the texts in a shuffled order. By default 2, 3 and all at once.
         tolerance: Largest difference of a component that counts as the same; half precision needs about 1e-2.
@@ -92,6 +102,12 @@ def check_padding_invariance(
     Raises:
         TypeError: If ``texts`` is a single string, or ``model`` has no ``encode``.
         ValueError: If there are fewer than two texts.
+
+    Example:
+        >>> from peft_hooks import check_padding_invariance
+        >>> from peft_hooks.testing import TEXTS, tiny_model
+        >>> bool(check_padding_invariance(tiny_model("bert", pooling="cls"), TEXTS, batch_sizes=[2, 6]))
+        True
     """
     if isinstance(texts, str):
         raise TypeError("texts is one string: give a list of at least two texts, of different lengths")

@@ -66,9 +66,24 @@ def load(
     Raises:
         LoadError: If the folder is damaged, incomplete, would run code or has no adapter, if the base model is not
             found, or if an adapter cannot be trained though ``is_trainable``: PEFT saves P-tuning and prefix tuning
-            with a projection without their networks (``save`` does not).
+            with a projection without their networks (https://github.com/huggingface/peft/issues/2256); ``save`` keeps
+            them.
         UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
         TypeError: If an option is unknown.
+
+    Example:
+        >>> import tempfile
+        >>> import peft_hooks
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks.testing import tiny_model
+        >>> temporary = tempfile.TemporaryDirectory()
+        >>> base = tiny_model("bert", path=f"{temporary.name}/base")
+        >>> handle = peft_hooks.add_prompt_adapter(base, PromptTuningConfig(num_virtual_tokens=4))
+        >>> peft_hooks.save(base, f"{temporary.name}/tuned")
+        >>> model = peft_hooks.load(f"{temporary.name}/tuned", virtual_tokens="ignore", device="cpu")
+        >>> peft_hooks.register_prompt_mask_hooks(model, virtual_tokens="ignore").active
+        True
+        >>> temporary.cleanup()
     """
     reading = Reading(base_model, "base_model=", adapter_name, is_trainable, device)
     Options(**options)

@@ -19,6 +19,19 @@ class LogShapes(Hook):
     Nothing is formatted, and no tensor is read, unless the level is on. A line looks like
     ``Pooling '1' in: attention_mask i64[2,18] kept 24/36 pad right | out: sentence_embedding f32[2,384]``.
     Tensors that pass through unchanged are named on the way in only. Silent inside ``torch.compile``.
+
+    Example:
+        >>> import logging, sys, torch
+        >>> from peft_hooks import HookRegistry, LogShapes
+        >>> logger, lines = logging.getLogger("peft_hooks"), logging.StreamHandler(sys.stdout)
+        >>> logger.addHandler(lines)
+        >>> logger.setLevel(logging.DEBUG)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> with HookRegistry(model).attached(LogShapes(), to="0"):
+        ...     _ = model(torch.zeros(3, 4))
+        Linear '0' in: 0 f32[3,4] | out: output f32[3,2]
+        >>> logger.removeHandler(lines)
+        >>> logger.setLevel(logging.NOTSET)
     """
 
     def before(self, call: Call) -> None:

@@ -32,7 +32,12 @@ class ExtendPromptMask(Hook):
     of the text. This hook measures how many there are, ``token_embeddings.size(1)`` less the input's length, and so is
     right on releases that extend the mask themselves (3.3 to 6.1, as float32, and for prefix tuning too, which is
     wrong) and on those that do not. It works on a copy of the features: the caller's dict stays as it was.
-    https://github.com/huggingface/sentence-transformers/pull/3000
+    Reported in https://github.com/huggingface/sentence-transformers/issues/2995; that virtual tokens count, as ones, is
+    the decision of https://github.com/huggingface/sentence-transformers/pull/3000, where it was asked for zeros, too.
+
+    The module takes a dict with ``input_ids``, ``[batch, seq]``, or ``inputs_embeds``, and ``attention_mask``,
+    ``[batch, seq]`` of any dtype, and returns one with ``token_embeddings``, ``float[batch, virtual + seq, hidden]``.
+    The mask that comes out is ``[batch, virtual + seq]``, of the dtype and on the device that it came in with.
 
     Args:
         virtual_tokens: ``"auto"`` and ``"pool"`` count virtual tokens, ``"ignore"`` keeps them with a mask of 0,
@@ -43,6 +48,16 @@ class ExtendPromptMask(Hook):
     Raises:
         ValueError: If ``virtual_tokens`` is no policy.
         DimensionError: In the forward, if there are fewer rows than tokens, or another number than expected.
+
+    Example:
+        >>> from peft_hooks import ExtendPromptMask, HookRegistry
+        >>> from peft_hooks.testing import tiny_features
+        >>> import torch
+        >>> transformer = torch.nn.Identity()  # gives the three virtual tokens back that the features have already
+        >>> with HookRegistry(transformer).attached(ExtendPromptMask(expected=3), to=""):
+        ...     transformer(tiny_features(batch=2, seq=4, virtual_tokens=3))["attention_mask"]
+        tensor([[1, 1, 1, 1, 1, 1, 1],
+                [1, 1, 1, 1, 1, 1, 0]])
     """
 
     def __init__(self, virtual_tokens: VirtualTokens = "auto", expected: Expected = active_virtual_tokens) -> None:
@@ -101,6 +116,26 @@ class PreparePooling(Hook):
     Args:
         virtual_tokens: The policy, as in ``ExtendPromptMask``.
         missing: How many tokens of a prompt ``prompt_length`` does not count, as in releases before 5.0.
+
+    Raises:
+        ValueError: If ``virtual_tokens`` is no policy.
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import HookRegistry, PreparePooling
+        >>> from peft_hooks.testing import tiny_features
+        >>> class First(torch.nn.Module):
+        ...     pooling_mode = "cls"
+        ...     def forward(self, features):
+        ...         return {**features, "sentence_embedding": features["cls_token_embeddings"]}
+        >>> features = {**tiny_features(batch=2, seq=6, virtual_tokens=3), "attention_mask": torch.ones(2, 9)}
+        >>> pooling = First()
+        >>> with HookRegistry(pooling).attached(PreparePooling(), to=""):
+        ...     pooled = pooling(features)
+        >>> torch.equal(pooled["sentence_embedding"], features["token_embeddings"][:, 3])  # not a virtual token
+        True
+        >>> pooled["token_embeddings"].shape  # one row for each token of the text
+        torch.Size([2, 6, 8])
     """
 
     def __init__(self, virtual_tokens: VirtualTokens = "auto", missing: int = 0) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+
+from torch import nn
+
+from ._backbones import first_position
 from ._features import positions
 from ._hook import Call, Hook
 from .errors import UnsupportedModelError
@@ -14,12 +19,30 @@ class AlignPositions(Hook):
     backbone counts positions from there: the text's positions, and so its embedding, depend on the batch (0.19 per
     component on a Qwen3 with last-token pooling and a perfectly right mask). Position ids counted over the extended
     attention mask make it independent. Position ids that the caller gives are left alone.
+    The same of causal language models: https://github.com/huggingface/peft/issues/1093
+
+    The hook reads ``attention_mask``, ``[batch, past + seq]`` of any dtype, and ``inputs_embeds`` or ``input_ids``,
+    and adds ``position_ids``, ``int64[batch, seq]``. It reads no value on the host.
 
     Args:
-        offset: The first position: ``padding_idx + 1`` in backbones of RoBERTa's kind, 0 in others.
+        offset: The first position: ``padding_idx + 1`` in backbones of RoBERTa's kind, 0 in others. None: what the
+            module that the hook is on has, found in its first forward.
+
+    Raises:
+        TypeError: In the forward, by the backbone, if it takes no position ids (T5, DistilBERT).
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import AlignPositions, Call
+        >>> mask = torch.tensor([[1, 1, 0, 1, 1], [1, 1, 1, 1, 1]])  # two virtual tokens, then padding on the left
+        >>> call = Call(torch.nn.Identity(), "", (), {"inputs_embeds": torch.zeros(2, 5, 8), "attention_mask": mask})
+        >>> AlignPositions().before(call)
+        >>> call.kwargs["position_ids"]
+        tensor([[0, 1, 1, 2, 3],
+                [0, 1, 2, 3, 4]])
     """
 
-    def __init__(self, offset: int = 0) -> None:
+    def __init__(self, offset: int | None = None) -> None:
         self.offset = offset
 
     def before(self, call: Call) -> None:
@@ -29,7 +52,19 @@ class AlignPositions(Hook):
         tokens = kwargs.get("input_ids") if tokens is None else tokens
         if mask is None or tokens is None or mask.dim() != 2 or kwargs.get("position_ids") is not None:
             return
-        call.kwargs = {**kwargs, "position_ids": positions(mask, tokens.size(1), self.offset)}
+        offset = _offset_of(call.module) if self.offset is None else self.offset
+        call.kwargs = {**kwargs, "position_ids": positions(mask, tokens.size(1), offset)}
+
+
+def _offset_of(backbone: nn.Module) -> int:
+    found = _offsets.get(backbone)
+    if found is None:
+        found = _offsets[backbone] = first_position(backbone)
+    return found
+
+
+# Not on a hook, which may sit on several backbones.
+_offsets: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 class RefuseLeftPadding(Hook):

@@ -20,6 +20,17 @@ class SelectTask(Hook):
     Raises:
         ValueError: If ``task_id`` is negative or not a whole number, or, in the forward, if no task was chosen or the
             adapter has no such task.
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import HookRegistry, SelectTask
+        >>> class Encoder(torch.nn.Module):
+        ...     def forward(self, indices, task_ids=None):
+        ...         return task_ids
+        >>> encoder = Encoder()
+        >>> with HookRegistry(encoder).attached(SelectTask(1), to=""):
+        ...     encoder(torch.zeros(3, 10, dtype=torch.int64))
+        tensor([1, 1, 1])
     """
 
     def __init__(self, task_id: int | None) -> None:

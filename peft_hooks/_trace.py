@@ -33,8 +33,9 @@ def trace_shapes(
     """Record what goes into every module and what comes out, for the length of a block.
 
     Shapes, dtypes and devices only: no tensor is kept alive. If a forward raises, the error goes on rising with a note
-    that says where, on what and why, and ``trace.failure`` holds the same. Blocks nest, threads are told apart, and
-    nothing stays on the model. Modules whose ``forward`` is called directly run no hooks: ``trace.gaps`` names them.
+    (https://peps.python.org/pep-0678) that says where, on what and why, and ``trace.failure`` holds the same. Blocks
+    nest, threads are told apart, and nothing stays on the model. Modules whose ``forward`` is called directly run no
+    hooks: ``trace.gaps`` names them.
 
     Args:
         model: Any ``nn.Module``.

@@ -92,6 +92,18 @@ class ShapeTrace(Sequence[Row]):
         stats: Whether values were read.
         failure: Why the last forward that failed did so, or None.
         adapters: The model's active adapters that learn prompts. Known when the block is over, or a forward failed.
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import trace_shapes
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3))
+        >>> with trace_shapes(model) as trace:
+        ...     _ = model(torch.zeros(4, 2))
+        >>> print(trace)
+        Sequential: 1 forward, 2 calls of 2 modules
+        <BLANKLINE>
+        (model)  Sequential  input f32[4,2] -> output f32[4,3]
+        0        Linear      input f32[4,2] -> output f32[4,3]
     """
 
     def __init__(self, model: str, frames: Sequence[Any], skipped: Mapping[str, int], stats: bool) -> None:

@@ -31,7 +31,9 @@ STATE = "trainable_state.safetensors"
 class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     """``SentenceTransformerTrainer`` for a model with a PEFT adapter: it resumes, and loads the best checkpoint.
 
-    Sentence Transformers reloads a checkpoint with ``SentenceTransformer(path)``, which refuses prompt learning:
+    Sentence Transformers reloads a checkpoint with ``SentenceTransformer(path)``, which refuses prompt learning
+    (LoRA was mended: https://github.com/huggingface/sentence-transformers/issues/3402; for prompts see
+    https://github.com/huggingface/peft/issues/2256):
     ``resume_from_checkpoint`` raises, and ``load_best_model_at_end``, from 5.0 on, logs an error and keeps the last
     weights. This trainer adds ``trainable_state.safetensors`` to each checkpoint and reads it back into the model at
     hand. The file holds every parameter that is trained, also what PEFT does not save: the encoder of P-tuning, the
@@ -51,9 +53,24 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         ValueError: When it loads a checkpoint of other parameters.
 
     Example:
-        >>> from peft_hooks import PromptTrainer  # doctest: +SKIP
-        >>> trainer = PromptTrainer(model=model, args=args, train_dataset=dataset, loss=loss)  # doctest: +SKIP
-        >>> trainer.train(resume_from_checkpoint=True)  # doctest: +SKIP
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from peft import PromptTuningConfig
+        >>> from sentence_transformers import SentenceTransformerTrainingArguments
+        >>> from sentence_transformers.losses import CosineSimilarityLoss
+        >>> from peft_hooks import PromptTrainer, add_prompt_adapter
+        >>> from peft_hooks.testing import tiny_model
+        >>> model = tiny_model("bert")
+        >>> handle = add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4))
+        >>> pairs = Dataset.from_dict({"a": ["a cat", "rain"], "b": ["the dog", "the moon"], "score": [0.9, 0.1]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     options = {"use_cpu": True, "report_to": "none", "save_steps": 1}
+        ...     args = SentenceTransformerTrainingArguments(folder, max_steps=1, **options)
+        ...     trainer = PromptTrainer(model=model, args=args, train_dataset=pairs, loss=CosineSimilarityLoss(model))
+        ...     _ = trainer.train()
+        ...     trainer.train(resume_from_checkpoint=True).global_step
+        {'train_runtime': ...}
+        1
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -16,7 +16,8 @@ from .errors import UnsupportedModelError
 def without_adapter(model: nn.Module) -> Iterator[None]:
     """Switch every adapter of a model off for the length of a block: it gives the base model's embeddings.
 
-    ``PeftModel.disable_adapter()`` raises ``UnboundLocalError`` on encoders, and leaves a replaced ``forward`` behind.
+    ``PeftModel.disable_adapter()`` raises ``UnboundLocalError`` on encoders, and leaves a replaced ``forward`` behind
+    (it swaps the model's methods: https://github.com/huggingface/peft/pull/1502).
     This takes any method, leaves every module as it found it, also when the block raises, and nests. Hooks may be on
     the model or not; they do nothing where there are no virtual tokens. Not thread-safe: the adapters are off for every
     thread. Add, delete and switch adapters outside of the block.

@@ -7,39 +7,131 @@ from collections.abc import Iterable
 
 
 class PeftHooksError(Exception):
-    """Base class of every error that peft_hooks raises on purpose."""
+    """Base class of every error that peft_hooks raises on purpose.
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import HookRegistry, PeftHooksError
+        >>> try:
+        ...     HookRegistry(torch.nn.Linear(2, 2)).detach("log")
+        ... except PeftHooksError as error:
+        ...     print(type(error).__name__)
+        HookNameError
+    """
 
 
 class HookNameError(PeftHooksError, LookupError):
-    """A hook's name is unknown, or taken already."""
+    """A hook's name is unknown, or taken already.
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import HookRegistry
+        >>> model = torch.nn.Linear(2, 2)
+        >>> HookRegistry(model).detach("log")
+        Traceback (most recent call last):
+        ...
+        peft_hooks.errors.HookNameError: no hook is named 'log'
+    """
 
 
 class SelectorError(PeftHooksError, LookupError):
-    """A selector matches no module, or is of a kind that cannot select one."""
+    """A selector matches no module, or is of a kind that cannot select one.
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import HookRegistry, LogShapes
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        >>> HookRegistry(model).attach(LogShapes(), to=torch.nn.GELU)
+        Traceback (most recent call last):
+        ...
+        peft_hooks.errors.SelectorError: Sequential has no module of class GELU; there are: 'Linear', 'Sequential'
+    """
 
 
 class HookError(PeftHooksError, RuntimeError):
-    """Hooks cannot be attached as asked: a compiled model, other options in force, a model that is gone."""
+    """Hooks cannot be attached as asked: a compiled model, other options in force, a model that is gone.
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import HookRegistry
+        >>> HookRegistry(torch.nn.Linear(2, 2)).model
+        Traceback (most recent call last):
+        ...
+        peft_hooks.errors.HookError: the model of this registry is gone: keep a reference to it while you ...
+    """
 
 
 class UnsupportedModelError(PeftHooksError, ValueError):
-    """The model cannot give right embeddings with this adapter, whatever the hooks; the message says what can."""
+    """The model cannot give right embeddings with this adapter, whatever the hooks; the message says what can.
+
+    Example:
+        >>> from peft_hooks import register_prompt_mask_hooks
+        >>> from peft_hooks.testing import tiny_model
+        >>> register_prompt_mask_hooks(tiny_model("bert"))
+        Traceback (most recent call last):
+        ...
+        peft_hooks.errors.UnsupportedModelError: this SentenceTransformer has no PEFT adapter: put one on with ...
+    """
 
 
 class LoadError(PeftHooksError, ValueError):
-    """A saved model cannot be loaded: it is damaged, incomplete, would run code, or its base model is not found."""
+    """A saved model cannot be loaded: it is damaged, incomplete, would run code, or its base model is not found.
+
+    Example:
+        >>> import peft_hooks
+        >>> peft_hooks.load("./no/such/folder")
+        Traceback (most recent call last):
+        ...
+        peft_hooks.errors.LoadError: ./no/such/folder: no directory with a model: no such path
+    """
 
 
 class SaveError(PeftHooksError, ValueError):
-    """A model cannot be saved as asked, and nothing was written."""
+    """A model cannot be saved as asked, and nothing was written.
+
+    Example:
+        >>> import warnings
+        >>> import peft_hooks
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks.testing import tiny_model
+        >>> model = tiny_model("bert")
+        >>> handle = peft_hooks.add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4))
+        >>> peft_hooks.save(model, warnings.__file__)
+        Traceback (most recent call last):
+        ...
+        peft_hooks.errors.SaveError: ...warnings.py: a file is there: give a folder
+    """
 
 
 class DimensionError(PeftHooksError, ValueError):
-    """Tensors disagree about a named dimension."""
+    """Tensors disagree about a named dimension.
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import assert_dimensions
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> with assert_dimensions(model, {"0": {"input": "batch seq 4"}}):
+        ...     model(torch.zeros(7, 4))
+        Traceback (most recent call last):
+        ...
+        peft_hooks.errors.DimensionError: Linear '0' input: input is [7, 4], but should have 3 dimensions (batch seq 4)
+    """
 
 
 class DimensionWarning(UserWarning):
-    """Tensors disagree about a named dimension, in a check that was asked to warn."""
+    """Tensors disagree about a named dimension, in a check that was asked to warn.
+
+    Example:
+        >>> import torch, warnings
+        >>> from peft_hooks import DimensionWarning, assert_dimensions
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     with assert_dimensions(model, {"0": {"input": "batch seq 4"}}, on_error="warn"):
+        ...         _ = model(torch.zeros(7, 4))
+        >>> [warning.category is DimensionWarning for warning in caught]
+        [True]
+    """
 
 
 def close_matches(name: str, known: Iterable[str], limit: int = 3) -> str:

@@ -59,6 +59,14 @@ def tiny_transformer(architecture: str, path: str | Path, *, seed: int = 0, **co
 
     Raises:
         ValueError: If the installed transformers does not have the architecture.
+
+    Example:
+        >>> import tempfile
+        >>> from peft_hooks.testing import tiny_transformer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = tiny_transformer("bert", folder, num_hidden_layers=1)
+        ...     (path / "config.json").is_file()
+        True
     """
     import transformers
 
@@ -104,6 +112,14 @@ def tiny_model(
 
     Returns:
         The model, on the CPU, in eval mode.
+
+    Raises:
+        ValueError: If the installed transformers does not have the architecture.
+
+    Example:
+        >>> from peft_hooks.testing import tiny_model
+        >>> tiny_model("gpt2", pooling=("mean", "lasttoken"), padding_side="left").encode(["a cat", "rain"]).shape
+        (2, 64)
     """
     from sentence_transformers import SentenceTransformer
 
@@ -136,6 +152,15 @@ def tiny_features(
     Returns:
         `input_ids` and `attention_mask` (int64, `[batch, seq]`), `token_embeddings`
         (float32, `[batch, virtual_tokens + seq, hidden]`).
+
+    Example:
+        >>> from peft_hooks.testing import tiny_features
+        >>> features = tiny_features(batch=2, seq=3, hidden=8, virtual_tokens=4, padding="left")
+        >>> features["attention_mask"]
+        tensor([[1, 1, 1],
+                [0, 1, 1]])
+        >>> features["token_embeddings"].shape
+        torch.Size([2, 7, 8])
     """
     import torch
 

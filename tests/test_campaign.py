@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from . import campaign
@@ -30,6 +32,14 @@ def test_the_campaign_breaks_three_models_in_every_way(outcomes: list[Outcome]) 
     assert 0.4 < by_hook / len(outcomes) < 0.6
     assert sum(one.blind for one in outcomes) < 0.05 * len(outcomes)
     assert sum(one.bare is not None for one in outcomes) > 0.8 * len(outcomes)
+
+
+def test_readme_has_the_table_that_is_printed(outcomes: list[Outcome]) -> None:
+    """Line by line; README's is indented."""
+    readme = (Path(__file__).parent.parent / "README.rst").read_text(encoding="utf-8")
+    assert [line.strip() for line in campaign.table(outcomes).splitlines()] == [
+        line.strip() for line in readme[readme.index("of   bare  traced") :].splitlines()[:6]
+    ]
 
 
 @pytest.mark.parametrize("judged", ["found", "raiser", "sizes", "placed"])

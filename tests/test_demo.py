@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -48,8 +49,14 @@ def run(*arguments: str, **environment: str) -> Ran:
 
 
 @pytest.fixture(scope="module")
-def piped() -> Ran:
-    return run("demo")
+def svg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the demo writes its picture."""
+    return tmp_path_factory.mktemp("demo") / "picture.svg"
+
+
+@pytest.fixture(scope="module")
+def piped(svg: Path) -> Ran:
+    return run("demo", "--svg", str(svg))
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +89,50 @@ def test_piped_it_fits_80_columns_without_colours(piped: Ran) -> None:
     assert "\x1b" not in piped.out + piped.err
 
 
-def test_it_says_what_it_is_doing_and_the_libraries_say_nothing(piped: Ran) -> None:
+def test_it_says_what_it_is_doing_and_the_libraries_say_nothing(piped: Ran, svg: Path) -> None:
     assert piped.err.splitlines() == [
         "Loading Sentence Transformers and PEFT ...",
         "Loading MiniLM and putting a prompt adapter on ...",
         "Encoding 6 texts without hooks ...",
         "Encoding 6 texts with hooks ...",
+        f"Wrote {svg}",
     ]
+
+
+def numbers_in(picture: str) -> tuple[list[float], str]:
+    """Return the numbers of a picture, and what is left of it without them."""
+    pattern = r"-?\d+(?:\.\d+)?"
+    return [float(number) for number in re.findall(pattern, picture)], re.sub(pattern, "#", picture)
+
+
+def test_the_picture_in_readme_is_what_the_demo_draws(piped: Ran, svg: Path) -> None:
+    """To rounding; on the release that README tells of."""
+    newest = pytest.importorskip("sentence_transformers").__version__
+    if newest != "6.2.0":
+        pytest.skip(f"the picture is of Sentence Transformers 6.2.0, not {newest}")
+    drawn, around = numbers_in(svg.read_text(encoding="utf-8"))
+    shown, before = numbers_in((ROOT / "examples" / "picture.svg").read_text(encoding="utf-8"))
+    assert around == before
+    assert max(abs(one - other) for one, other in zip(drawn, shown, strict=True)) <= 0.2  # of a pixel
+
+
+def test_the_picture_is_read_without_a_picture(piped: Ran, svg: Path) -> None:
+    """It is well-formed, has its words for who does not see it, and nothing from elsewhere."""
+    root = ElementTree.parse(svg).getroot()
+    assert "embedding, alone and in a batch" in root.attrib["aria-label"]
+    assert not [each for each in root.iter() if {"href", "src", "onload"} & set(each.attrib)]
+
+
+def test_the_verdict_in_readme_is_what_the_demo_says(piped: Ran) -> None:
+    """To rounding of the first, and on the release that README tells of; the second is of the order of rounding."""
+    if pytest.importorskip("sentence_transformers").__version__ != "6.2.0":
+        pytest.skip("README shows Sentence Transformers 6.2.0")
+    pattern = re.compile(r"^ *(With\S*) hooks +(\w+)  (.*) (\S+)$", re.MULTILINE)
+    said, shown = (pattern.findall(text) for text in ((ROOT / "README.rst").read_text(encoding="utf-8"), piped.out))
+    assert [line[:3] for line in said] == [line[:3] for line in shown]
+    (wrong, right), (found, rounding) = ([float(line[3]) for line in lines] for lines in (said, shown))
+    assert abs(wrong - found) < 1e-3
+    assert max(right, rounding) < 1e-5
 
 
 def test_a_terminal_without_unicode_gets_plain_signs(

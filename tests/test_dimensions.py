@@ -111,13 +111,12 @@ def test_what_is_not_there_or_is_no_tensor_is_not_checked() -> None:
 
 
 def test_a_difference_with_a_known_cause_is_explained_with_the_way_out() -> None:
-    cause = "num_virtual_tokens of the active PROMPT_TUNING adapter 'default'"
+    cause = "num_virtual_tokens of the active PROMPT_TUNING adapter 'default': attach the mask hooks"
     hook = AssertDimensions(TEXT, causes={10: cause})
     features = {"token_embeddings": torch.zeros(2, 19, 4), "attention_mask": torch.zeros(2, 9)}
     assert message(hook, features) == (
         "Identity '0' input: attention_mask is [2, 9], but seq = 19 was bound by token_embeddings [2, 19, 4]: 10 "
-        "fewer. 10 = num_virtual_tokens of the active PROMPT_TUNING adapter 'default': attach the mask hooks, "
-        "peft_hooks.register_prompt_mask_hooks(model)"
+        "fewer. 10 = num_virtual_tokens of the active PROMPT_TUNING adapter 'default': attach the mask hooks"
     )
     features["attention_mask"] = torch.zeros(2, 10)
     assert message(hook, features).endswith("[2, 19, 4]: 9 fewer")

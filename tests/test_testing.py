@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import subprocess
 import sys
 from typing import Any
@@ -146,19 +144,6 @@ def test_shapes_that_disagree_are_named() -> None:
         assert_shapes(torch.zeros(3), "batch seq")
     with pytest.raises(AssertionError, match="there is no 'mask'"):
         assert_shapes({}, {"mask!": "batch"})
-
-
-# -- the examples in docstrings ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name", ["_assert", "_contracts", "_dimension_spec", "_dimensions", "_hook", "_registry", "testing"]
-)
-def test_the_examples_run(name: str) -> None:
-    module = importlib.import_module(f"peft_hooks.{name}")
-    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.REPORT_NDIFF)
-    assert found.attempted > 0
-    assert found.failed == 0
 
 
 # -- the pytest plugin -------------------------------------------------------------------------------------------------

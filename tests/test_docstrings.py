@@ -1,0 +1,110 @@
+"""Every public name has a docstring that says what it takes, gives and raises, and an example, which runs."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pydoc
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import peft_hooks
+from peft_hooks import testing
+
+PACKAGE = Path(peft_hooks.__file__).parent
+NEEDS = {"_trainer": "datasets"}
+PUBLIC = {
+    **{name: getattr(peft_hooks, name) for name in peft_hooks.__all__ if name != "PromptTrainer"},
+    **{f"testing.{name}": getattr(testing, name) for name in testing.__all__ if callable(getattr(testing, name))},
+}
+
+
+def modules_with_examples() -> list[str]:
+    """Return the modules of the package that have examples."""
+    return sorted(path.stem for path in PACKAGE.glob("*.py") if ">>> " in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_the_examples_run(name: str) -> None:
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    module = importlib.import_module("peft_hooks" if name == "__init__" else f"peft_hooks.{name}")
+    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.REPORT_NDIFF)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def public(name: str) -> Any:
+    """Return what a public name stands for."""
+    if name == "PromptTrainer":
+        pytest.importorskip("accelerate")
+        return peft_hooks.PromptTrainer
+    return PUBLIC[name]
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, "PromptTrainer"])
+def test_a_public_name_says_what_it_takes_gives_and_raises(name: str) -> None:
+    """The sections that apply: arguments if there are any, what comes back, what can be raised; and an example."""
+    found = public(name)
+    written = vars(found)["__doc__"] if isinstance(found, type) else found.__doc__
+    assert written, f"{name} has no docstring of its own"
+    said = inspect.cleandoc(written)
+    assert "Example:\n    >>> " in said, f"{name} has no example"
+    if isinstance(found, type) and issubclass(found, (Exception, Warning)):
+        return
+    if isinstance(found, type) and "Attributes:" in said:  # made by the library, to be read
+        return
+    takes = [one for one in inspect.signature(found).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    assert not takes or "Args:" in said, f"{name} does not say what it takes"
+    for one in takes:
+        stars = "*" if one.kind is one.VAR_POSITIONAL else ""
+        assert f"    {stars}{one.name}:" in said, f"{name} does not say what {one.name} is"
+    assert ("Raises:" in said) is (name not in NEVER_RAISE), f"{name}: what does it raise?"
+    if not isinstance(found, type):
+        gives = inspect.signature(found).return_annotation not in ("None", "Iterator[None]")
+        assert ("Returns:" in said or "Yields:" in said) is gives, f"{name}: what does it give?"
+
+
+# What raises nothing of its own.
+NEVER_RAISE = ("Hook", "LogShapes", "contract_of", "testing.tiny_features")
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, "PromptTrainer"])
+def test_public_methods_and_properties_have_docstrings(name: str) -> None:
+    found = public(name)
+    members = vars(found).items() if isinstance(found, type) and issubclass(found, object) else ()
+    bare = [key for key, member in members if not key.startswith("_") and _has_none(found, key, member)]
+    assert not bare, f"{name}: {', '.join(bare)} without a docstring"
+
+
+def _has_none(kind: type, key: str, member: Any) -> bool:
+    """Tell whether a method or property has no docstring, its own or an inherited one."""
+    if not (isinstance(member, (property, classmethod, staticmethod)) or inspect.isfunction(member)):
+        return False
+    return not inspect.getdoc(getattr(kind, key))
+
+
+def test_help_is_a_tour() -> None:
+    """``help(peft_hooks)`` has the drawing, and every public name with what it does, by what one needs."""
+    said = pydoc.plain(pydoc.render_doc(peft_hooks))
+    tour = peft_hooks.__doc__ or ""
+    assert "tokenizer" in tour
+    assert "Pooling" in tour
+    for name in peft_hooks.__all__:
+        assert name in tour, f"the tour leaves out {name}"
+        assert name in said.partition("\nDATA\n")[0].partition("\nCLASSES\n")[2], f"help does not show {name}"
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert not (missing := [name for name in sorted(modules) if name not in tour]), f"the map leaves out {missing}"
+
+
+def test_the_tour_needs_no_library() -> None:
+    """The package is imported without torch, and so is its docstring."""
+    heavy = {"torch", "sentence_transformers", "peft", "transformers", "rich"}
+    code = f"import peft_hooks, sys; peft_hooks.__doc__; sys.exit(str(sorted({heavy} & set(sys.modules))))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True, cwd=PACKAGE.parent)
+    assert done.stderr.strip() == "[]"

