@@ -47,7 +47,7 @@ The files, by job, from the ground up:
                                _causes_inputs _causes _explain
     the doctor                 _findings _evidence _suspects _examine _diagnosis _doctor _native _ribbon _doctor_report
     the command line           _console _demo_model _demo _demo_report _demo_svg _cli
-    for tests of your own      _tiny testing pytest_plugin
+    for tests of your own      _tiny _assertions testing pytest_plugin
 
 ``import peft_hooks`` loads no other library, not even torch: names are imported when they are first used.
 """

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT, LEFT, RIGHT = 760, 330, 24, 736
 BARS, TALLEST = 48, 42
 ALONE, BATCH, INK, SOFT, WRONG, FINE = "#2f6db3", "#e08a1e", "#1f2328", "#59636e", "#b42318", "#1a7f37"
-_LIBRARY = "sentence-transformers"
 _FONT = "font-family=\"-apple-system, 'Segoe UI', Helvetica, Arial, sans-serif\""
 
 
@@ -36,12 +35,14 @@ def picture(texts: Sequence[str], without: Findings, hooked: Findings, tolerance
     number = int(without.moved.argmax()) if without.alone is not None else 0
     drawn = [found for found in (without, hooked) if found.alone is not None and found.batch is not None]
     tallest = max(float(part[number, :BARS].abs().max()) for each in drawn for part in _both(each))
-    what = f"MiniLM with {VIRTUAL_TOKENS} virtual tokens, Sentence Transformers {version(_LIBRARY)}"
+    release, width = version("sentence-transformers"), _both(drawn[-1])[0].size(1)
+    what = f"MiniLM with {VIRTUAL_TOKENS} virtual tokens, Sentence Transformers {release}; {BARS} of {width} components"
+    text = texts[number] if len(texts[number]) <= 44 else f"{texts[number][:43]}\u2026"
     parts = [
         f'<rect x="1" y="1" width="{WIDTH - 2}" height="{HEIGHT - 2}" rx="10" fill="#ffffff" stroke="#d1d9e0"/>',
-        _text(LEFT, 34, f"One text, two batches: \u201c{texts[number]}\u201d", INK, 17, bold=True),
+        _text(LEFT, 34, f"One text, two batches: \u201c{text}\u201d", INK, 17, bold=True),
         _text(LEFT, 56, what, SOFT),
-        *_key(number, len(texts)),
+        *_key(len(texts)),
         *_panel(102, "Without hooks", without, number, tallest, tolerance),
         *_panel(216, "With peft_hooks", hooked, number, tallest, tolerance),
     ]
@@ -68,11 +69,11 @@ def _digits(value: float) -> str:
     return f"{value:.2f}" if value >= 0.005 else "less than 0.005"
 
 
-def _key(number: int, count: int) -> Iterator[str]:
+def _key(count: int) -> Iterator[str]:
     """Say which bar is which, on the right."""
     for x, colour, words in ((RIGHT - 216, ALONE, "alone"), (RIGHT - 148, BATCH, f"with {count - 1} other texts")):
-        yield f'<rect x="{x}" y="46" width="11" height="11" fill="{colour}"/>'
-        yield _text(x + 17, 56, words, INK)
+        yield f'<rect x="{x}" y="24" width="11" height="11" fill="{colour}"/>'
+        yield _text(x + 17, 34, words, INK)
 
 
 def _panel(y: int, title: str, found: Findings, number: int, tallest: float, tolerance: float) -> Iterator[str]:
@@ -91,7 +92,6 @@ def _panel(y: int, title: str, found: Findings, number: int, tallest: float, tol
             x = LEFT + place * step + shift
             yield f'<rect x="{x:.1f}" y="{top:.1f}" width="6" height="{abs(height):.1f}" fill="{colour}"/>'
     yield f'<path d="M{LEFT} {middle}H{RIGHT}" stroke="{SOFT}" stroke-width="0.6"/>'
-    yield _text(RIGHT, middle + 40, f"{BARS} of {found.alone.size(1)} components", SOFT, 11, anchor="end")
 
 
 def _verdict(found: Findings, number: int, tolerance: float) -> str:

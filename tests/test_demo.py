@@ -123,6 +123,19 @@ def test_the_picture_is_read_without_a_picture(piped: Ran, svg: Path) -> None:
     assert not [each for each in root.iter() if {"href", "src", "onload"} & set(each.attrib)]
 
 
+def test_a_release_that_raises_is_drawn_with_its_error(hooked: _demo.Findings) -> None:
+    """Before 3.3 there is no embedding to draw without hooks."""
+    from peft_hooks._demo_svg import picture
+
+    raised = _demo.Findings(None, None, (), (), None, "RuntimeError: The expanded size of the tensor <10> must match")
+    drawn = ElementTree.fromstring(picture(_demo.TEXTS, raised, hooked, _demo.TOLERANCE))
+    words = [each.text for each in drawn.iter() if each.text]
+    assert "no embedding at all" in words
+    assert raised.error in words
+    assert "without hooks encode raises" in drawn.attrib["aria-label"]
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}rect"))) == 3 + 2 * 48
+
+
 def test_the_verdict_in_readme_is_what_the_demo_says(piped: Ran) -> None:
     """To rounding of the first, and on the release that README tells of; the second is of the order of rounding."""
     if pytest.importorskip("sentence_transformers").__version__ != "6.2.0":

@@ -42,13 +42,14 @@ def number_after(text: str, out: str) -> float:
     return float(found[1])
 
 
-SHORT = ("quickstart", "debug_shapes", "custom_hook")
+SHORT = ("quickstart", "debug_shapes", "custom_hook", "any_model")
 
 
 @pytest.fixture(scope="module")
 def short() -> dict[str, str]:
     """Run the short examples one after another, in one process: most of their time is for imports."""
-    code = f"import runpy\nfor name in {SHORT}:\n    print('-- next'); runpy.run_path(f'examples/{{name}}.py')"
+    one = "print('-- next'); runpy.run_path(f'examples/{name}.py', run_name='__main__')"
+    code = f"import runpy\nfor name in {SHORT}:\n    {one}"
     return dict(zip(SHORT, run("-c", code).split("-- next\n")[1:]))
 
 
@@ -83,6 +84,17 @@ def test_custom_hook_watches_and_changes(short: dict[str, str]) -> None:
     assert all(0 < share < 100 for share in shares)
     assert "with truncate (3, 128), with it disabled (3, 384)" in out
     assert re.search(r"Pooling '1' +pooling +truncate +0 +1\n", out)
+
+
+def test_any_model_is_right_without_sentence_transformers(short: dict[str, str]) -> None:
+    """A pooling by hand is explained and mended, a pipeline gives the text's rows, plain PyTorch is checked."""
+    out = short["any_model"]
+    assert "MeanPool 'pool' raised RuntimeError" in out
+    assert "27 - 19 = 8 = num_virtual_tokens of the active PROMPT_TUNING adapter 'default'" in out
+    assert number_after("with hooks 3 embeddings are the same alone and in any batch tried", out) < 1e-5
+    assert number_after("without AlignPositions 3 embeddings depend on their batch: largest difference", out) > 0.01
+    assert "10 tokens give 18 rows without hooks, 10 with" in out
+    assert "DimensionError Linear '2' output: the tensor is [3, 4], but classes = 5 is declared" in out
 
 
 def test_distributed_has_the_gradients_of_the_joined_batch() -> None:

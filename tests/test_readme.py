@@ -92,9 +92,8 @@ def parts_to_train(model: Any) -> dict[str, Any]:
 
     left, right, scores = ["A cat.", "It rains."], ["A dog.", "The train is late."], [0.8, 0.1]
     steps = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "logging_steps": 1}
-    args = SentenceTransformerTrainingArguments(
-        "run", max_steps=2, load_best_model_at_end=True, use_cpu=True, report_to="none", **steps
-    )
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_spearman_cosine"}
+    args = SentenceTransformerTrainingArguments("run", max_steps=2, use_cpu=True, report_to="none", **steps, **best)
     return {
         "args": args,
         "dataset": datasets.Dataset.from_dict({"a": left, "b": right, "score": scores}),
