@@ -66,8 +66,8 @@ class TextOnly(Hook):
 
     def after(self, call: Call, output: Any) -> Any:
         virtual = output.last_hidden_state.size(1) - call.kwargs["input_ids"].size(1)
-        output.last_hidden_state = output.last_hidden_state[:, virtual:]
-        return output
+        # Nothing else that comes out: transformers 4.48 to 4.51 cannot take a decoder's cache apart into its texts.
+        return type(output)(last_hidden_state=output.last_hidden_state[:, virtual:])
 
 
 def pooling_by_hand(model: Embedder) -> HookRegistry:

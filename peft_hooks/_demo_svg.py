@@ -37,7 +37,7 @@ def picture(texts: Sequence[str], without: Findings, hooked: Findings, tolerance
     tallest = max(float(part[number, :BARS].abs().max()) for each in drawn for part in _both(each))
     release, width = version("sentence-transformers"), _both(drawn[-1])[0].size(1)
     what = f"MiniLM with {VIRTUAL_TOKENS} virtual tokens, Sentence Transformers {release}; {BARS} of {width} components"
-    text = texts[number] if len(texts[number]) <= 44 else f"{texts[number][:43]}\u2026"
+    text = _cut(texts[number], 44)
     parts = [
         f'<rect x="1" y="1" width="{WIDTH - 2}" height="{HEIGHT - 2}" rx="10" fill="#ffffff" stroke="#d1d9e0"/>',
         _text(LEFT, 34, f"One text, two batches: \u201c{text}\u201d", INK, 17, bold=True),
@@ -82,7 +82,7 @@ def _panel(y: int, title: str, found: Findings, number: int, tallest: float, tol
     yield _text(LEFT, y, title, FINE if right else WRONG, 14, bold=True)
     yield _text(RIGHT, y, _verdict(found, number, tolerance), FINE if right else WRONG, 14, anchor="end")
     if found.alone is None:
-        yield _text(LEFT, y + 40, (found.error or "")[:96], SOFT)
+        yield _text(LEFT, y + 40, _cut(found.error or "", 96), SOFT)
         return
     middle, step = y + 12 + TALLEST, (RIGHT - LEFT) / BARS
     for place in range(BARS):
@@ -102,6 +102,10 @@ def _verdict(found: Findings, number: int, tolerance: float) -> str:
         return f"the same embedding, to {tolerance:.0e}"
     alone, batch = _both(found)
     return f"two embeddings: up to {_digits(moved)} apart, cosine {float(alone[number] @ batch[number]):.2f}"
+
+
+def _cut(words: str, most: int) -> str:
+    return words if len(words) <= most else f"{words[: most - 1]}\u2026"
 
 
 def _text(x: int, y: int, words: str, colour: str, size: int = 13, *, bold: bool = False, anchor: str = "start") -> str:
