@@ -26,11 +26,11 @@ def add_prompt_adapter(
 ) -> HookHandle:
     """Put a PEFT adapter on the Transformer of a Sentence Transformers model, make it active, and attach the hooks.
 
-    Sentence Transformers' own ``add_adapter`` refuses prompt learning, which ``transformers.integrations.peft`` calls out
-    of scope, as nothing that can be injected into a module; and assigning to ``model[0].auto_model`` does
-    nothing since 5.4. What PEFT cannot infer of the backbone, or infers wrongly (``token_dim`` of DistilBERT and
-    ALBERT, key-value heads of a prefix), is filled in; values that the config has are kept. The config itself is not
-    changed. If anything is refused, the model is as it was.
+    Sentence Transformers' own ``add_adapter`` refuses prompt learning, which ``transformers.integrations.peft`` calls
+    out of scope, as nothing that can be injected into a module; and assigning to ``model[0].auto_model`` does nothing
+    since 5.4. What PEFT cannot infer of the backbone, or infers wrongly (``token_dim`` of DistilBERT and ALBERT,
+    key-value heads of a prefix: https://github.com/huggingface/peft/pull/2883), is filled in; values that the config
+    has are kept. The config itself is not changed. If anything is refused, the model is as it was.
 
     Args:
         model: A ``SentenceTransformer``, with or without an adapter. A second one must be of the same PEFT method.
