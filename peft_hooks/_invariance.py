@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from . import _releases as releases
+from ._given import shown
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,12 @@ class PaddingReport:
         differences: For every text, the largest difference of a component between alone and any batch, and the size of
             that batch.
         tolerance: What counts as the same.
+        what: What was compared: ``"embeddings"``, of a CrossEncoder ``"scores"``.
     """
 
     differences: tuple[TextDifference, ...]
     tolerance: float
+    what: str = "embeddings"
 
     @property
     def worst(self) -> TextDifference:
@@ -59,14 +65,14 @@ class PaddingReport:
         worst = self.worst
         shown = worst.text if len(worst.text) <= 60 else worst.text[:57] + "..."
         return (
-            f"{count} embeddings {verdict}: largest difference {worst.difference:.2e} "
+            f"{count} {self.what} {verdict}: largest difference {worst.difference:.2e} "
             f"(tolerance {self.tolerance:.0e}), of {shown!r} in a batch of {worst.batch_size}"
         )
 
 
 def check_padding_invariance(
     model: nn.Module,
-    texts: Sequence[str],
+    texts: Sequence[str | Sequence[str]],
     *,
     batch_sizes: Sequence[int] | None = None,
     tolerance: float = 1e-4,
@@ -79,48 +85,87 @@ def check_padding_invariance(
     equal lengths has no padding.
 
     Args:
-        model: A ``SentenceTransformer``.
-        texts: At least two texts, better of very different lengths.
+        model: A ``SentenceTransformer``, ``SparseEncoder``, ``MultiVectorEncoder`` or ``CrossEncoder``.
+        texts: At least two texts, better of very different lengths; for a ``CrossEncoder`` pairs of texts.
         batch_sizes: Sizes of batches to try, each over the texts in a shuffled order. By default 2, 3 and all at once.
         tolerance: Largest difference of a component that counts as the same; half precision needs about 1e-2.
         seed: Of the shuffling.
-        **encode_options: Passed on to ``model.encode``, such as ``prompt_name="query"``.
+        **encode_options: Passed on to ``model.encode``, such as ``prompt_name="query"``, or to ``model.predict``.
 
     Returns:
         The report; ``bool(report)`` is the verdict, ``print(report)`` says it.
 
     Raises:
-        TypeError: If ``texts`` is a single string, or ``model`` has no ``encode``.
+        TypeError: If ``texts`` is no list of texts, or for a ``CrossEncoder`` of pairs, or ``model`` has no ``encode``.
         ValueError: If there are fewer than two texts.
     """
-    if isinstance(texts, str):
-        raise TypeError("texts is one string: give a list of at least two texts, of different lengths")
-    if not hasattr(model, "encode"):
-        raise TypeError(f"expected a SentenceTransformer, got {type(model).__name__}: it has no encode()")
-    texts = list(texts)
-    if len(texts) < 2:
-        raise ValueError(
-            f"got {len(texts)} text{'' if len(texts) == 1 else 's'}: at least two are needed to make a batch"
-        )
-    encode = _encoder(model, encode_options)
-    alone = torch.cat([encode([text]) for text in texts])
-    rows = [TextDifference(text, 0.0, 1) for text in texts]
+    pairs = releases.is_cross_encoder(model)
+    if not pairs and (not hasattr(model, "encode") or isinstance(model, str)):
+        raise TypeError(f"expected a SentenceTransformer, got {shown(model)}: it has no encode()")
+    texts = _checked(texts, pairs)
+    encode = _scorer(model, encode_options) if pairs else _encoder(model, encode_options)
+    alone = [encode([text])[0] for text in texts]
+    names = [text if isinstance(text, str) else " | ".join(map(str, text)) for text in texts]
+    rows = [TextDifference(name, 0.0, 1) for name in names]
     shuffle = random.Random(seed)
     for size in batch_sizes or sorted({2, min(3, len(texts)), len(texts)}):
         order = shuffle.sample(range(len(texts)), len(texts))
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            moved = (encode([texts[index] for index in batch]) - alone[batch]).abs()
-            moved = moved.masked_fill(moved.isnan(), math.inf).flatten(1).amax(dim=1)
-            for index, difference in zip(batch, moved.tolist()):
+            for index, found in zip(batch, encode([texts[index] for index in batch])):
+                difference = _difference(found, alone[index])
                 if difference > rows[index].difference:
-                    rows[index] = TextDifference(texts[index], difference, len(batch))
-    return PaddingReport(tuple(rows), tolerance)
+                    rows[index] = TextDifference(names[index], difference, len(batch))
+    return PaddingReport(tuple(rows), tolerance, "scores" if pairs else "embeddings")
 
 
-def _encoder(model: Any, options: dict[str, Any]) -> Any:
-    def encode(batch: list[str]) -> Tensor:
-        found = model.encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False, **options)
-        return torch.as_tensor(found).double().cpu()
+def _checked(texts: Any, pairs: bool) -> list[Any]:
+    wanted = "a list of at least two (text, text) pairs" if pairs else "a list of at least two texts"
+    if isinstance(texts, str):
+        raise TypeError(f"texts is one string: give {wanted}, of different lengths")
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"texts is {texts!r}: give {wanted}, of different lengths")
+    given = list(texts)
+    if len(given) < 2:
+        raise ValueError(
+            f"got {len(given)} text{'' if len(given) == 1 else 's'}: at least two are needed to make a batch"
+        )
+    single = next((text for text in given if pairs and (isinstance(text, str) or len(text) != 2)), None)
+    if single is not None:
+        raise TypeError(f"a CrossEncoder scores pairs, got {single!r}: give {wanted}")
+    return given
+
+
+Encode = Callable[[list[Any]], list[Tensor]]
+"""Gives one tensor for each text of a batch."""
+
+
+def _encoder(model: Any, options: dict[str, Any]) -> Encode:
+    known = inspect.signature(model.encode).parameters
+    dense = {"convert_to_tensor": True, "convert_to_sparse_tensor": False}
+    # A MultiVectorEncoder gives a list of tensors whatever it is told.
+    ours = {"show_progress_bar": False, **{key: value for key, value in dense.items() if key in known}, **options}
+
+    def encode(batch: list[Any]) -> list[Tensor]:
+        found = model.encode(batch, batch_size=len(batch), **ours)
+        return [torch.as_tensor(row).double().cpu() for row in found]
 
     return encode
+
+
+def _scorer(model: Any, options: dict[str, Any]) -> Encode:
+    ours = {"show_progress_bar": False, "convert_to_tensor": True, **options}
+
+    def score(batch: list[Any]) -> list[Tensor]:
+        found = model.predict([list(pair) for pair in batch], batch_size=len(batch), **ours)
+        return [torch.as_tensor(row).double().cpu() for row in found]
+
+    return score
+
+
+def _difference(found: Tensor, alone: Tensor) -> float:
+    """Return the largest difference of a component; of vectors of another number of tokens, infinity."""
+    if found.shape != alone.shape:
+        return math.inf
+    moved = (found - alone).abs()
+    return float(moved.masked_fill(moved.isnan(), math.inf).max()) if moved.numel() else 0.0

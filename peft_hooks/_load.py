@@ -19,6 +19,7 @@ from . import _releases as releases
 from . import _saved
 from ._attach import register_prompt_mask_hooks
 from ._base_model import Base, Reading, Say, find_base, found
+from ._cross_encoders import TO_LOAD
 from ._folder import ADAPTER, CONFIG, MODULES, adapter_folders, read_json, refuse_links, transformer_folders
 from ._merge import check_folder, merged, relative
 from ._plan import Options
@@ -133,6 +134,10 @@ def _read_adapter_alone(path: Path, saved: _saved.Saved, reading: Reading) -> An
     if begun is not None:
         raise LoadError(f"{path / MODULES}: it is missing though there is a {begun}, so the model is incomplete")
     folders, active = _adapted(path, saved, reading)[path]
+    if read_json(folders[active] / ADAPTER).get("task_type") == "SEQ_CLS":
+        raise LoadError(
+            f"{path}: an adapter of a classifier, and nothing else is there of its CrossEncoder: use {TO_LOAD}"
+        )
     base = _base(path, path, {path: (folders, active)}, saved, reading)
     with base.on_disk() as folder:
         check_folder(folder, links=True)

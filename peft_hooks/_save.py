@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from . import _cross_encoders as cross
 from . import _peft_state as state
 from . import _releases as releases
 from . import _saved
@@ -21,6 +22,7 @@ from ._card import point_to_load
 from ._folder import ADAPTER, CONFIG, MODULES, WEIGHTS, adapter_folders, parts_of, transformer_folders
 from ._merge import relative
 from ._pickles import unpickle_own
+from ._pipeline import pipeline
 from ._restore import ENCODER, computed
 from .errors import LoadError, SaveError, UnsupportedModelError
 
@@ -35,13 +37,14 @@ def save(model: nn.Module, path: str | Path) -> None:
     written: a crash leaves the former one, or none.
 
     Args:
-        model: A ``SentenceTransformer`` with a PEFT adapter, with or without hooks.
+        model: A ``SentenceTransformer`` (or another model of the library; a ``CrossEncoder`` since 5.4) with a PEFT
+            adapter, with or without hooks.
         path: The folder: a new or empty one, or a model that was saved before and is replaced.
 
     Raises:
         TypeError: If ``model`` is no module.
-        UnsupportedModelError: If it is no Sentence Transformers model, has no adapter, or has LoRA layers under a
-            prompt, of which PEFT saves nothing.
+        UnsupportedModelError: If it is no Sentence Transformers model, has no adapter, has LoRA layers under a prompt,
+            of which PEFT saves nothing, or is a ``CrossEncoder`` before 5.4.
         SaveError: If ``path`` is a file or has anything in it that is not of a saved model, or an adapter's name is no
             name of a folder.
 
@@ -75,20 +78,22 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 def _adapted(model: Any) -> dict[int, Any]:
     """Return the Transformers that have adapters by their number, after refusing what PEFT would lose or misplace."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a SentenceTransformer, got {type(model).__name__}")
-    transformers = [transformer for _, transformer in releases.transformers_of(model)]
-    if not transformers:
+    root, found = pipeline(model)
+    if cross.holders_of(root):
         raise UnsupportedModelError(
-            f"expected a Sentence Transformers model, got {type(model).__name__}, which has no Transformer module"
+            f"a CrossEncoder of this release of Sentence Transformers saves no folder that says what it is: use "
+            f"`model.model.save_pretrained(path)`, and later {cross.TO_LOAD}"
         )
+    transformers = [transformer for _, transformer in found]
     adapted = {number: each for number, each in enumerate(transformers) if releases.has_adapter(each)}
     if not adapted:
         raise UnsupportedModelError(
             f"this {type(model).__name__} has no PEFT adapter: save it with model.save_pretrained(path)"
         )
     for transformer in adapted.values():
-        if releases.prompt_configs(transformer) and state.tuner_layers(releases.plain_backbone(transformer)):
+        backbone = releases.plain_backbone(transformer)
+        heads = state.wrapped_heads(backbone)  # saved with the adapter
+        if releases.prompt_configs(transformer) and set(state.tuner_layers(backbone)).difference(heads):
             raise UnsupportedModelError(
                 "LoRA layers are in the backbone under the prompt, and PEFT saves nothing of them: merge them into "
                 "the backbone and save that first, or train the prompt on a model without them"
