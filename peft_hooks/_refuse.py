@@ -86,9 +86,11 @@ def _refuse_adapter(path: str, transformer: Any, name: str, config: Any) -> None
     if method in releases.PREFIX_METHODS:
         reason = prefix_is_used(transformer, name)
         if reason is not None:
+            advice = "PROMPT_TUNING or P_TUNING (virtual tokens among the inputs, any backbone), or LORA"
+            if cross.has_unknown_head(transformer):
+                advice = "LORA"
             raise UnsupportedModelError(
-                f"{where}: the backbone {backbones.model_type(transformer)!r} {reason}: use PROMPT_TUNING or P_TUNING "
-                f"(virtual tokens among the inputs, any backbone), or LORA"
+                f"{where}: the backbone {backbones.model_type(transformer)!r} {reason}: use {advice}"
             )
 
 
