@@ -16,7 +16,7 @@ from . import _releases as releases
 from ._attach import HookHandle, handle_of, register_prompt_mask_hooks
 from ._given import shown
 from ._pipeline import pipeline
-from ._plan import Options
+from ._plan import options_of
 from .errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -44,14 +44,17 @@ def add_prompt_adapter(
         The handle of the hooks.
 
     Raises:
-        TypeError: If ``model`` is no module or ``peft_config`` is no PEFT config.
+        TypeError: If ``model`` is no module, ``peft_config`` no PEFT config, ``adapter_name`` no name, or an option is
+            unknown.
         UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
-        ValueError: If the name is taken, or PEFT refuses the config.
+        ValueError: If the name is taken, the config has no virtual tokens, or PEFT refuses it.
     """
+    if not isinstance(adapter_name, str) or not adapter_name:
+        raise TypeError(f"adapter_name={adapter_name!r}: give a name, such as 'default'")
     given, (model, transformer) = model, _the_transformer(model)
     config = _filled_in(peft_config, transformer)
     handle, former = handle_of(model), releases.backbone_of(transformer)
-    wanted = Options(**options) if options or handle is None else handle.options
+    wanted = options_of(options) if options or handle is None else handle.options
     if handle is not None and handle.options != wanted:
         register_prompt_mask_hooks(model, **options)  # raises, and says how to replace
     with _all_or_nothing(transformer, handle):
@@ -168,9 +171,23 @@ def _filled_in(peft_config: Any, transformer: Any) -> Any:
     from peft import PeftConfig as Config
 
     if not isinstance(peft_config, Config):
-        raise TypeError(f"expected a PEFT config such as PromptTuningConfig, got {type(peft_config).__name__}")
+        raise TypeError(
+            f"expected a PEFT config such as PromptTuningConfig(num_virtual_tokens=10), got {shown(peft_config)}"
+        )
     config: Any = copy.deepcopy(peft_config)
+    tokens = config.num_virtual_tokens if config.is_prompt_learning else 1
+    if not isinstance(tokens, int) or tokens < 1:
+        raise ValueError(
+            f"num_virtual_tokens={tokens!r}: give how many virtual tokens there are, such as "
+            f"{type(config).__name__}(num_virtual_tokens=10)"
+        )
     config.task_type = config.task_type or cross.task_type(transformer)
+    backbone = releases.plain_backbone(transformer)
+    if config.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and not hasattr(backbone, "prepare_inputs_for_generation"):
+        raise ValueError(
+            f'task_type="{config.task_type}" is for models that generate text, and the backbone is {shown(backbone)}: '
+            f"leave task_type out"
+        )
     if config.is_prompt_learning:
         for key, value in backbones.backbone_sizes(transformer, releases.method_of(config)).items():
             if getattr(config, key, None) is None:

@@ -15,7 +15,7 @@ from . import _releases as releases
 from ._describe import HookTable
 from ._dispatch import dispatchers
 from ._mask import VirtualTokens
-from ._plan import Options, plan
+from ._plan import Options, options_of, plan
 from ._refuse import fit_positions, refuse_options, refuse_what_cannot_be_right
 from ._registry import HookRegistry
 from .errors import HookError
@@ -189,6 +189,7 @@ def prompt_mask_hooks(model: nn.Module, **options: Any) -> Iterator[HookHandle]:
     Raises:
         TypeError: If an option is unknown, and what ``register_prompt_mask_hooks`` raises.
     """
+    options_of(options)
     root = cross.root_of(model)
     outer = handle_of(root) if isinstance(root, nn.Module) else None
     block = register_prompt_mask_hooks(model, **options) if outer is None else outer.switched(**options)

@@ -17,7 +17,7 @@ from ._dispatch import compiled_part
 from ._evidence import padded, unchanged
 from ._examine import Examination, examine
 from ._findings import PAD_RIGHT, Finding
-from ._given import shown
+from ._given import refuse_meta, shown, texts_given
 from ._pipeline import pipeline
 from .errors import HookError, UnsupportedModelError
 
@@ -93,12 +93,11 @@ def _with_hooks(
 _OTHER_TOOLS = "peft_hooks.check_padding_invariance(model, texts) and peft_hooks.trace_shapes(model)"
 
 
-def _checked(model: Any, texts: Sequence[str]) -> list[str]:
+def _checked(model: Any, texts: Any) -> list[str]:
     """Raise what ``diagnose`` raises of its arguments."""
     pipeline(model)
-    if isinstance(texts, str) or len(texts) < 2:
-        kind = TypeError if isinstance(texts, str) else ValueError
-        raise kind("texts must be a list of at least two texts, of different lengths")
+    refuse_meta(model)
+    given = texts_given(texts)
     encode: Any = getattr(model, "encode", None)
     if encode is None:
         raise UnsupportedModelError(
@@ -114,7 +113,7 @@ def _checked(model: Any, texts: Sequence[str]) -> list[str]:
             raise HookError(
                 f"{path or type(model).__name__!r} is compiled, so that nothing can watch it: diagnose first"
             )
-    return list(texts)
+    return given
 
 
 def _with_cure(finding: Finding, hooked: Examination | None, call: str) -> Finding:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
+
+from .errors import UnsupportedModelError
 
 
 def shown(value: Any) -> str:
@@ -36,6 +39,56 @@ def need_module(value: Any, who: str) -> None:
     elif isinstance(getattr(value, "model", None), nn.Module):
         hint = "give its `.model`"
     raise TypeError(f"{who} needs an nn.Module, got {shown(value)}: {hint}")
+
+
+def refuse_meta(model: nn.Module) -> None:
+    """Raise UnsupportedModelError if a model has no values to compute with.
+
+    Raises:
+        UnsupportedModelError: If a parameter is on the meta device.
+    """
+    name = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if name is not None:
+        raise UnsupportedModelError(
+            f"{name!r} of this {type(model).__name__} is on the meta device, where there are shapes and no values: "
+            f"load the weights first, or record the shapes alone with peft_hooks.trace_shapes(model)"
+        )
+
+
+def texts_given(texts: Any, pairs: bool = False) -> list[Any]:
+    """Return what was given to encode, of which there must be two or more; with ``pairs``, two texts each.
+
+    Raises:
+        TypeError: If it is no list of texts (or of pairs).
+        ValueError: If there are fewer than two.
+    """
+    wanted = "a list of at least two (text, text) pairs" if pairs else "a list of at least two texts"
+    if isinstance(texts, str):
+        raise TypeError(f"texts is one string: give {wanted}, of different lengths")
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"texts is {texts!r}: give {wanted}, of different lengths")
+    given = list(texts)
+    if len(given) < 2:
+        raise ValueError(
+            f"got {len(given)} text{'' if len(given) == 1 else 's'}: at least two are needed to make a batch"
+        )
+    for text in given:
+        if pairs and (isinstance(text, str) or not isinstance(text, Sequence) or len(text) != 2):
+            raise TypeError(f"a CrossEncoder scores pairs, got {text!r}: give {wanted}")
+        if text is None or isinstance(text, (bytes, float, int)):
+            raise TypeError(f"texts has {text!r} in it: give {wanted}")
+    return given
+
+
+def need_path(value: Any, what: str) -> str:
+    """Return a path as a str, or raise TypeError, which says of what it should be the path.
+
+    Raises:
+        TypeError: If it is neither a str nor a path.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"expected {what}, got {shown(value)}")
+    return os.fspath(value)
 
 
 def loading(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _releases as releases
-from ._given import shown
+from ._given import loading, refuse_meta, shown, texts_given
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,24 @@ def check_padding_invariance(
 
     Raises:
         TypeError: If ``texts`` is no list of texts, or for a ``CrossEncoder`` of pairs, or ``model`` has no ``encode``.
-        ValueError: If there are fewer than two texts.
+        ValueError: If there are fewer than two texts, or a batch size is not a whole number from 1.
+        UnsupportedModelError: If the model is on the meta device.
     """
     pairs = releases.is_cross_encoder(model)
-    if not pairs and (not hasattr(model, "encode") or isinstance(model, str)):
+    if not pairs and not isinstance(model, nn.Module):
+        raise TypeError(f"expected a SentenceTransformer, got {shown(model)}: {loading(model)}")
+    if not pairs and not hasattr(model, "encode"):
         raise TypeError(f"expected a SentenceTransformer, got {shown(model)}: it has no encode()")
-    texts = _checked(texts, pairs)
+    if isinstance(model, nn.Module):
+        refuse_meta(model)
+    texts = texts_given(texts, pairs)
+    sizes = _checked_sizes(batch_sizes, len(texts))
     encode = _scorer(model, encode_options) if pairs else _encoder(model, encode_options)
     alone = [encode([text])[0] for text in texts]
     names = [text if isinstance(text, str) else " | ".join(map(str, text)) for text in texts]
     rows = [TextDifference(name, 0.0, 1) for name in names]
     shuffle = random.Random(seed)
-    for size in batch_sizes or sorted({2, min(3, len(texts)), len(texts)}):
+    for size in sizes:
         order = shuffle.sample(range(len(texts)), len(texts))
         for start in range(0, len(order), size):
             batch = order[start : start + size]
@@ -119,21 +125,12 @@ def check_padding_invariance(
     return PaddingReport(tuple(rows), tolerance, "scores" if pairs else "embeddings")
 
 
-def _checked(texts: Any, pairs: bool) -> list[Any]:
-    wanted = "a list of at least two (text, text) pairs" if pairs else "a list of at least two texts"
-    if isinstance(texts, str):
-        raise TypeError(f"texts is one string: give {wanted}, of different lengths")
-    if not isinstance(texts, Iterable):
-        raise TypeError(f"texts is {texts!r}: give {wanted}, of different lengths")
-    given = list(texts)
-    if len(given) < 2:
-        raise ValueError(
-            f"got {len(given)} text{'' if len(given) == 1 else 's'}: at least two are needed to make a batch"
-        )
-    single = next((text for text in given if pairs and (isinstance(text, str) or len(text) != 2)), None)
-    if single is not None:
-        raise TypeError(f"a CrossEncoder scores pairs, got {single!r}: give {wanted}")
-    return given
+def _checked_sizes(sizes: Any, count: int) -> list[int]:
+    if sizes is None:
+        return sorted({2, min(3, count), count})
+    if isinstance(sizes, (int, str)) or not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"batch_sizes={sizes!r}: give a list of whole numbers from 1, such as [2, 8]")
+    return list(sizes)
 
 
 Encode = Callable[[list[Any]], list[Tensor]]

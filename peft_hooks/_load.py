@@ -21,8 +21,9 @@ from ._attach import register_prompt_mask_hooks
 from ._base_model import Base, Reading, Say, find_base, found
 from ._cross_encoders import TO_LOAD
 from ._folder import ADAPTER, CONFIG, MODULES, adapter_folders, read_json, refuse_links, transformer_folders
+from ._given import need_path
 from ._merge import check_folder, merged, relative
-from ._plan import Options
+from ._plan import options_of
 from ._refuse import level_of_caller
 from ._restore import put_adapters, read_config
 from .errors import LoadError, PeftHooksError
@@ -69,11 +70,11 @@ def load(
             found, or if an adapter cannot be trained though ``is_trainable``: PEFT saves P-tuning and prefix tuning
             with a projection without their networks (``save`` does not).
         UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
-        TypeError: If an option is unknown.
+        TypeError: If ``path`` is no path, or an option is unknown.
     """
     reading = Reading(base_model, "base_model=", adapter_name, is_trainable, device)
-    Options(**options)
-    model, saved = read_model(str(path), reading)
+    options_of(options)
+    model, saved = read_model(need_path(path, "the folder or the name of a saved model"), reading)
     if not any(releases.has_adapter(transformer) for _, transformer in releases.transformers_of(model)):
         raise LoadError(f"{path}: there is no adapter in it: load it with SentenceTransformer(path)")
     register_prompt_mask_hooks(model, **{**(saved.options or {}), **options})

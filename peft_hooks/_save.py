@@ -20,6 +20,7 @@ from . import _saved
 from ._attach import handle_of
 from ._card import point_to_load
 from ._folder import ADAPTER, CONFIG, MODULES, WEIGHTS, adapter_folders, parts_of, transformer_folders
+from ._given import need_path, refuse_meta, shown
 from ._merge import relative
 from ._pickles import unpickle_own
 from ._pipeline import pipeline
@@ -42,7 +43,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         path: The folder: a new or empty one, or a model that was saved before and is replaced.
 
     Raises:
-        TypeError: If ``model`` is no module.
+        TypeError: If ``model`` is no module or ``path`` no path.
         UnsupportedModelError: If it is no Sentence Transformers model, has no adapter, has LoRA layers under a prompt,
             of which PEFT saves nothing, or is a ``CrossEncoder`` before 5.4.
         SaveError: If ``path`` is a file or has anything in it that is not of a saved model, or an adapter's name is no
@@ -63,7 +64,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         >>> temporary.cleanup()
     """
     adapted = _adapted(model)
-    target = Path(os.path.abspath(Path(path).expanduser()))
+    target = Path(os.path.abspath(Path(need_path(path, "the path of a folder to save in")).expanduser()))
     target = target.resolve() if target.is_symlink() else target
     _refuse_target(target)
     with _appearing(target) as folder:
@@ -79,11 +80,14 @@ def save(model: nn.Module, path: str | Path) -> None:
 def _adapted(model: Any) -> dict[int, Any]:
     """Return the Transformers that have adapters by their number, after refusing what PEFT would lose or misplace."""
     root, found = pipeline(model)
+    refuse_meta(root)
     if cross.holders_of(root):
         raise UnsupportedModelError(
             f"a CrossEncoder of this release of Sentence Transformers saves no folder that says what it is: use "
             f"`model.model.save_pretrained(path)`, and later {cross.TO_LOAD}"
         )
+    if not hasattr(model, "save"):
+        raise UnsupportedModelError(f"{shown(model)} has no save(): give the SentenceTransformer in it")
     transformers = [transformer for _, transformer in found]
     adapted = {number: each for number, each in enumerate(transformers) if releases.has_adapter(each)}
     if not adapted:

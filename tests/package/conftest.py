@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +65,7 @@ def build(checkout: Path, out: Path, what: str) -> Path:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Build a source distribution of a clean checkout with litter in it, and the wheel of that."""
+    pytest.importorskip("build", reason="what builds and checks a release is installed by `tox run -e package`")
     folder = tmp_path_factory.mktemp("built")
     sources = tuple(run("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines())
     for name in sources:
@@ -84,13 +84,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """Make a fresh environment, with the wheel installed by pip, and its requirements from the one that runs the tests.
 
-    Downloading those anew would take minutes; that they are enough is for ``pip check`` to say.
+    Downloading those anew would take minutes.
     """
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
     python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     purelib = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    Path(purelib, "requirements.pth").write_text(sysconfig.get_path("purelib"))
+    here = [path for path in sys.path if Path(path).name == "site-packages"]
+    Path(purelib, "requirements.pth").write_text("\n".join(here))
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", built.wheel)
     (folder / "away").mkdir()
     return Installed(python, folder / "away")
