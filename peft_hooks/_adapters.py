@@ -14,7 +14,7 @@ from . import _cross_encoders as cross
 from . import _peft_state as state
 from . import _releases as releases
 from ._attach import HookHandle, handle_of, register_prompt_mask_hooks
-from ._given import shown
+from ._given import in_words
 from ._pipeline import pipeline
 from ._plan import options_of
 from .errors import UnsupportedModelError
@@ -154,7 +154,7 @@ def _the_transformer(model: Any) -> tuple[nn.Module, Any]:
     if len(found) != 1:
         places = ", ".join(repr(path) for path, _ in found)
         raise UnsupportedModelError(
-            f"expected a Sentence Transformers model with one Transformer module, got {shown(model)} with "
+            f"expected a Sentence Transformers model with one Transformer module, got {in_words(model)} with "
             f"{places}: put the adapter on by hand, then call register_prompt_mask_hooks(model)"
         )
     transformer = found[0][1]
@@ -172,7 +172,7 @@ def _filled_in(peft_config: Any, transformer: Any) -> Any:
 
     if not isinstance(peft_config, Config):
         raise TypeError(
-            f"expected a PEFT config such as PromptTuningConfig(num_virtual_tokens=10), got {shown(peft_config)}"
+            f"expected a PEFT config such as PromptTuningConfig(num_virtual_tokens=10), got {in_words(peft_config)}"
         )
     config: Any = copy.deepcopy(peft_config)
     tokens = config.num_virtual_tokens if config.is_prompt_learning else 1
@@ -185,8 +185,8 @@ def _filled_in(peft_config: Any, transformer: Any) -> Any:
     backbone = releases.plain_backbone(transformer)
     if config.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and not hasattr(backbone, "prepare_inputs_for_generation"):
         raise ValueError(
-            f'task_type="{config.task_type}" is for models that generate text, and the backbone is {shown(backbone)}: '
-            f"leave task_type out"
+            f'task_type="{config.task_type}" is for models that generate text, and the backbone is '
+            f"{in_words(backbone)}: leave task_type out"
         )
     if config.is_prompt_learning:
         for key, value in backbones.backbone_sizes(transformer, releases.method_of(config)).items():

@@ -17,7 +17,7 @@ from ._dispatch import compiled_part
 from ._evidence import padded, unchanged
 from ._examine import Examination, examine
 from ._findings import PAD_RIGHT, Finding
-from ._given import refuse_meta, shown, texts_given
+from ._given import in_words, refuse_meta, texts_given
 from ._pipeline import pipeline
 from .errors import HookError, UnsupportedModelError
 
@@ -97,11 +97,11 @@ def _checked(model: Any, texts: Any) -> list[str]:
     """Raise what ``diagnose`` raises of its arguments."""
     pipeline(model)
     refuse_meta(model)
-    given = texts_given(texts)
+    given: list[str] = texts_given(texts)
     encode: Any = getattr(model, "encode", None)
     if encode is None:
         raise UnsupportedModelError(
-            f"{shown(model)} gives no embeddings to compare: diagnose a SentenceTransformer, or use {_OTHER_TOOLS}"
+            f"{in_words(model)} gives no embeddings to compare: diagnose a SentenceTransformer, or use {_OTHER_TOOLS}"
         )
     if "convert_to_tensor" not in inspect.signature(encode).parameters:
         raise UnsupportedModelError(

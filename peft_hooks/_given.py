@@ -11,7 +11,7 @@ from torch import nn
 from .errors import UnsupportedModelError
 
 
-def shown(value: Any) -> str:
+def in_words(value: Any) -> str:
     """Return what was given, for a message: ``the str 'minilm'``, ``None``, ``a BertModel``, ``the class Linear``."""
     if value is None:
         return "None"
@@ -38,7 +38,7 @@ def need_module(value: Any, who: str) -> None:
         hint = "give one module"
     elif isinstance(getattr(value, "model", None), nn.Module):
         hint = "give its `.model`"
-    raise TypeError(f"{who} needs an nn.Module, got {shown(value)}: {hint}")
+    raise TypeError(f"{who} needs an nn.Module, got {in_words(value)}: {hint}")
 
 
 def refuse_meta(model: nn.Module) -> None:
@@ -51,7 +51,7 @@ def refuse_meta(model: nn.Module) -> None:
     if name is not None:
         raise UnsupportedModelError(
             f"{name!r} of this {type(model).__name__} is on the meta device, where there are shapes and no values: "
-            f"load the weights first, or record the shapes alone with peft_hooks.trace_shapes(model)"
+            f"load the weights first, SentenceTransformer(path)"
         )
 
 
@@ -87,7 +87,7 @@ def need_path(value: Any, what: str) -> str:
         TypeError: If it is neither a str nor a path.
     """
     if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"expected {what}, got {shown(value)}")
+        raise TypeError(f"expected {what}, got {in_words(value)}")
     return os.fspath(value)
 
 

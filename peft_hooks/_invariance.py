@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _releases as releases
-from ._given import loading, refuse_meta, shown, texts_given
+from ._given import in_words, loading, refuse_meta, texts_given
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def check_padding_invariance(
     """
     pairs = releases.is_cross_encoder(model)
     if not pairs and not isinstance(model, nn.Module):
-        raise TypeError(f"expected a SentenceTransformer, got {shown(model)}: {loading(model)}")
+        raise TypeError(f"expected a SentenceTransformer, got {in_words(model)}: {loading(model)}")
     if not pairs and not hasattr(model, "encode"):
-        raise TypeError(f"expected a SentenceTransformer, got {shown(model)}: it has no encode()")
+        raise TypeError(f"expected a SentenceTransformer, got {in_words(model)}: it has no encode()")
     if isinstance(model, nn.Module):
         refuse_meta(model)
     texts = texts_given(texts, pairs)

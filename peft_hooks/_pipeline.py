@@ -8,7 +8,7 @@ from torch import nn
 
 from . import _cross_encoders as cross
 from . import _releases as releases
-from ._given import loading, shown
+from ._given import in_words, loading
 from .errors import UnsupportedModelError
 
 
@@ -21,7 +21,7 @@ def pipeline(model: Any) -> tuple[nn.Module, list[tuple[str, Any]]]:
     """
     root = cross.root_of(model)
     if not isinstance(root, nn.Module):
-        raise TypeError(f"expected a SentenceTransformer, got {shown(model)}: {loading(model)}")
+        raise TypeError(f"expected a SentenceTransformer, got {in_words(model)}: {loading(model)}")
     found = cross.inputs_of(root)
     if not found:
         kind = releases.peft_class()
@@ -29,7 +29,7 @@ def pipeline(model: Any) -> tuple[nn.Module, list[tuple[str, Any]]]:
         if kind is not None and isinstance(model, kind):
             what = "the PeftModel; peft_hooks.add_prompt_adapter(model, peft_config) puts an adapter into one"
         raise UnsupportedModelError(
-            f"expected a Sentence Transformers model, got {shown(model)}, which has no Transformer module: give the "
+            f"expected a Sentence Transformers model, got {in_words(model)}, which has no Transformer module: give the "
             f"SentenceTransformer itself, not {what}"
         )
     return root, found

@@ -20,7 +20,7 @@ from . import _saved
 from ._attach import handle_of
 from ._card import point_to_load
 from ._folder import ADAPTER, CONFIG, MODULES, WEIGHTS, adapter_folders, parts_of, transformer_folders
-from ._given import need_path, refuse_meta, shown
+from ._given import in_words, need_path, refuse_meta
 from ._merge import relative
 from ._pickles import unpickle_own
 from ._pipeline import pipeline
@@ -87,7 +87,7 @@ def _adapted(model: Any) -> dict[int, Any]:
             f"`model.model.save_pretrained(path)`, and later {cross.TO_LOAD}"
         )
     if not hasattr(model, "save"):
-        raise UnsupportedModelError(f"{shown(model)} has no save(): give the SentenceTransformer in it")
+        raise UnsupportedModelError(f"{in_words(model)} has no save(): give the SentenceTransformer in it")
     transformers = [transformer for _, transformer in found]
     adapted = {number: each for number, each in enumerate(transformers) if releases.has_adapter(each)}
     if not adapted:
