@@ -28,6 +28,7 @@ class HookHandle:
         self.options = options
         self.registry = registry or HookRegistry(model, owner=options)
         self._undo: list[Callable[[], None]] = []
+        self._removed = False
         if registry is None:
             self._attach(model)
         _handles[model] = self
@@ -51,6 +52,7 @@ class HookHandle:
 
     def remove(self) -> None:
         """Take every hook off and put ``max_seq_length`` back if it was lowered. A second call does nothing."""
+        self._removed = True
         self.registry.clear()
         while self._undo:
             self._undo.pop()()
@@ -61,6 +63,7 @@ class HookHandle:
         self.remove()
         refuse_what_cannot_be_right(model, self.options.task_id, self.options.virtual_tokens)
         self._attach(model)
+        self._removed = False
 
     def describe(self) -> HookTable:
         """List the hooks: module, role, order, calls, and why one never fired, where that is known."""
@@ -82,6 +85,8 @@ class HookHandle:
                 self.options = former
 
     def __enter__(self) -> HookHandle:
+        if self._removed:
+            raise HookError("these hooks were removed: attach them again, register_prompt_mask_hooks(model)")
         return self
 
     def __exit__(self, *error: object) -> None:

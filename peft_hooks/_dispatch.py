@@ -32,6 +32,8 @@ class Entry:
     calls: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.order, (int, float)):
+            raise TypeError(f"name={self.name!r}, order={self.order!r}: give a str, and a number: lower runs first")
         kind = type(self.hook)
         self.before = self.hook.before if kind.before is not Hook.before else None
         self.after = self.hook.after if kind.after is not Hook.after else None

@@ -103,7 +103,7 @@ class HookRegistry:
             The name.
 
         Raises:
-            TypeError: If ``hook`` is not an instance of a ``Hook``.
+            TypeError: If ``hook`` is not an instance of a ``Hook``, ``name`` no str or ``order`` no number.
             HookNameError: If the name is taken.
             SelectorError: If ``to`` matches no module.
             HookError: If a module is compiled already: PyTorch would leave the hook out without a word.

@@ -176,6 +176,13 @@ def registry() -> HookRegistry:
     return HookRegistry(tuned())
 
 
+def removed() -> Any:
+    """Return a handle whose hooks are gone."""
+    handle = register_prompt_mask_hooks(tuned())
+    handle.remove()
+    return handle
+
+
 TASKS = "give a whole number from 0"
 ON_META = (
     "'0.model.base_model.embeddings.word_embeddings.weight' of this SentenceTransformer is on the meta device, where "
@@ -371,6 +378,21 @@ WRONG: dict[str, Wrong] = {
     ),
     "a hook that was never attached": Wrong(
         lambda: registry().detach("watch"), HookNameError, "no hook is named 'watch'"
+    ),
+    "an order by name": Wrong(
+        lambda: registry().attach(LogShapes(), to="transformer", order="first"),  # type: ignore[arg-type]
+        TypeError,
+        "name='LogShapes', order='first': give a str, and a number: lower runs first",
+    ),
+    "a name that is a number": Wrong(
+        lambda: registry().attach(LogShapes(), to="transformer", name=1),  # type: ignore[arg-type]
+        TypeError,
+        "name=1, order=0: give a str, and a number: lower runs first",
+    ),
+    "a block of hooks that were removed": Wrong(
+        lambda: entered(removed()),
+        HookError,
+        "these hooks were removed: attach them again, register_prompt_mask_hooks(model)",
     ),
     "dimensions of a module that is not there": Wrong(
         lambda: entered(assert_dimensions(tuned(), {"poolin": {"x": "batch seq"}})),
