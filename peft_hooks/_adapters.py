@@ -14,7 +14,9 @@ from . import _cross_encoders as cross
 from . import _peft_state as state
 from . import _releases as releases
 from ._attach import HookHandle, handle_of, register_prompt_mask_hooks
-from ._plan import Options
+from ._given import in_words
+from ._pipeline import pipeline
+from ._plan import options_of
 from .errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -43,9 +45,10 @@ def add_prompt_adapter(
         The handle of the hooks.
 
     Raises:
-        TypeError: If ``model`` is no module or ``peft_config`` is no PEFT config.
+        TypeError: If ``model`` is no module, ``peft_config`` no PEFT config, ``adapter_name`` no name, or an option is
+            unknown.
         UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
-        ValueError: If the name is taken, or PEFT refuses the config.
+        ValueError: If the name is taken, the config has no virtual tokens, or PEFT refuses it.
 
     Example:
         >>> from peft import PromptTuningConfig
@@ -56,11 +59,12 @@ def add_prompt_adapter(
         >>> {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         {'...prompt_encoder.default.embedding.weight': (4, 32)}
     """
-    given, model = model, cross.root_of(model)
-    transformer = _the_transformer(model)
+    if not isinstance(adapter_name, str) or not adapter_name:
+        raise TypeError(f"adapter_name={adapter_name!r}: give a name, such as 'default'")
+    given, (model, transformer) = model, _the_transformer(model)
     config = _filled_in(peft_config, transformer)
     handle, former = handle_of(model), releases.backbone_of(transformer)
-    wanted = Options(**options) if options or handle is None else handle.options
+    wanted = options_of(options) if options or handle is None else handle.options
     if handle is not None and handle.options != wanted:
         register_prompt_mask_hooks(model, **options)  # raises, and says how to replace
     with _all_or_nothing(transformer, handle):
@@ -109,7 +113,7 @@ def remove_prompt_adapter(model: nn.Module, adapter_name: str = "default") -> Ho
         >>> remove_prompt_adapter(model) is None, handle.active
         (True, False)
     """
-    transformer = _the_transformer(model)
+    model, transformer = _the_transformer(model)
     handle, peft_model = handle_of(model), releases.backbone_of(transformer)
     names = state.adapter_names(transformer)
     if adapter_name not in names or not state.is_peft_model(peft_model):
@@ -129,6 +133,8 @@ def remove_prompt_adapter(model: nn.Module, adapter_name: str = "default") -> Ho
     if not peft_model.active_peft_config.is_prompt_learning:
         peft_model.base_model.unload()
         vars(backbone).pop("peft_config", None)
+    else:
+        state.unwrap_heads(backbone)
     releases.put_backbone(transformer, backbone)
     return None
 
@@ -164,14 +170,13 @@ def _all_or_nothing(transformer: Any, handle: HookHandle | None) -> Iterator[Non
         raise
 
 
-def _the_transformer(model: Any) -> Any:
-    found = cross.inputs_of(model) if isinstance(model, nn.Module) else []
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a SentenceTransformer, got {type(model).__name__}: load it first")
+def _the_transformer(model: Any) -> tuple[nn.Module, Any]:
+    """Return the module that hooks of ``model`` go on, and its one Transformer."""
+    root, found = pipeline(model)
     if len(found) != 1:
-        places = ", ".join(repr(path) for path, _ in found) or "none"
+        places = ", ".join(repr(path) for path, _ in found)
         raise UnsupportedModelError(
-            f"expected a Sentence Transformers model with one Transformer module, got {type(model).__name__} with "
+            f"expected a Sentence Transformers model with one Transformer module, got {in_words(model)} with "
             f"{places}: put the adapter on by hand, then call register_prompt_mask_hooks(model)"
         )
     transformer = found[0][1]
@@ -180,7 +185,7 @@ def _the_transformer(model: Any) -> Any:
             "the backbone has an adapter that model.add_adapter() put in, beside which a PeftModel cannot stand: take "
             "it off with `model.delete_adapter(name)`, or add to a model that is loaded anew"
         )
-    return transformer
+    return root, transformer
 
 
 def _filled_in(peft_config: Any, transformer: Any) -> Any:
@@ -188,9 +193,23 @@ def _filled_in(peft_config: Any, transformer: Any) -> Any:
     from peft import PeftConfig as Config
 
     if not isinstance(peft_config, Config):
-        raise TypeError(f"expected a PEFT config such as PromptTuningConfig, got {type(peft_config).__name__}")
+        raise TypeError(
+            f"expected a PEFT config such as PromptTuningConfig(num_virtual_tokens=10), got {in_words(peft_config)}"
+        )
     config: Any = copy.deepcopy(peft_config)
+    tokens = config.num_virtual_tokens if config.is_prompt_learning else 1
+    if not isinstance(tokens, int) or tokens < 1:
+        raise ValueError(
+            f"num_virtual_tokens={tokens!r}: give how many virtual tokens there are, such as "
+            f"{type(config).__name__}(num_virtual_tokens=10)"
+        )
     config.task_type = config.task_type or cross.task_type(transformer)
+    backbone = releases.plain_backbone(transformer)
+    if config.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and not hasattr(backbone, "prepare_inputs_for_generation"):
+        raise ValueError(
+            f'task_type="{config.task_type}" is for models that generate text, and the backbone is '
+            f"{in_words(backbone)}: leave task_type out"
+        )
     if config.is_prompt_learning:
         for key, value in backbones.backbone_sizes(transformer, releases.method_of(config)).items():
             if getattr(config, key, None) is None:

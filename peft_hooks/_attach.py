@@ -15,7 +15,7 @@ from . import _releases as releases
 from ._describe import HookTable
 from ._dispatch import dispatchers
 from ._mask import VirtualTokens
-from ._plan import Options, plan
+from ._plan import Options, options_of, plan
 from ._refuse import fit_positions, refuse_options, refuse_what_cannot_be_right
 from ._registry import HookRegistry
 from .errors import HookError
@@ -46,6 +46,7 @@ class HookHandle:
         self.options = options
         self.registry = registry or HookRegistry(model, owner=options)
         self._undo: list[Callable[[], None]] = []
+        self._removed = False
         if registry is None:
             self._attach(model)
         _handles[model] = self
@@ -69,6 +70,7 @@ class HookHandle:
 
     def remove(self) -> None:
         """Take every hook off and put ``max_seq_length`` back if it was lowered. A second call does nothing."""
+        self._removed = True
         self.registry.clear()
         while self._undo:
             self._undo.pop()()
@@ -79,6 +81,7 @@ class HookHandle:
         self.remove()
         refuse_what_cannot_be_right(model, self.options.task_id, self.options.virtual_tokens)
         self._attach(model)
+        self._removed = False
 
     def describe(self) -> HookTable:
         """List the hooks: module, role, order, calls, and why one never fired, where that is known."""
@@ -100,6 +103,8 @@ class HookHandle:
                 self.options = former
 
     def __enter__(self) -> HookHandle:
+        if self._removed:
+            raise HookError("these hooks were removed: attach them again, register_prompt_mask_hooks(model)")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -240,6 +245,7 @@ def prompt_mask_hooks(model: nn.Module, **options: Any) -> Iterator[HookHandle]:
         >>> handle.options.virtual_tokens
         'auto'
     """
+    options_of(options)
     root = cross.root_of(model)
     outer = handle_of(root) if isinstance(root, nn.Module) else None
     block = register_prompt_mask_hooks(model, **options) if outer is None else outer.switched(**options)

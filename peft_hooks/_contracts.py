@@ -13,6 +13,7 @@ from . import _releases as releases
 from ._bindings import Bindings
 from ._dimension_spec import Contract
 from ._dimensions import AssertDimensions, OnError
+from ._given import need_module
 
 Both = tuple[Contract, Contract]
 
@@ -39,6 +40,9 @@ def contract_of(module: nn.Module) -> Both | None:
     Returns:
         The contracts of its inputs and outputs, as ``AssertDimensions`` takes them.
 
+    Raises:
+        TypeError: If ``module`` is no module.
+
     Example:
         >>> import warnings
         >>> warnings.simplefilter("ignore")  # the import is deprecated since 5.4
@@ -47,6 +51,7 @@ def contract_of(module: nn.Module) -> Both | None:
         >>> contract_of(Dense(384, 128))[0]
         {'sentence_embedding!': 'float: batch _in_features=384'}
     """
+    need_module(module, "contract_of")
     make = _CONTRACTS.get(modules.kind_of(module) or "")
     return None if make is None else make(module)
 

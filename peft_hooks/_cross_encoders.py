@@ -33,6 +33,12 @@ _READ_FIRST = frozenset(
 )
 _READ_LAST = frozenset(["gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"])
 
+TO_LOAD = (
+    "`model = CrossEncoder(base_model)`, `model.model = PeftModel.from_pretrained(model.model, path)` (since 5.4 "
+    "`model[0].model` in place of `model.model`) and `register_prompt_mask_hooks(model)`"
+)
+"""How a classifier's adapter is loaded from a folder that has nothing else in it."""
+
 # Before 4.0 a CrossEncoder is no module: its hooks are on its backbone, which does not know it.
 _owners: weakref.WeakKeyDictionary[nn.Module, weakref.ReferenceType[Any]] = weakref.WeakKeyDictionary()
 
@@ -115,6 +121,11 @@ def head_reads(transformer: Any) -> str | None:
     return "first" if kind in _READ_FIRST else "last" if kind in _READ_LAST else None
 
 
+def has_unknown_head(transformer: Any) -> bool:
+    """Tell whether this is a classifier of which it is not known what its head reads."""
+    return is_classifier(transformer) and head_reads(transformer) is None
+
+
 def refuse_classifier(path: str, transformer: Any, virtual_tokens: str) -> None:
     """Raise UnsupportedModelError if the scores of a classifier with an adapter cannot be right."""
     if not is_classifier(transformer):
@@ -135,7 +146,7 @@ def refuse_classifier(path: str, transformer: Any, virtual_tokens: str) -> None:
         if reads is None:
             raise UnsupportedModelError(
                 f"{where}: which row its head reads is not known, and with the {method} adapter {name!r} that may be a "
-                f"virtual token's or padding: use LORA or PREFIX_TUNING, or one of "
+                f"virtual token's or padding: use LORA, which adds no rows, or a backbone whose head is known: "
                 f"{', '.join(sorted(_READ_FIRST | _READ_LAST))}"
             )
         if reads == "mean" and virtual_tokens in ("ignore", "strip"):

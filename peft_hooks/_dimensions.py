@@ -13,6 +13,7 @@ from ._bindings import Bindings, Bound, Forward, Table, leave
 from ._dimension_spec import Contract, Expected, Spec, parse
 from ._dimension_values import all_inputs, all_outputs, input_of, not_there, output_of, parameters_of, shown, stacked
 from ._format import dtype_of
+from ._given import in_words
 from ._hook import Call, Hook
 from .errors import DimensionError, DimensionWarning
 
@@ -61,6 +62,7 @@ class AssertDimensions(Hook):
 
     Raises:
         ValueError: If a contract cannot be read.
+        TypeError: If it is no mapping.
         DimensionError: In the forward. It names the module, the tensor, the dimension, and what bound it.
 
     Example:
@@ -88,6 +90,11 @@ class AssertDimensions(Hook):
     ) -> None:
         if on_error not in ("raise", "warn"):
             raise ValueError(f"on_error is 'raise' or 'warn', not {on_error!r}")
+        for given in (inputs, outputs):
+            if given is not None and not isinstance(given, Mapping):
+                raise TypeError(
+                    f"expected dimensions by tensor, such as {{'x': 'batch seq 64'}}, got {in_words(given)}"
+                )
         self.inputs = dict(inputs or {})
         self.outputs = dict(outputs or {})
         self._inputs, self._outputs = parse(self.inputs), parse(self.outputs)

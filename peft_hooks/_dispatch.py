@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -31,6 +32,8 @@ class Entry:
     calls: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.order, (int, float)):
+            raise TypeError(f"name={self.name!r}, order={self.order!r}: give a str, and a number: lower runs first")
         kind = type(self.hook)
         self.before = self.hook.before if kind.before is not Hook.before else None
         self.after = self.hook.after if kind.after is not Hook.after else None
@@ -71,9 +74,12 @@ class Dispatcher:
             stack = self._local.stack
         except AttributeError:
             stack = self._local.stack = []
+        compiling = is_compiling()
+        if stack and not compiling:
+            # PyTorch runs no hook after a KeyboardInterrupt: what it left here goes, and outer calls of itself stay.
+            del stack[_outer_calls(module) :]
         # Before the entries run: if one raises, `_after` runs all the same, and must not take an outer forward's call.
         stack.append(call)
-        compiling = is_compiling()
         for entry in self.entries:
             if not compiling:  # a changing counter would be guarded on, and the model recompiled at every call
                 entry.calls += 1
@@ -113,6 +119,16 @@ class Dispatcher:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._local = threading.local()
+
+
+def _outer_calls(module: nn.Module) -> int:
+    """Return how many calls of ``module`` are running in this thread around the one whose pre-hooks run."""
+    running, code = -1, nn.Module._call_impl.__code__  # of which each call has one frame
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        running += frame.f_code is code and frame.f_locals.get("self") is module
+        frame = frame.f_back
+    return running
 
 
 def dispatchers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Dispatcher]]:

@@ -17,6 +17,8 @@ from ._dispatch import compiled_part
 from ._evidence import padded, unchanged
 from ._examine import Examination, examine
 from ._findings import PAD_RIGHT, Finding
+from ._given import in_words, refuse_meta, texts_given
+from ._pipeline import pipeline
 from .errors import HookError, UnsupportedModelError
 
 TEXTS: tuple[str, ...] = (
@@ -94,30 +96,30 @@ def _with_hooks(
     return None, call, refusal
 
 
-def _checked(model: Any, texts: Sequence[str]) -> list[str]:
+_OTHER_TOOLS = "peft_hooks.check_padding_invariance(model, texts) and peft_hooks.trace_shapes(model)"
+
+
+def _checked(model: Any, texts: Any) -> list[str]:
     """Raise what ``diagnose`` raises of its arguments."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a SentenceTransformer, got {type(model).__name__}: load it first")
-    if isinstance(texts, str) or len(texts) < 2:
-        kind = TypeError if isinstance(texts, str) else ValueError
-        raise kind("texts must be a list of at least two texts, of different lengths")
+    pipeline(model)
+    refuse_meta(model)
+    given: list[str] = texts_given(texts)
     encode: Any = getattr(model, "encode", None)
-    if not releases.transformers_of(model) or encode is None:
+    if encode is None:
         raise UnsupportedModelError(
-            f"expected a Sentence Transformers model, got {type(model).__name__}: give the SentenceTransformer itself, "
-            f"not its backbone or its adapter"
+            f"{in_words(model)} gives no embeddings to compare: diagnose a SentenceTransformer, or use {_OTHER_TOOLS}"
         )
     if "convert_to_tensor" not in inspect.signature(encode).parameters:
         raise UnsupportedModelError(
             f"a {type(model).__name__} gives several vectors for a text, which are not compared here: diagnose a "
-            f"SentenceTransformer, or use peft_hooks.trace_shapes(model)"
+            f"SentenceTransformer, or use {_OTHER_TOOLS}"
         )
     for path, _ in model.named_modules():
         if compiled_part(model, path) is not None:
             raise HookError(
                 f"{path or type(model).__name__!r} is compiled, so that nothing can watch it: diagnose first"
             )
-    return list(texts)
+    return given
 
 
 def _with_cure(finding: Finding, hooked: Examination | None, call: str) -> Finding:

@@ -19,9 +19,11 @@ from . import _releases as releases
 from . import _saved
 from ._attach import register_prompt_mask_hooks
 from ._base_model import Base, Reading, Say, find_base, found
+from ._cross_encoders import TO_LOAD
 from ._folder import ADAPTER, CONFIG, MODULES, adapter_folders, read_json, refuse_links, transformer_folders
+from ._given import need_path
 from ._merge import check_folder, merged, relative
-from ._plan import Options
+from ._plan import options_of
 from ._refuse import level_of_caller
 from ._restore import put_adapters, read_config
 from .errors import LoadError, PeftHooksError
@@ -69,7 +71,7 @@ def load(
             with a projection without their networks (https://github.com/huggingface/peft/issues/2256); ``save`` keeps
             them.
         UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
-        TypeError: If an option is unknown.
+        TypeError: If ``path`` is no path, or an option is unknown.
 
     Example:
         >>> import tempfile
@@ -86,8 +88,8 @@ def load(
         >>> temporary.cleanup()
     """
     reading = Reading(base_model, "base_model=", adapter_name, is_trainable, device)
-    Options(**options)
-    model, saved = read_model(str(path), reading)
+    options_of(options)
+    model, saved = read_model(need_path(path, "the folder or the name of a saved model"), reading)
     if not any(releases.has_adapter(transformer) for _, transformer in releases.transformers_of(model)):
         raise LoadError(f"{path}: there is no adapter in it: load it with SentenceTransformer(path)")
     register_prompt_mask_hooks(model, **{**(saved.options or {}), **options})
@@ -148,6 +150,10 @@ def _read_adapter_alone(path: Path, saved: _saved.Saved, reading: Reading) -> An
     if begun is not None:
         raise LoadError(f"{path / MODULES}: it is missing though there is a {begun}, so the model is incomplete")
     folders, active = _adapted(path, saved, reading)[path]
+    if read_json(folders[active] / ADAPTER).get("task_type") == "SEQ_CLS":
+        raise LoadError(
+            f"{path}: an adapter of a classifier, and nothing else is there of its CrossEncoder: use {TO_LOAD}"
+        )
     base = _base(path, path, {path: (folders, active)}, saved, reading)
     with base.on_disk() as folder:
         check_folder(folder, links=True)

@@ -43,6 +43,20 @@ def tuner_layers(module: nn.Module) -> list[Any]:
     return [part for part in module.modules() if isinstance(part, kinds)]
 
 
+def wrapped_heads(module: nn.Module) -> list[Any]:
+    """Return the modules that are trained and saved beside an adapter: the head of a classifier, with ``SEQ_CLS``."""
+    return [layer for layer in tuner_layers(module) if hasattr(layer, "original_module")]
+
+
+def unwrap_heads(backbone: nn.Module) -> None:
+    """Put the heads back that the adapters wrapped: PEFT has no way for prompt learning."""
+    heads = set(wrapped_heads(backbone))
+    for parent in list(backbone.modules()):
+        for name, child in list(parent.named_children()):
+            if child in heads:
+                setattr(parent, name, child.original_module)
+
+
 def fingerprint(backbone: nn.Module) -> float | None:
     """Return a number that tells a base model's weights from others', with or without LoRA's layers in it.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -21,6 +21,7 @@ from ._refuse import refuse_left_padding
 from ._scores import NoteTextLength
 from ._task import SelectTask
 from ._token_modules import hooks_of_token_modules
+from .errors import close_matches
 
 # Lower runs first: what is right is made, then checked, then logged.
 MAKE, CHECK, LOG = 0, 100, 200
@@ -39,6 +40,23 @@ class Options:
         check_policy(self.virtual_tokens)
         if self.task_id is not None:
             SelectTask(self.task_id)
+        for name in ("check", "log"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: give True or False")
+
+
+def options_of(given: Mapping[str, Any]) -> Options:
+    """Return options by name.
+
+    Raises:
+        TypeError: If one is unknown.
+        ValueError: If one is wrong.
+    """
+    known = [field.name for field in fields(Options)]
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        raise TypeError(f"no option is named {unknown!r}{close_matches(unknown, known)}")
+    return Options(**given)
 
 
 class Planned(NamedTuple):

@@ -12,6 +12,7 @@ from torch import nn
 from . import _backbones as backbones
 from . import _cross_encoders as cross
 from . import _releases as releases
+from ._pipeline import pipeline
 from ._positions import left_padding_message
 from ._probe import prefix_is_used
 from ._token_modules import refuse_token_modules
@@ -28,16 +29,7 @@ def refuse_what_cannot_be_right(model: Any, task_id: int | None, virtual_tokens:
             that cannot be given the text alone.
         ValueError: If ``task_id`` is given and no adapter has tasks.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"expected a SentenceTransformer, got {_shown(model)}: load it first, SentenceTransformer(path)"
-        )
-    transformers = cross.inputs_of(model)
-    if not transformers:
-        raise UnsupportedModelError(
-            f"expected a Sentence Transformers model, got {type(model).__name__}, which has no Transformer module: "
-            f"give the SentenceTransformer itself, not its backbone or its adapter"
-        )
+    _, transformers = pipeline(model)
     for path, transformer in releases.transformers_of(model):
         _refuse_stray_adapter(path, transformer)
     if not any(releases.has_adapter(transformer) for _, transformer in transformers):
@@ -50,10 +42,6 @@ def refuse_what_cannot_be_right(model: Any, task_id: int | None, virtual_tokens:
     for path, transformer in transformers:
         for name, config in releases.prompt_configs(transformer).items():
             _refuse_adapter(path, transformer, name, config)
-
-
-def _shown(model: Any) -> str:
-    return f"the {type(model).__name__} {model!r}" if isinstance(model, (str, type(None))) else type(model).__name__
 
 
 def refuse_options(model: nn.Module, task_id: int | None, virtual_tokens: str) -> None:
@@ -98,9 +86,11 @@ def _refuse_adapter(path: str, transformer: Any, name: str, config: Any) -> None
     if method in releases.PREFIX_METHODS:
         reason = prefix_is_used(transformer, name)
         if reason is not None:
+            advice = "PROMPT_TUNING or P_TUNING (virtual tokens among the inputs, any backbone), or LORA"
+            if cross.has_unknown_head(transformer):
+                advice = "LORA"
             raise UnsupportedModelError(
-                f"{where}: the backbone {backbones.model_type(transformer)!r} {reason}: use PROMPT_TUNING or P_TUNING "
-                f"(virtual tokens among the inputs, any backbone), or LORA"
+                f"{where}: the backbone {backbones.model_type(transformer)!r} {reason}: use {advice}"
             )
 
 

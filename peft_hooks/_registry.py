@@ -12,6 +12,7 @@ from torch import nn
 
 from ._describe import HookTable, describe
 from ._dispatch import Entry, compiled_part
+from ._given import need_module
 from ._hook import Hook
 from ._places import Attached, Places
 from ._select import Roles, Selector, select
@@ -57,8 +58,7 @@ class HookRegistry:
     def __init__(
         self, model: nn.Module, *, roles: Callable[[nn.Module], Roles] = _find_roles, owner: Hashable = None
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"HookRegistry needs an nn.Module, got {type(model).__name__}: load the model first")
+        need_module(model, "HookRegistry")
         self._model = weakref.ref(model)
         self._roles = roles
         self._hooks: dict[str, Attached] = {}
@@ -103,7 +103,7 @@ class HookRegistry:
             The name.
 
         Raises:
-            TypeError: If ``hook`` is not an instance of a ``Hook``.
+            TypeError: If ``hook`` is not an instance of a ``Hook``, ``name`` no str or ``order`` no number.
             HookNameError: If the name is taken.
             SelectorError: If ``to`` matches no module.
             HookError: If a module is compiled already: PyTorch would leave the hook out without a word.

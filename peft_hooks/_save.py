@@ -13,14 +13,17 @@ from typing import Any
 
 from torch import nn
 
+from . import _cross_encoders as cross
 from . import _peft_state as state
 from . import _releases as releases
 from . import _saved
 from ._attach import handle_of
 from ._card import point_to_load
 from ._folder import ADAPTER, CONFIG, MODULES, WEIGHTS, adapter_folders, parts_of, transformer_folders
+from ._given import in_words, need_path, refuse_meta
 from ._merge import relative
 from ._pickles import unpickle_own
+from ._pipeline import pipeline
 from ._restore import ENCODER, computed
 from .errors import LoadError, SaveError, UnsupportedModelError
 
@@ -35,13 +38,14 @@ def save(model: nn.Module, path: str | Path) -> None:
     written: a crash leaves the former one, or none.
 
     Args:
-        model: A ``SentenceTransformer`` with a PEFT adapter, with or without hooks.
+        model: A ``SentenceTransformer`` (or another model of the library; a ``CrossEncoder`` since 5.4) with a PEFT
+            adapter, with or without hooks.
         path: The folder: a new or empty one, or a model that was saved before and is replaced.
 
     Raises:
-        TypeError: If ``model`` is no module.
-        UnsupportedModelError: If it is no Sentence Transformers model, has no adapter, or has LoRA layers under a
-            prompt, of which PEFT saves nothing.
+        TypeError: If ``model`` is no module or ``path`` no path.
+        UnsupportedModelError: If it is no Sentence Transformers model, has no adapter, has LoRA layers under a prompt,
+            of which PEFT saves nothing, or is a ``CrossEncoder`` before 5.4.
         SaveError: If ``path`` is a file or has anything in it that is not of a saved model, or an adapter's name is no
             name of a folder.
 
@@ -60,7 +64,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         >>> temporary.cleanup()
     """
     adapted = _adapted(model)
-    target = Path(os.path.abspath(Path(path).expanduser()))
+    target = Path(os.path.abspath(Path(need_path(path, "the path of a folder to save in")).expanduser()))
     target = target.resolve() if target.is_symlink() else target
     _refuse_target(target)
     with _appearing(target) as folder:
@@ -75,20 +79,25 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 def _adapted(model: Any) -> dict[int, Any]:
     """Return the Transformers that have adapters by their number, after refusing what PEFT would lose or misplace."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a SentenceTransformer, got {type(model).__name__}")
-    transformers = [transformer for _, transformer in releases.transformers_of(model)]
-    if not transformers:
+    root, found = pipeline(model)
+    refuse_meta(root)
+    if cross.holders_of(root):
         raise UnsupportedModelError(
-            f"expected a Sentence Transformers model, got {type(model).__name__}, which has no Transformer module"
+            f"a CrossEncoder of this release of Sentence Transformers saves no folder that says what it is: use "
+            f"`model.model.save_pretrained(path)`, and later {cross.TO_LOAD}"
         )
+    if not hasattr(model, "save"):
+        raise UnsupportedModelError(f"{in_words(model)} has no save(): give the SentenceTransformer in it")
+    transformers = [transformer for _, transformer in found]
     adapted = {number: each for number, each in enumerate(transformers) if releases.has_adapter(each)}
     if not adapted:
         raise UnsupportedModelError(
             f"this {type(model).__name__} has no PEFT adapter: save it with model.save_pretrained(path)"
         )
     for transformer in adapted.values():
-        if releases.prompt_configs(transformer) and state.tuner_layers(releases.plain_backbone(transformer)):
+        backbone = releases.plain_backbone(transformer)
+        heads = state.wrapped_heads(backbone)  # saved with the adapter
+        if releases.prompt_configs(transformer) and set(state.tuner_layers(backbone)).difference(heads):
             raise UnsupportedModelError(
                 "LoRA layers are in the backbone under the prompt, and PEFT saves nothing of them: merge them into "
                 "the backbone and save that first, or train the prompt on a model without them"

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ._cross_encoders import root_of
+from ._given import need_module
 from ._parameters import positional
 from ._releases import find_roles
 from ._select import Selector
@@ -63,8 +65,8 @@ def trace_shapes(
         >>> [f"{row.path} {row.module}: {row.outputs[0]}" for row in trace.rows]
         [' Sequential: output f32[4,3]', '0 Linear: output f32[4,3]', '1 ReLU: output f32[4,3]']
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"trace_shapes needs an nn.Module, got {type(model).__name__}: load the model first")
+    model = root_of(model)
+    need_module(model, "trace_shapes")
     if max_calls < 1 or (depth is not None and depth < 0):
         raise ValueError(f"max_calls must be at least 1 and depth not negative, got {max_calls} and {depth}")
     recorder = Recorder(model, max_calls, stats)

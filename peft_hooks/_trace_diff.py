@@ -111,6 +111,11 @@ class TraceDiff:
 
         Path(path).write_text(diff_page(self), encoding="utf-8")
 
+    def _repr_html_(self) -> str:
+        from ._trace_html import diff_fragment
+
+        return diff_fragment(self)
+
 
 def compare(before: ShapeTrace, after: ShapeTrace) -> TraceDiff:
     """Align two traces and list what differs."""

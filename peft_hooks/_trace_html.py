@@ -26,7 +26,7 @@ def page(trace: ShapeTrace) -> str:
 
 def diff_page(diff: TraceDiff) -> str:
     """Return the page of a comparison."""
-    return _document("What changed", _diff(diff))
+    return _document("What changed", diff_fragment(diff))
 
 
 def _document(name: str, body: str) -> str:
@@ -134,7 +134,8 @@ def _leaves(leaves: Iterable[Leaf]) -> str:
     return escape(", ".join(map(str, leaves)) or "-")
 
 
-def _diff(diff: TraceDiff) -> str:
+def diff_fragment(diff: TraceDiff) -> str:
+    """Return the page's body of a comparison, for notebooks."""
     first, *lines = str(diff).split("\n\n")[0].splitlines()
     rows = "".join(
         f'<tr class="{"first" if not number else ""}"><td>{escape(change.path or "(model)")}'

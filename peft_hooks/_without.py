@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from . import _peft_state as state
-from . import _releases as releases
-from .errors import UnsupportedModelError
+from ._pipeline import pipeline
 
 
 @contextlib.contextmanager
@@ -40,14 +39,7 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
         ...     bool(abs(model.encode("a cat") - base).max() < 1e-6)
         True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a SentenceTransformer, got {type(model).__name__}: load it first")
-    transformers = releases.transformers_of(model)
-    if not transformers:
-        raise UnsupportedModelError(
-            f"expected a Sentence Transformers model, got {type(model).__name__}, which has no Transformer module: "
-            f"give the SentenceTransformer itself, not its backbone or its adapter"
-        )
+    _, transformers = pipeline(model)
     with contextlib.ExitStack() as stack:
         for _, transformer in transformers:
             stack.enter_context(state.bare(transformer))

@@ -435,13 +435,15 @@ def test_it_works_where_gradients_are_off() -> None:
 
 def test_no_model_no_texts_and_one_text_are_refused() -> None:
     model = plain()
-    with pytest.raises(TypeError, match="expected a SentenceTransformer, got str"):
+    with pytest.raises(TypeError, match="expected a SentenceTransformer, got the str 'all-MiniLM-L6-v2'"):
         diagnose("all-MiniLM-L6-v2")  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedModelError, match="got Linear: give the SentenceTransformer itself"):
+    with pytest.raises(
+        UnsupportedModelError, match="got a Linear, which has no Transformer module: give the SentenceT"
+    ):
         diagnose(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="at least two texts"):
         diagnose(model, "a cat")
-    with pytest.raises(ValueError, match="at least two texts"):
+    with pytest.raises(ValueError, match="got 1 text: at least two are needed"):
         diagnose(model, ["a cat"])
 
 

@@ -163,15 +163,15 @@ def test_a_role_that_no_plain_module_plays_is_refused_with_what_to_give_instead(
 
 
 def test_a_registry_needs_a_model_and_says_so_when_it_gets_its_name() -> None:
-    for wrong, kind in (
-        ("all-MiniLM-L6-v2", "str"),
-        ([nn.Identity()], "list"),
-        (None, "NoneType"),
-        (nn.Linear, "type"),
+    for wrong, told in (
+        ("all-MiniLM-L6-v2", "the str 'all-MiniLM-L6-v2': load the model first"),
+        ([nn.Identity()], "a list: give one module"),
+        (None, "None: load the model first"),
+        (nn.Linear, "the class Linear: make an instance of it"),
     ):
         with pytest.raises(TypeError) as caught:
             HookRegistry(wrong)  # type: ignore[arg-type]
-        assert str(caught.value) == f"HookRegistry needs an nn.Module, got {kind}: load the model first"
+        assert str(caught.value) == f"HookRegistry needs an nn.Module, got {told}"
 
 
 def test_attach_needs_an_instance_of_a_hook_and_says_so_when_it_gets_a_class(model: nn.Module) -> None:
@@ -791,6 +791,51 @@ def test_an_error_in_before_of_an_inner_call_does_not_take_the_outer_call_away()
     HookRegistry(model).attach(Depths(told, fails_at=0), to="")
     assert model(2, swallow=True) == 101
     assert told == [(1, 100), (2, 101)]
+
+
+class Interrupted(nn.Module):
+    """Is interrupted, as by Ctrl-C, before each time that it calls itself."""
+
+    def forward(self, features: dict[str, Any]) -> str:
+        if features["depth"] == "interrupt":
+            raise KeyboardInterrupt
+        if features["depth"] == 0:
+            return "innermost"
+        with pytest.raises(KeyboardInterrupt):
+            self({"depth": "interrupt"})
+        return f"around {self({'depth': features['depth'] - 1})}"
+
+
+class Features(dict[str, Any]):
+    """A dict that can be watched."""
+
+
+def test_an_interrupted_forward_leaves_no_call_after_the_next_one() -> None:
+    """PyTorch runs no hook after Ctrl-C: the batch would stay in memory, and its call be taken for another's."""
+    told: list[Any] = []
+    model = Interrupted()
+    HookRegistry(model).attach(Depths(told), to="")
+    interrupted = Features(depth="interrupt")
+    gone = weakref.ref(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model(interrupted)
+    del interrupted
+    assert model({"depth": 0}) == "innermost"
+    gc.collect()
+    assert gone() is None
+    assert told == [({"depth": 0}, "innermost")]
+
+
+def test_an_interrupted_inner_forward_leaves_the_calls_around_it() -> None:
+    told: list[Any] = []
+    model = Interrupted()
+    HookRegistry(model).attach(Depths(told), to="")
+    assert model({"depth": 2}) == "around around innermost"
+    assert [(features["depth"], output) for features, output in told] == [
+        (0, "innermost"),
+        (1, "around innermost"),
+        (2, "around around innermost"),
+    ]
 
 
 def test_a_hook_that_is_attached_while_the_module_runs_waits_for_the_next_forward() -> None:

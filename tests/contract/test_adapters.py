@@ -146,7 +146,7 @@ def test_an_adapter_that_is_not_there_cannot_be_removed() -> None:
         remove_prompt_adapter(model, "defualt")
     with pytest.raises(ValueError, match="no adapter named 'default' on this model; there are: none"):
         remove_prompt_adapter(plain("bert"))
-    with pytest.raises(TypeError, match="expected a SentenceTransformer, got str"):
+    with pytest.raises(TypeError, match="expected a SentenceTransformer, got the str 'model'"):
         remove_prompt_adapter("model")  # type: ignore[arg-type]
 
 
@@ -294,10 +294,10 @@ def test_without_adapter_leaves_a_model_without_one_and_refuses_what_is_none() -
     model = plain("bert")
     with unchanged(model), without_adapter(model):
         assert distance(encoded(model), expected(model)) < 1e-4
-    with pytest.raises(TypeError, match="expected a SentenceTransformer, got NoneType: load it first"):
+    with pytest.raises(TypeError, match="expected a SentenceTransformer, got None: load it first"):
         with without_adapter(None):  # type: ignore[arg-type]
             pass
-    with pytest.raises(UnsupportedModelError, match="got Linear, which has no Transformer module"):
+    with pytest.raises(UnsupportedModelError, match="got a Linear, which has no Transformer module"):
         with without_adapter(nn.Linear(2, 2)):
             pass
 

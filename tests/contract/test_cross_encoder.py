@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from peft_hooks import add_prompt_adapter, prompt_mask_hooks, register_prompt_mask_hooks
+from peft_hooks import add_prompt_adapter, check_padding_invariance, prompt_mask_hooks, register_prompt_mask_hooks
 from peft_hooks.errors import UnsupportedModelError
 
 from .. import cross
@@ -157,6 +157,25 @@ def test_an_unknown_head_is_refused() -> None:
         register_prompt_mask_hooks(model)
     for part in ("T5ForSequenceClassification", "not known", "PROMPT_TUNING", "roberta"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ["bart", "nomic_bert", "eurobert"])
+def test_what_is_refused_on_an_unknown_head_is_not_advised_there(architecture: str) -> None:
+    """Prompts are refused for the head, a prefix for the backbone: both say LoRA, which is right there."""
+    from peft import LoraConfig
+
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, **layers} if architecture == "bart" else {}
+    needs(RELEASE >= (6, 2), "measured with transformers 5.23")
+    for method, advice in (("prompt_tuning", "use LORA, which adds no rows"), ("prefix_tuning", ": use LORA")):
+        model = adapted(architecture, method, **sizes)
+        with pytest.raises(UnsupportedModelError) as caught:
+            register_prompt_mask_hooks(model)
+        assert advice in str(caught.value)
+        assert not {"PREFIX_TUNING", "P_TUNING"} & set(str(caught.value).partition(" use ")[2].split())
+    model = adapted(architecture, None, **sizes)
+    add_prompt_adapter(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    assert check_padding_invariance(model, cross.PAIRS)
 
 
 @pytest.mark.parametrize("architecture", NO_CACHE)

@@ -121,7 +121,7 @@ def test_fewer_than_two_texts_are_an_error(texts: list[str], shown: str) -> None
 
 def test_a_model_that_cannot_encode_is_a_type_error() -> None:
     """The message names what was given."""
-    with pytest.raises(TypeError, match=r"expected a SentenceTransformer, got Linear: it has no encode\(\)"):
+    with pytest.raises(TypeError, match=r"expected a SentenceTransformer, got a Linear: it has no encode\(\)"):
         check_padding_invariance(nn.Linear(1, 1), TEXTS)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peft_hooks import add_prompt_adapter, prompt_mask_hooks
+from peft_hooks import UnsupportedModelError, add_prompt_adapter, check_padding_invariance, diagnose, prompt_mask_hooks
 from peft_hooks.testing import tiny_model
 
 from ..reference import float64_by_default, plain_backbone, prompt_rows, reference_token_embeddings
@@ -149,3 +149,27 @@ def test_add_prompt_adapter() -> None:
     add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=3))
     model.eval()
     assert_vectors(model.encode_document, [by_hand(model, text) for text in TEXTS])
+
+
+def test_the_check_of_a_user_compares_one_vector_per_token() -> None:
+    """``check_padding_invariance`` is content with hooks; a number of vectors that depends on the batch is infinite."""
+    model = multi_vector()
+    with prompt_mask_hooks(model):
+        assert check_padding_invariance(model, TEXTS)
+
+    class Longer(torch.nn.Module):
+        def encode(self, texts: list[str], batch_size: int, show_progress_bar: bool) -> list[Tensor]:
+            return [torch.zeros(batch_size, 2) for _ in texts]
+
+    assert check_padding_invariance(Longer(), TEXTS).largest_difference == float("inf")
+
+
+def test_the_doctor_names_what_compares_several_vectors_of_a_text() -> None:
+    """It compares single vectors alone."""
+    with pytest.raises(UnsupportedModelError) as caught:
+        diagnose(multi_vector())
+    assert str(caught.value) == (
+        "a MultiVectorEncoder gives several vectors for a text, which are not compared here: diagnose a "
+        "SentenceTransformer, or use peft_hooks.check_padding_invariance(model, texts) and "
+        "peft_hooks.trace_shapes(model)"
+    )

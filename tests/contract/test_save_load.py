@@ -530,9 +530,9 @@ def test_what_has_no_adapter_is_refused_on_both_sides(base: Path, tmp_path: Path
     model.save(str(tmp_path / "plain"))
     with pytest.raises(LoadError, match=r"there is no adapter in it: load it with SentenceTransformer"):
         peft_hooks.load(tmp_path / "plain", device="cpu")
-    with pytest.raises(TypeError, match=r"expected a SentenceTransformer, got str"):
+    with pytest.raises(TypeError, match=r"expected a SentenceTransformer, got the str 'model'"):
         peft_hooks.save("model", tmp_path / "model")  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedModelError, match=r"got Linear, which has no Transformer module"):
+    with pytest.raises(UnsupportedModelError, match=r"got a Linear, which has no Transformer module"):
         peft_hooks.save(nn.Linear(2, 2), tmp_path / "model")
     with pytest.raises(LoadError, match=r"no such path"):
         peft_hooks.load(tmp_path / "nowhere")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peft_hooks import add_prompt_adapter, prompt_mask_hooks, register_prompt_mask_hooks
+from peft_hooks import add_prompt_adapter, check_padding_invariance, prompt_mask_hooks, register_prompt_mask_hooks
 from peft_hooks._tiny import config_arguments, fill_weights, make_tokenizer
 from peft_hooks.errors import UnsupportedModelError
 
@@ -241,3 +241,12 @@ def test_a_router_with_words_looked_up_on_one_side() -> None:
         found = model.encode_document(list(TEXTS), batch_size=6, convert_to_sparse_tensor=False)
         assert distance(found, torch.stack(truth)) <= 1e-4
         assert torch.equal(model.encode_query(list(TEXTS), convert_to_sparse_tensor=False), before)
+
+
+def test_the_check_of_a_user_compares_sparse_embeddings() -> None:
+    """``check_padding_invariance`` is content with hooks, and not without."""
+    model = sparse()
+    put(model[0], "prompt_tuning")
+    assert not check_padding_invariance(model, TEXTS)
+    with prompt_mask_hooks(model):
+        assert check_padding_invariance(model, TEXTS)
