@@ -94,8 +94,8 @@ def check_padding_invariance(
     equal lengths has no padding.
 
     Args:
-        model: A ``SentenceTransformer``, ``SparseEncoder``, ``MultiVectorEncoder`` or ``CrossEncoder``, or a module with
-            an ``encode`` that takes its options and returns one tensor or array ``[texts, ...]``.
+        model: A ``SentenceTransformer``, ``SparseEncoder``, ``MultiVectorEncoder`` or ``CrossEncoder``, or a module
+            with an ``encode`` that takes its options and returns one tensor or array ``[texts, ...]``.
         texts: At least two texts, better of very different lengths; for a ``CrossEncoder`` pairs of texts.
         batch_sizes: Sizes of batches to try, each over the texts in a shuffled order. By default 2, 3 and all at once.
         tolerance: Largest difference of a component that counts as the same; half precision needs about 1e-2.
