@@ -244,9 +244,10 @@ def test_a_router_with_words_looked_up_on_one_side() -> None:
 
 
 def test_the_check_of_a_user_compares_sparse_embeddings() -> None:
-    """``check_padding_invariance`` is content with hooks, and not without."""
+    """``check_padding_invariance`` is content with hooks, and, where nothing is built in, not without."""
     model = sparse()
     put(model[0], "prompt_tuning")
-    assert not check_padding_invariance(model, TEXTS)
+    if RELEASE >= (6, 2):
+        assert not check_padding_invariance(model, TEXTS)
     with prompt_mask_hooks(model):
         assert check_padding_invariance(model, TEXTS)
