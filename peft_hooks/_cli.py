@@ -49,6 +49,7 @@ def doctor(options: argparse.Namespace) -> int:
 def trace(options: argparse.Namespace) -> int:
     """Encode texts and print what went through every module: shapes, dtypes, and where it failed, if it did.
 
+    A CrossEncoder scores pairs: the first text with the second, the third with the fourth.
     Exit status 0: it ran; 1: the forward raised; 2: the model could not be loaded.
     """
     from ._console import quiet, saying
@@ -58,7 +59,7 @@ def trace(options: argparse.Namespace) -> int:
     what = f"Encoding {len(options.text)} text{'' if len(options.text) == 1 else 's'}"
     with quiet(), saying(what), trace_shapes(model, depth=options.depth, stats=True) as shapes:
         try:
-            model.encode(options.text, batch_size=len(options.text), show_progress_bar=False)
+            _run(model, options.text)
         except Exception as raised:  # explained below, whatever it is
             error = raised
     _stdout().print(shapes.table())
@@ -69,6 +70,19 @@ def trace(options: argparse.Namespace) -> int:
         sys.stderr.write(f"{type(error).__name__}: {error}\n{shapes.failure or ''}\n")
         return 1
     return 0
+
+
+def _run(model: Any, texts: list[str]) -> None:
+    """Run the model on the texts, as one batch."""
+    from ._releases import is_cross_encoder
+
+    if not is_cross_encoder(model):
+        model.encode(texts, batch_size=len(texts), show_progress_bar=False)
+        return
+    pairs = list(zip(texts[::2], texts[1::2]))
+    if len(texts) % 2:
+        raise ValueError(f"a CrossEncoder scores pairs: give an even number of texts, not {len(texts)}")
+    model.predict(pairs, batch_size=len(pairs), show_progress_bar=False)
 
 
 def _native(options: argparse.Namespace) -> int:

@@ -101,8 +101,7 @@ _OTHER_TOOLS = "peft_hooks.check_padding_invariance(model, texts) and peft_hooks
 
 def _checked(model: Any, texts: Any) -> list[str]:
     """Raise what ``diagnose`` raises of its arguments."""
-    pipeline(model)
-    refuse_meta(model)
+    refuse_meta(pipeline(model)[0])
     given: list[str] = texts_given(texts)
     encode: Any = getattr(model, "encode", None)
     if encode is None:

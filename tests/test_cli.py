@@ -19,6 +19,7 @@ from peft_hooks._console import quiet
 from peft_hooks.testing import tiny_model
 
 from .contract.support import RELEASE
+from .cross import tiny_cross_encoder
 from .methods import backbone_of, put_adapter
 
 ROOT = Path(__file__).parent.parent
@@ -329,6 +330,19 @@ def test_trace_of_a_forward_that_raises_is_status_1_with_the_explanation(
     assert "ValueError: task_ids cannot be None" in said.err
     assert "peft_hooks: " in said.err
     assert "cause: " in said.err
+
+
+@pytest.mark.skipif(RELEASE < (5, 4), reason="before 5.4 a CrossEncoder's folder does not say what it is")
+def test_trace_of_a_cross_encoder_takes_its_texts_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The doctor, which compares embeddings, says what else there is."""
+    with quiet():
+        tiny_cross_encoder().save_pretrained(str(tmp_path))
+    assert _cli.main(["trace", str(tmp_path), "a cat", "rain falls", "a dog", "it sleeps"]) == 0
+    assert "CrossEncoder: 1 forward" in capsys.readouterr().out
+    assert _cli.main(["trace", str(tmp_path), "a cat"]) == 1
+    assert "a CrossEncoder scores pairs: give an even number of texts, not 1" in capsys.readouterr().err
+    assert _cli.main(["doctor", str(tmp_path)]) == 2
+    assert "a CrossEncoder gives no embeddings to compare" in capsys.readouterr().err
 
 
 def test_trace_of_no_model_is_status_2_and_without_texts_a_usage_error(

@@ -395,9 +395,9 @@ WRONG: dict[str, Wrong] = {
         "these hooks were removed: attach them again, register_prompt_mask_hooks(model)",
     ),
     "dimensions of a module that is not there": Wrong(
-        lambda: entered(assert_dimensions(tuned(), {"poolin": {"x": "batch seq"}})),
+        lambda: entered(assert_dimensions(tuned(), {"encoder": {"x": "batch seq"}})),
         SelectorError,
-        "no module of SentenceTransformer matches 'poolin'; did you mean '0.model.base_model.pooler' or 'pooling'",
+        "no module of SentenceTransformer matches 'encoder'; there are: '0', '0.model'",
     ),
     "dimensions that are no text": Wrong(
         lambda: AssertDimensions("batch seq"),  # type: ignore[arg-type]

@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from peft_hooks import add_prompt_adapter, check_padding_invariance, prompt_mask_hooks, register_prompt_mask_hooks
+from peft_hooks import (
+    Hook,
+    HookRegistry,
+    add_prompt_adapter,
+    check_padding_invariance,
+    prompt_mask_hooks,
+    register_prompt_mask_hooks,
+)
 from peft_hooks._tiny import config_arguments, fill_weights, make_tokenizer
 from peft_hooks.errors import UnsupportedModelError
 
@@ -243,10 +250,19 @@ def test_a_router_with_words_looked_up_on_one_side() -> None:
         assert torch.equal(model.encode_query(list(TEXTS), convert_to_sparse_tensor=False), before)
 
 
+class Grow(Hook):
+    """Multiplies an embedding by the number of texts in its batch."""
+
+    def after(self, call: Any, output: Any) -> Any:
+        found = output["sentence_embedding"]
+        return {**output, "sentence_embedding": found * len(found)}
+
+
 def test_the_check_of_a_user_compares_sparse_embeddings() -> None:
-    """``check_padding_invariance`` is content with hooks, and not without."""
+    """``check_padding_invariance`` is content with hooks, and not with an embedding that grows with its batch."""
     model = sparse()
     put(model[0], "prompt_tuning")
-    assert not check_padding_invariance(model, TEXTS)
     with prompt_mask_hooks(model):
         assert check_padding_invariance(model, TEXTS)
+        with HookRegistry(model).attached(Grow(), to="1"):
+            assert not check_padding_invariance(model, TEXTS)

@@ -99,7 +99,7 @@ def test_it_shows_the_harm_and_the_cure(executed: list[list[dict[str, Any]]]) ->
     """Padding is pooled without hooks; with them a prompt is trained, saved and loaded."""
     said = printed(executed)
     for sentence in (
-        "PHN Pooling counts padding",
+        "PHN Padding counts as if it were text",
         "better on held-out queries: True",
         "the same embeddings: True",
         "the same alone and in a batch: True",
