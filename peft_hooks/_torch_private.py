@@ -50,7 +50,7 @@ def child_of(module: nn.Module, name: str) -> nn.Module | None:
     of that name. And ``getattr`` costs a microsecond, as Python first raises an AttributeError and drops it.
     """
     children = module._modules
-    return children[name] if name in children else None  # those of a ScriptModule have no `get`
+    return children[name] if name in children else None  # noqa: SIM401 - those of a ScriptModule have no `get`
 
 
 def has_children(module: nn.Module) -> bool:
