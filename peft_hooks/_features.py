@@ -76,6 +76,6 @@ def positions(mask: Tensor, length: int, offset: int = 0) -> Tensor:
     """
     mask = mask.to(torch.int64)
     counted = mask.cumsum(dim=1)
-    after = (counted == counted[:, -1:]) & (mask == 0)
-    rank = (counted - 1 + after.cumsum(dim=1)).clamp_(min=0)[:, mask.size(1) - length :]
-    return rank + offset if offset else rank
+    reached = mask | (counted == counted[:, -1:])  # what counts, and what follows the last that does
+    rank = reached.cumsum(dim=1).add_(offset - 1).clamp_(min=offset)
+    return rank[:, mask.size(1) - length :]

@@ -113,4 +113,5 @@ def parameters_of(module: nn.Module) -> tuple[str, ...]:
     own = vars(module).get("forward")
     if own is not None:  # PEFT leaves one on a model whose adapter was disabled
         return positional(own, 0)
-    return of_class(type(module))
+    kind: Any = type(module)
+    return of_class(kind)

@@ -25,16 +25,24 @@ def minilm(virtual: int = 0) -> Any:
     return model
 
 
-def hooked(virtual: int, policy: Any = "auto") -> Any:
-    """Load MiniLM with a prompt, and attach the hooks."""
+def tuned(virtual: int) -> Any:
+    """Load MiniLM with an adapter that adds so many rows: LoRA adds none."""
     model = minilm(virtual)
+    if not virtual:
+        put_adapter(model, "lora")
+    return model
+
+
+def hooked(virtual: int, policy: Any = "auto") -> Any:
+    """Load MiniLM with an adapter, and attach the hooks."""
+    model = tuned(virtual)
     register_prompt_mask_hooks(model, virtual_tokens=policy)
     return model
 
 
 def by_hand(virtual: int) -> Any:
-    """Load MiniLM with a prompt, and a mask that is put right inside the forward."""
-    model = minilm(virtual)
+    """Load MiniLM with an adapter, and a mask that is put right inside the forward."""
+    model = tuned(virtual)
     if virtual:
         model[0].__class__ = extending(type(model[0]), virtual)
     return model

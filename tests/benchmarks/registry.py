@@ -100,5 +100,3 @@ def cycle(model: nn.Module) -> Callable[[], None]:
 def every(path: str, module: nn.Module) -> bool:
     """Select all modules."""
     return True
-
-

@@ -40,7 +40,9 @@ class Row:
     raw: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, what: str, against: str, values: Sequence[float], goal: float | None, unit: str = "x", **raw: Any) -> Row:
+    def of(
+        cls, what: str, against: str, values: Sequence[float], goal: float | None, unit: str = "x", **raw: Any
+    ) -> Row:
         """Make a row of the values of all rounds."""
         tenths = statistics.quantiles(values, n=10) if len(values) > 1 else [values[0]] * 9
         spread = tenths[0], tenths[-1]

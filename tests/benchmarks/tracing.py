@@ -12,7 +12,7 @@ from peft_hooks import trace_shapes
 
 from .models import features_of, minilm, text_of
 from .table import Row
-from .timing import beyond, in_turns, ratios
+from .timing import in_turns, ratios
 
 BATCH, WORDS = 8, 20
 
@@ -68,14 +68,17 @@ def torchlens(model: Any, features: dict[str, Any]) -> Callable[[], Any]:
 
 
 def nnsight(model: Any, features: dict[str, Any]) -> Callable[[], Any]:
-    """Return what caches the outputs of all modules with nnsight, which has no way to keep their shapes alone."""
+    """Return what keeps the inputs and outputs of all modules with nnsight: it has no way to keep shapes alone.
+
+    On a model of its own, which it goes on watching after the block.
+    """
     from nnsight import NNsight
 
-    watched = NNsight(model)
+    watched = NNsight(minilm())
 
-    def run() -> Any:
+    def run() -> None:
         with watched.trace(dict(features)) as tracer:
-            cache = tracer.cache().save()
-        return cache
+            kept = tracer.cache(include_inputs=True).save()
+        assert kept is not None
 
     return run
