@@ -17,7 +17,10 @@ def input_length(features: Mapping[str, Any]) -> int | None:
     text = features.get("input_ids")
     if text is None:
         text = features.get("inputs_embeds")
-    return text.shape[1] if isinstance(text, Tensor) and text.ndim >= 2 else None
+    if not isinstance(text, Tensor):
+        return None
+    shape = text.shape  # asked once: each question to a tensor takes as long as several to a dict
+    return shape[1] if len(shape) >= 2 else None
 
 
 def extend_mask(mask: Tensor, virtual_tokens: int, counted: bool) -> Tensor:
