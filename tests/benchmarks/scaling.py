@@ -112,12 +112,20 @@ def draw(row: Row, path: Path) -> None:
         for index, (name, style) in enumerate((("with the hooks", "o-"), ("mask in the forward", "x--"))):
             rate.plot(at, [point["rates"][index] for point in points], style, label=name)
             memory.plot(at, [point["peaks"][index] / 2**20 for point in points], style)
-        share.plot(at, [100 * point["share"] for point in points], "o-")
+        middle = [100 * point["share"] for point in points]
+        tenths = [statistics.quantiles(point["shares"], n=10) for point in points]
+        below = [share_of - 100 * (found[0] - 1) for share_of, found in zip(middle, tenths, strict=True)]
+        above = [100 * (found[-1] - 1) - share_of for share_of, found in zip(middle, tenths, strict=True)]
+        share.errorbar(at, middle, yerr=(below, above), fmt="o-", capsize=3)
         share.axhline(0, color="black", linewidth=0.5)
+        share.set_ylim(-15, 15)
+        memory.set_xlabel(axis if axis != "virtual tokens" else f"{axis} (0: LoRA)")
+        for cell in (rate, share, memory):
+            if axis != "virtual tokens":
+                cell.set_xscale("log", base=2)
+            cell.set_xticks(at, [str(value) for value in at])
         rate.set_yscale("log")
         memory.set_yscale("log")
-        share.set_ylim(-10, 10)
-        memory.set_xlabel(axis)
     for line, name in enumerate(("sentences per second", "time that the hooks add, %", "peak memory of tensors, MiB")):
         grid[line][0].set_ylabel(name)
     grid[0][0].legend()
