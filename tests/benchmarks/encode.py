@@ -24,7 +24,7 @@ def measure(quick: bool = False) -> list[Row]:
     models = {"auto": hooked(VIRTUAL), "strip": hooked(VIRTUAL, "strip"), "by hand": by_hand(VIRTUAL)}
     agree(models["auto"], models["by hand"], texts[::50])
     totals: dict[str, list[float]] = {name: [] for name in models}
-    rounds = 1 if quick else 7
+    rounds = 1 if quick else 5
     for name in models:
         totals[name] = [0.0] * rounds
     for start in range(0, len(texts), BATCH):

@@ -70,7 +70,7 @@ def points_of(quick: bool) -> Any:
                 models[virtual] = hooked(virtual), by_hand(virtual)
             # The tokenizer adds one token at each end.
             texts = [text_of(setting["tokens"] - 2)] * setting["batch size"]
-            yield point(axis, value, models[virtual], texts, 2 if quick else 9)
+            yield point(axis, value, models[virtual], texts, 2 if quick else 7)
 
 
 def point(axis: str, value: int, models: tuple[Any, Any], texts: list[str], rounds: int) -> Point:

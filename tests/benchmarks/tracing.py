@@ -44,7 +44,8 @@ def measure(quick: bool = False) -> list[Row]:
             Row.of(what, "plain", ratios(times, "traced", "plain"), 1.10, **raw),
             Row.of(what, "an empty hook on every module", ratios(times, "traced", "hooks"), 1.3),
         ]
-        for name, start in (("torchlens", torchlens), ("nnsight", nnsight)):
+        # torchlens comes last: it wraps PyTorch's functions for the rest of the process.
+        for name, start in (("nnsight", nnsight), ("torchlens", torchlens)):
             if importlib.util.find_spec(name) is None:
                 continue
             times = in_turns({"plain": plain, "traced": traced, name: start(model, features)}, 1 if quick else 7)
