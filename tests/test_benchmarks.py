@@ -20,6 +20,7 @@ def test_a_row_is_the_median_of_all_rounds_with_its_spread() -> None:
     assert (row.ratio, row.spread, row.met) == (5.0, (1.0, 9.0), True)
     assert Row.of("a", "b", [5.1], 5.0).met is False
     assert Row.of("a", "b", [5.1], None).met is None
+    assert Row("a", "b", 5.1, (5.0, 5.2), 5.0, at_least=True).met is True
 
 
 def test_works_take_turns_and_each_begins_a_round() -> None:
@@ -52,7 +53,7 @@ def test_the_command_prints_one_table_and_keeps_the_numbers(tmp_path: Path, caps
     for text in ("mask hook, one forward", "all hooks, checks on", "goals met"):
         assert text in out
     data = json.loads((tmp_path / "benchmarks.json").read_text(encoding="utf-8"))
-    assert {"what", "against", "ratio", "spread", "goal", "unit", "raw", "met"} == set(data["rows"][0])
+    assert {"what", "against", "ratio", "spread", "goal", "unit", "raw", "at_least", "met"} == set(data["rows"][0])
     assert data["machine"]["versions"]["torch"]
     kept = {row["what"]: row["ratio"] for row in data["rows"]}
     assert kept["a trace of 20 forwards: tensors kept alive"] == 0

@@ -26,9 +26,10 @@ class Row:
         against: What ran in turns with it.
         ratio: The median of the ratios of all rounds; a plain number if ``unit`` says so.
         spread: The 10th and the 90th percentile.
-        goal: The most that ``ratio`` may be, or None.
+        goal: The most that ``ratio`` may be, or the least, or None.
         unit: ``"x"``, or what else the number counts.
         raw: What the numbers were made of.
+        at_least: Whether more is better: how many times faster something is.
     """
 
     what: str
@@ -38,6 +39,7 @@ class Row:
     goal: float | None = None
     unit: str = "x"
     raw: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    at_least: bool = False
 
     @classmethod
     def of(
@@ -51,7 +53,9 @@ class Row:
     @property
     def met(self) -> bool | None:
         """Whether the goal is met; None without one."""
-        return None if self.goal is None else self.ratio <= self.goal
+        if self.goal is None:
+            return None
+        return self.ratio >= self.goal if self.at_least else self.ratio <= self.goal
 
 
 def shown(number: float, unit: str = "x") -> str:
@@ -72,7 +76,7 @@ def table_of(rows: Sequence[Row]) -> Table:
     for row in rows:
         low, high = (shown(number) for number in row.spread)
         met = {None: "", True: "[green]yes[/green]", False: "[red]no[/red]"}[row.met]
-        goal = "" if row.goal is None else f"<= {shown(row.goal, row.unit)}"
+        goal = "" if row.goal is None else f"{'>=' if row.at_least else '<='} {shown(row.goal, row.unit)}"
         table.add_row(row.what, row.against, shown(row.ratio, row.unit), f"{low} - {high}", goal, met)
     return table
 
