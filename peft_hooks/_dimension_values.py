@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.compiler import is_compiling
 
 from ._format import shape_of, tensors_in
 from ._hook import Call
-from ._parameters import positional
+from ._parameters import of_class, positional
 from .errors import close_matches
 
 MISSING: Any = None
@@ -77,14 +76,7 @@ def _index_of(module: nn.Module, name: str) -> int:
 def parameters_of(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the positional parameters of a module's ``forward``."""
     kind: Any = type(module)
-    return _read_parameters(kind) if is_compiling() else _cached_parameters(kind)
-
-
-def _read_parameters(kind: Any) -> tuple[str, ...]:
-    return positional(kind.forward, 1)
-
-
-_cached_parameters = functools.cache(_read_parameters)
+    return positional(kind.forward, 1) if is_compiling() else of_class(kind)
 
 
 def stacked(value: Any) -> torch.Size | str | None:

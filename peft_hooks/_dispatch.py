@@ -1,4 +1,4 @@
-"""The one file that touches PyTorch's hook machinery.
+"""What a registry puts on a module, and how it is found again.
 
 A ``Dispatcher`` is the only thing that the library puts on a module: one pre-hook and one forward hook, which run the
 hooks of one registry in their order. It refers to no module and no registry, so that a model with hooks on it can be
@@ -18,6 +18,7 @@ from torch import nn
 from torch.compiler import is_compiling
 
 from ._hook import NOTHING, STARTING, Call, Hook
+from ._torch_private import child_of, hooks_of, is_compiled
 
 _Kwargs = dict[str, Any]
 
@@ -132,34 +133,26 @@ def _outer_calls(module: nn.Module) -> int:
 
 
 def dispatchers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Dispatcher]]:
-    """Yield every dispatcher on ``model`` and its submodules with its path.
-
-    ``_forward_hooks`` is private to ``nn.Module``, and there is no public way to list the hooks of a module, which is
-    what finds the hooks of a copied or unpickled model.
-    """
+    """Yield every dispatcher on ``model`` and its submodules with its path, also of a copied or unpickled model."""
     for path, module in model.named_modules():
-        for hook in module._forward_hooks.values():
-            owner = getattr(hook, "__self__", None)
-            if isinstance(owner, Dispatcher):
+        for held in hooks_of(module):
+            owner = getattr(held.hook, "__self__", None)
+            # It has one hook before the forward and one after it: the latter stands for both.
+            if held.kind == "forward hook" and isinstance(owner, Dispatcher):
                 yield path, module, owner
 
 
 def compiled_part(model: nn.Module, path: str) -> str | None:
     """Return the path of the compiled module at or around ``path``, or None.
 
-    ``torch.compile`` leaves out hooks that are attached after it, without a word. Neither ``OptimizedModule`` nor the
-    mark that ``Module.compile`` leaves has a public name.
+    ``torch.compile`` leaves out hooks that are attached after it, without a word.
     """
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # slow to import, and if no one did, nothing is compiled
-    if dynamo is None:
-        return None
     module, at = model, ""
     for part in ("", *path.split(".")) if path else ("",):
         if part:
-            # Not getattr: since 5.4 a module assigned to `auto_model` is hidden behind a property of that name.
-            child = module._modules[part]
+            child = child_of(module, part)
             module = module if child is None else child  # not `or`: a compiled module's truth is its length
             at = f"{at}.{part}" if at else part
-        if isinstance(module, dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+        if is_compiled(module):
             return at
     return None

@@ -17,6 +17,7 @@ from ._console import quiet
 from ._dispatch import dispatchers
 from ._findings import Seen
 from ._format import dtype_of
+from ._torch_private import forward_hooks_of
 
 Features = dict[str, Any]
 
@@ -159,8 +160,8 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def hooked_paths(model: nn.Module) -> set[str]:
-    """Return where hooks are that someone put on the model; PyTorch has no public way to list them."""
-    return {path for path, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks}
+    """Return where hooks are that someone put on the model."""
+    return {path for path, module in model.named_modules() if forward_hooks_of(module)}
 
 
 @contextlib.contextmanager

@@ -9,14 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ._dispatch import Dispatcher
-
-# Private to nn.Module, and there is no public way to list the hooks of a module.
-_KINDS = {
-    "_forward_pre_hooks": "forward pre-hook",
-    "_forward_hooks": "forward hook",
-    "_backward_pre_hooks": "backward pre-hook",
-    "_backward_hooks": "backward hook",
-}
+from ._torch_private import hooks_of
 
 
 class Left(NamedTuple):
@@ -43,11 +36,10 @@ def hooks_on(model: nn.Module, foreign: bool = False) -> list[Left]:
     """Return every hook of this library on the modules of ``model``, and with ``foreign`` those of others."""
     found = []
     for path, module in model.named_modules():
-        for attribute, kind in _KINDS.items():
-            for key, hook in getattr(module, attribute, {}).items():
-                left = Left(path, type(module).__name__, _described(hook), kind, key, _is_ours(hook))
-                if foreign or left.ours:
-                    found.append(left)
+        for kind, key, hook in hooks_of(module):
+            left = Left(path, type(module).__name__, _described(hook), kind, key, _is_ours(hook))
+            if foreign or left.ours:
+                found.append(left)
     return found
 
 

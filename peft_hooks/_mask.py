@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -71,9 +71,10 @@ class ExtendPromptMask(Hook):
     def after(self, call: Call, output: Any) -> Any:
         given, embeddings = call.given_first, output.get("token_embeddings")
         length = ft.input_length(given)
-        if embeddings is None or length is None or embeddings.dim() != 3:
+        shape: Sequence[int] = () if embeddings is None else embeddings.shape
+        if length is None or len(shape) != 3:
             return None  # not a Transformer that gives one row per token: a CrossEncoder's scores, an image
-        found: int = embeddings.size(1) - length
+        found: int = shape[1] - length
         mask = given.get("attention_mask")
         if found == 0:
             return None if mask is None else {**output, "attention_mask": mask}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -14,3 +15,9 @@ def positional(function: Any, skip: int) -> tuple[str, ...]:
         return ()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
+@functools.cache
+def of_class(kind: Any) -> tuple[str, ...]:
+    """Return the names of the positional parameters of a module class's ``forward``; read once for each class."""
+    return positional(kind.forward, 1)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ._dispatch import Dispatcher
+from ._torch_private import forward_hooks_of
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _CALLS = os.path.join(_TORCH, "nn", "modules", "module.py")
@@ -56,14 +57,14 @@ def read(error: BaseException) -> Raised:
 
 def foreign_hooks(module: nn.Module, own: type) -> list[str]:
     """Return the forward hooks on a module for a reader, but for the trace's (``own``) and those of this library."""
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    hooks = forward_hooks_of(module)
     names = [_name(hook) for hook in hooks if not isinstance(getattr(hook, "__self__", None), own)]
     return [name for name in dict.fromkeys(names) if name]
 
 
 def _hook_that_runs(module: nn.Module, code: CodeType, frames: list[FrameType]) -> str | None:
     """Return the hook of ``module`` that ``code`` belongs to. The code of a module's forward is no hook's."""
-    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+    for hook in forward_hooks_of(module):
         if code in _codes(hook):
             return _registered(frames) if isinstance(getattr(hook, "__self__", None), Dispatcher) else _name(hook)
     return None

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from ._torch_private import child_of
+
 PREFIX_METHODS = ("PREFIX_TUNING", "CARTRIDGE")
 """Methods that put keys and values before the text and give no rows of their own."""
 
@@ -69,10 +71,12 @@ def peft_class() -> type[nn.Module] | None:
 
 def backbone_of(transformer: Any) -> Any:
     """Return what the Transformer's forward runs: its attribute ``model`` since 5.4, ``auto_model`` before."""
-    try:
-        return transformer.model
-    except AttributeError:
-        return transformer.auto_model
+    if isinstance(transformer, nn.Module):  # asked in every forward: as attributes they take ten times as long to find
+        for name in ("model", "auto_model"):
+            backbone = child_of(transformer, name)
+            if backbone is not None:
+                return backbone
+    return transformer.model if hasattr(transformer, "model") else transformer.auto_model
 
 
 def put_backbone(transformer: Any, backbone: nn.Module) -> None:

@@ -28,11 +28,14 @@ def select(model: nn.Module, selector: Selector, roles: Callable[[nn.Module], Ro
     Raises:
         SelectorError: If nothing matches, or the selector is none of these.
     """
+    if isinstance(selector, nn.Module):  # as this library itself attaches: one walk, and no further than there
+        path = next((path for path, module in model.named_modules() if module is selector), None)
+        if path is None:
+            raise SelectorError(_nothing_found(model, {}, selector, roles))
+        return [(path, selector)]
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(selector, str):
         found = _by_name(model, modules, selector, roles)
-    elif isinstance(selector, nn.Module):
-        found = [path for path, module in modules.items() if module is selector]
     elif isinstance(selector, type) and issubclass(selector, nn.Module):
         found = [path for path, module in modules.items() if isinstance(module, selector)]
     elif callable(selector) and not isinstance(selector, type):

@@ -42,6 +42,18 @@ class Recorder:
         self.peft_models: list[tuple[str, nn.Module]] = []
         self.local = threading.local()
 
+    def end(self) -> None:
+        """Let go of everything that would otherwise refer to itself in a circle.
+
+        A trace is then freed when the last reference to it is gone, and leaves nothing to the garbage collector, which
+        takes as long as many forwards where PyTorch and transformers are loaded.
+        """
+        if self.trace is not None:
+            self.trace._end(self.peft_models, self.taps)
+        self.trace = None
+        for tap in self.taps:
+            tap.recorder = None
+
     def thread(self) -> Thread:
         """Return the state of a thread that is seen for the first time."""
         state = self.local.state = Thread()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -12,15 +11,14 @@ from torch import nn
 
 from ._cross_encoders import root_of
 from ._given import need_module
-from ._parameters import positional
+from ._parameters import of_class, positional
 from ._releases import find_roles
 from ._select import Selector
 from ._select import select as find
 from ._tap import Recorder, Tap
+from ._torch_private import has_children
 from ._trace_data import ShapeTrace
 from ._trace_model import find_peft_models
-
-_signatures: weakref.WeakKeyDictionary[type, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -89,7 +87,7 @@ def trace_shapes(
     finally:
         for handle in handles:
             handle.remove()
-        trace._end(recorder.peft_models, recorder.taps)
+        recorder.end()
 
 
 def _taps(
@@ -101,21 +99,22 @@ def _taps(
     """Yield a tap for every module to record, and for the model and its children: they tell forwards apart."""
     for module, places in paths.items():
         # The depth of a shared module is that of its highest place.
-        level = min(place.count(".") + 1 if place else 0 for place in places)
+        level = _level(places[0]) if len(places) == 1 else min(map(_level, places))
         recorded = (chosen is None or module in chosen) and (depth is None or level <= depth)
         if (recorded or level <= 1) and not isinstance(module, torch.jit.ScriptModule):
             runs = type(module).forward is not nn.Module.forward
-            leaf = level > 1 and not module._modules
+            leaf = level > 1 and not has_children(module)
             yield module, Tap(recorder, places, type(module).__name__, parameters_of(module), recorded, runs, leaf)
 
 
+def _level(path: str) -> int:
+    return path.count(".") + 1 if path else 0
+
+
 def parameters_of(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of the positional parameters of a module's forward; read once for each class."""
+    """Return the names of the positional parameters of a module's forward."""
     own = vars(module).get("forward")
     if own is not None:  # PEFT leaves one on a model whose adapter was disabled
         return positional(own, 0)
-    kind = type(module)
-    names = _signatures.get(kind)
-    if names is None:
-        names = _signatures[kind] = positional(kind.forward, 1)
-    return names
+    kind: Any = type(module)
+    return of_class(kind)

@@ -1,12 +1,6 @@
-"""What ``AssertDimensions`` costs a forward: the checks of a Transformer and a Pooling, less the bare modules.
-
-``python -m tests.benchmarks.dimensions`` prints microseconds per forward, measured alternately in one process.
-"""
+"""What ``AssertDimensions`` costs a forward: the checks of a Transformer and a Pooling, beside two empty hooks."""
 
 from __future__ import annotations
-
-import statistics
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +8,11 @@ from torch import Tensor, nn
 from peft_hooks import AssertDimensions, Hook, HookRegistry
 from peft_hooks._dimensions import Bindings
 
-from .timing import time_of
+from .attached import Nothing
+from .table import Row
+from .timing import beyond, in_turns, ratios
 
-ROUNDS, CALLS, BATCH, TOKENS, WIDTH = 300, 50, 32, 64, 8
+BATCH, TOKENS, WIDTH = 32, 64, 8
 
 
 class HandOn(nn.Module):
@@ -24,16 +20,6 @@ class HandOn(nn.Module):
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return features
-
-
-class Nothing(Hook):
-    """Is called before and after, and does nothing: the price of any hook."""
-
-    def before(self, call: Any) -> None:
-        return None
-
-    def after(self, call: Any, output: Any) -> None:
-        return None
 
 
 def pipeline(transformer: Hook | None, pooling: Hook | None) -> nn.Module:
@@ -57,24 +43,15 @@ def checked() -> nn.Module:
     )
 
 
-def main() -> None:
-    """Measure and print."""
-    torch.set_num_threads(1)
+def measure(quick: bool = False) -> list[Row]:
+    """Measure one forward less that of the bare modules."""
     features = {
         "attention_mask": torch.ones(BATCH, TOKENS, dtype=torch.int64),
         "token_embeddings": torch.zeros(BATCH, TOKENS, WIDTH),
         "sentence_embedding": torch.zeros(BATCH, WIDTH),
     }
-    models = {"bare": pipeline(None, None), "an empty hook": pipeline(Nothing(), Nothing()), "checked": checked()}
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(ROUNDS):
-        for name, model in models.items():
-            times[name].append(time_of(lambda model=model: model(features), CALLS))
-    for name in ("an empty hook", "checked"):
-        cost = [mine - base for mine, base in zip(times[name], times["bare"], strict=True)]
-        low, middle, high = statistics.quantiles(cost, n=4)
-        print(f"{name:<13} {middle:5.1f} microseconds per forward (middle half {low:.1f} to {high:.1f})")
-
-
-if __name__ == "__main__":
-    main()
+    models = {"bare": pipeline(None, None), "empty": pipeline(Nothing(), Nothing()), "checked": checked()}
+    times = in_turns({n: lambda m=m: m(features) for n, m in models.items()}, 3 if quick else 300, 50)
+    raw = {f"microseconds, {name}": beyond(times, name, "bare") for name in ("empty", "checked")}
+    found = ratios(times, "checked", "empty", "bare")
+    return [Row.of("AssertDimensions on a Transformer and a Pooling", "two empty hooks", found, None, **raw)]

@@ -1,15 +1,51 @@
-"""What the benchmarks of single hooks share."""
+"""How everything is timed: what is compared runs in turns, in one process, for many rounds.
+
+Times are those of this thread's own processor, so that a busy machine disturbs all alike and little. Not by
+pytest-benchmark, which runs one thing to its end before the next: what is wanted are ratios, and a machine whose clock
+changes in between would give others.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+Work = Callable[[], Any]
 
-def time_of(call: Callable[[], Any], calls: int) -> float:
+
+def time_of(call: Work, calls: int = 1) -> float:
     """Return the mean time of one call over a short run, in microseconds."""
-    start = time.perf_counter()
+    start = time.thread_time()
     for _ in range(calls):
         call()
-    return (time.perf_counter() - start) / calls * 1e6
+    return (time.thread_time() - start) / calls * 1e6
+
+
+def in_turns(works: Mapping[str, Work], rounds: int, calls: int = 1) -> dict[str, list[float]]:
+    """Return the microseconds of a call of each work, round by round.
+
+    Every round begins with another work, so that none always follows the same one. One round is run to warm up.
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
+    names = list(works)
+    for number in range(-1, rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            taken = time_of(works[name], calls)
+            if number >= 0:
+                times[name].append(taken)
+    return times
+
+
+def ratios(times: Mapping[str, Sequence[float]], what: str, against: str, less: str | None = None) -> list[float]:
+    """Return the ratio of two works round by round; of what they cost beyond ``less``, if that is given."""
+    zeros = [0.0] * len(times[what])
+    triples = zip(times[what], times[against], zeros if less is None else times[less], strict=True)
+    found = [(mine - base) / (other - base) for mine, other, base in triples if other > base]
+    return found or [float("nan")]
+
+
+def beyond(times: Mapping[str, Sequence[float]], what: str, base: str) -> list[float]:
+    """Return what a work takes more than another, round by round."""
+    return [mine - other for mine, other in zip(times[what], times[base], strict=True)]

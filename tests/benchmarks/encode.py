@@ -1,0 +1,54 @@
+"""``encode`` of 1,000 real sentences on real MiniLM: what the hooks add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .models import by_hand, hooked, sentences
+from .table import Row
+from .timing import in_turns
+
+VIRTUAL, BATCH = 10, 32
+
+
+def measure(quick: bool = False) -> list[Row]:
+    """Measure the batches that ``encode`` makes of the sentences, the models in turns at each batch.
+
+    ``encode`` sorts by length, and so do we: what is timed is ``encode`` of one of its own batches. A text's time
+    is thereby compared with its own, within a tenth of a second, however busy the machine is.
+    """
+    texts = sorted(sentences(64 if quick else 1000), key=len, reverse=True)
+    models = {"auto": hooked(VIRTUAL), "strip": hooked(VIRTUAL, "strip"), "by hand": by_hand(VIRTUAL)}
+    agree(models["auto"], models["by hand"], texts[::50])
+    totals: dict[str, list[float]] = {name: [] for name in models}
+    rounds = 1 if quick else 5
+    for name in models:
+        totals[name] = [0.0] * rounds
+    for start in range(0, len(texts), BATCH):
+        part = texts[start : start + BATCH]
+        times = in_turns({name: encoding(model, part) for name, model in models.items()}, rounds)
+        for name, found in times.items():
+            totals[name] = [total + taken for total, taken in zip(totals[name], found, strict=True)]
+    raw = {f"seconds, {name}": [total / 1e6 for total in found] for name, found in totals.items()}
+    what = f"encode of {len(texts):,} sentences"
+    return [
+        Row.of(f"{what}, hooks on", "the mask put right in the forward", _each(totals, "auto", "by hand"), 1.01, **raw),
+        Row.of(f'{what}, virtual_tokens="strip"', '"auto"', _each(totals, "strip", "auto"), 1.0),
+    ]
+
+
+def _each(totals: dict[str, list[float]], what: str, against: str) -> list[float]:
+    return [mine / other for mine, other in zip(totals[what], totals[against], strict=True)]
+
+
+def encoding(model: Any, texts: list[str]) -> Callable[[], Any]:
+    """Return the call that encodes the texts as one batch."""
+    return lambda: model.encode(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
+
+
+def agree(one: Any, other: Any, texts: list[str]) -> None:
+    """Raise if two models that are to be compared do not compute the same."""
+    torch.testing.assert_close(encoding(one, texts)(), encoding(other, texts)(), rtol=0, atol=1e-5)

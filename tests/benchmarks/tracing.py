@@ -1,0 +1,85 @@
+"""What a trace of one forward of real MiniLM costs, beside other ways to see what goes through a model."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from peft_hooks import trace_shapes
+
+from .models import features_of, minilm, text_of
+from .table import Row
+from .timing import in_turns, ratios
+
+BATCH, WORDS = 8, 20
+
+
+def measure(quick: bool = False) -> list[Row]:
+    """Measure a forward with the trace attached before it and removed after it."""
+    model = minilm()
+    features = features_of(model, [text_of(WORDS)] * BATCH)
+
+    def plain() -> None:
+        model(dict(features))
+
+    def traced() -> None:
+        with trace_shapes(model):
+            model(dict(features))
+
+    def hooks() -> None:
+        handles = [module.register_forward_hook(nothing) for module in model.modules()]
+        model(dict(features))
+        for handle in handles:
+            handle.remove()
+
+    with torch.no_grad():
+        times = in_turns({"plain": plain, "traced": traced, "hooks": hooks}, 3 if quick else 80)
+        raw = {f"microseconds, {name}": found for name, found in times.items()}
+        shape = list(features["input_ids"].shape)
+        what = f"trace_shapes, one MiniLM forward {shape}"
+        rows = [
+            Row.of(what, "plain", ratios(times, "traced", "plain"), 1.10, **raw),
+            Row.of(what, "an empty hook on every module", ratios(times, "traced", "hooks"), 1.3),
+        ]
+        # torchlens comes last: it wraps PyTorch's functions for the rest of the process.
+        for name, start in (("nnsight", nnsight), ("torchlens", torchlens)):
+            if importlib.util.find_spec(name) is None:
+                continue
+            times = in_turns({"plain": plain, "traced": traced, name: start(model, features)}, 1 if quick else 7)
+            raw = {f"microseconds, {kind}": found for kind, found in times.items()}
+            less = ratios(times, "traced", name, "plain")
+            rows.append(Row.of(what, name, ratios(times, "traced", name), 0.1, **raw))
+            rows.append(Row.of("what the trace adds to the forward", f"what {name} adds", less, 0.1))
+    return rows
+
+
+def nothing(module: Any, args: Any, output: Any) -> None:
+    """Do nothing."""
+
+
+def torchlens(model: Any, features: dict[str, Any]) -> Callable[[], Any]:
+    """Return what traces the forward with torchlens: metadata only, as ours."""
+    import torchlens as lens
+
+    kept = {key: value for key, value in features.items() if isinstance(value, torch.Tensor)}
+    return lambda: lens.trace(model, [dict(kept)], save=None)
+
+
+def nnsight(model: Any, features: dict[str, Any]) -> Callable[[], Any]:
+    """Return what keeps the inputs and outputs of all modules with nnsight: it has no way to keep shapes alone.
+
+    On a model of its own, which it goes on watching after the block.
+    """
+    from nnsight import NNsight
+
+    watched = NNsight(minilm())
+
+    def run() -> None:
+        with watched.trace(dict(features)) as tracer:
+            kept = tracer.cache(include_inputs=True).save()
+        assert kept is not None
+
+    return run
