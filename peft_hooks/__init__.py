@@ -34,9 +34,9 @@ What you need, and the name for it:
 
 The files, by job, from the ground up:
 
-    errors, formats            errors _version _format _parameters
-    hooks on any module        _hook _dispatch _select _places _describe _registry _left _log
-    what releases differ in    _releases _training _modules _backbones _cross_encoders
+    errors, formats            errors _version _format _given _parameters
+    hooks on any module        _torch_private _hook _dispatch _select _places _describe _registry _left _log
+    what releases differ in    _releases _training _modules _pipeline _backbones _cross_encoders
     virtual tokens             _features _mask _positions _task _hidden _scores _token_modules
     named dimensions           _dimension_spec _dimension_values _bindings _dimensions _contracts _assert
     all of it on a model       _probe _refuse _plan _attach _peft_state _adapters _without _invariance _trainer
