@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._positions import AlignPositions
     from ._registry import HookRegistry
     from ._save import save
+    from ._share import SharePrompt
     from ._task import SelectTask
     from ._trace import trace_shapes
     from ._trace_data import ShapeTrace
@@ -66,6 +67,7 @@ __all__ = [
     "SelectTask",
     "SelectorError",
     "ShapeTrace",
+    "SharePrompt",
     "UnsupportedModelError",
     "add_prompt_adapter",
     "assert_dimensions",
@@ -114,6 +116,7 @@ _HOMES = {
     "_positions": ("AlignPositions",),
     "_registry": ("HookRegistry",),
     "_save": ("save",),
+    "_share": ("SharePrompt",),
     "_task": ("SelectTask",),
     "_trace": ("trace_shapes",),
     "_trace_data": ("ShapeTrace",),
