@@ -153,8 +153,8 @@ def register_prompt_mask_hooks(
         check: Assert named dimensions in every forward, on every module that ``contract_of`` knows.
         log: Log shapes at DEBUG on the logger ``peft_hooks``.
         share_prompt: ``"auto"``: in a causal backbone, compute the virtual tokens once per forward and not once for
-            each row, where a small forward proves that to be exact; ``handle.describe()`` says where it is not. Networks
-            that make prompts run on one row, too. ``False``: as PEFT does. ``True``: refuse what is not exact.
+            each row, where a small forward proves that to be exact; ``handle.describe()`` says where it is not.
+            Networks that make prompts run on one row, too. ``False``: as PEFT does. ``True``: refuse what is not exact.
 
     Returns:
         The handle: a context manager with ``remove()`` and ``describe()``.

@@ -27,7 +27,7 @@ class HookRow:
 
 @dataclass(frozen=True)
 class HookTable:
-    """The hooks of a registry, in the order in which they run. ``print`` shows them as a table, and then the remarks."""
+    """The hooks of a registry, in the order in which they run. ``print`` shows a table, and the remarks below it."""
 
     rows: tuple[HookRow, ...]
     remarks: tuple[str, ...] = ()

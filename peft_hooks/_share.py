@@ -103,7 +103,7 @@ class SharePrompt(Hook):
         if not virtual:
             return
         backbone, kwargs = call.module, call.kwargs
-        rows, mask, positions = (kwargs.get(name) for name in ("inputs_embeds", "attention_mask", "position_ids"))
+        rows, mask, positions = kwargs["inputs_embeds"], kwargs["attention_mask"], kwargs.get("position_ids")
         common = {**kwargs, "use_cache": True, "return_dict": True}
         alone = {**common, "inputs_embeds": rows[:1, :virtual], "attention_mask": mask[:1, :virtual]}
         after = {**common, "inputs_embeds": rows[:, virtual:]}
@@ -182,7 +182,7 @@ def _is_random(module: Any) -> bool:
         return False
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.p > 0
-    # Attention has its probability as a number: `attention_dropout`, `attn_pdrop`; an LSTM as `dropout`, OPT `layerdrop`.
+    # Attention has its probability as a number, `attention_dropout`; an LSTM has `dropout`, OPT `layerdrop`.
     own = vars(module)
     return bool(own.get("gradient_checkpointing")) or any(
         isinstance(value, float) and value > 0 and ("drop" in name or "jitter" in name) for name, value in own.items()

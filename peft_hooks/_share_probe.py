@@ -88,7 +88,7 @@ def _measured(transformer: Any, backbone: nn.Module) -> str | None:
             if backbones.accepts(backbone, "position_ids"):
                 offset = backbones.position_offset(transformer)
                 given["position_ids"] = ft.positions(batch.mask, VIRTUAL + LENGTH, offset)
-            # No hidden states of the layers: newer releases put hooks on the layers at the first call that asks for them.
+            # Not all hidden states: newer releases put hooks on the layers when they are first asked for, for good.
             plain = backbone.forward(**given, return_dict=True)["last_hidden_state"]
             call = Call(backbone, "", (), {key: value for key, value in given.items() if key != "position_ids"})
             call.kwargs = given

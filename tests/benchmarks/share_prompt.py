@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from peft_hooks import prompt_mask_hooks, register_prompt_mask_hooks
-from peft_hooks.testing import tiny_model
+from peft_hooks.testing import TEXTS, tiny_model
 
 from ..methods import put_adapter
 from .timing import time_of
@@ -85,9 +85,9 @@ def _measured(virtual: int, rounds: int) -> list[Row]:
 
 def _texts() -> list[str]:
     """Return texts of 3 to 24 tokens, the closing one included."""
-    words = "a small red boat sails over the cold sea while the old captain sings a song about the moon and the".split()
+    words = TEXTS[3].split() + TEXTS[1].split()
     return [
-        " ".join((words * 2)[number % 20 : number % 20 + 2 + number * (TOKENS - 3) // (BATCH - 1)])
+        " ".join((words * 3)[number % 20 : number % 20 + 2 + number * (TOKENS - 3) // (BATCH - 1)])
         for number in range(BATCH)
     ]
 
