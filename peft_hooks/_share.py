@@ -29,19 +29,26 @@ class TextSize:
         batch: Rows.
         length: Positions of the text alone, padding included.
         uneven: Whether the prompt's rows differ: a network with dropout made each.
+        alone: Whether the virtual tokens run by themselves now.
     """
 
-    __slots__ = ("batch", "length", "uneven")
+    __slots__ = ("alone", "batch", "length", "uneven")
 
     def __init__(self, batch: int, length: int) -> None:
         self.batch = batch
         self.length = length
-        self.uneven = False
+        self.uneven = self.alone = False
 
 
 def text_size() -> TextSize | None:
     """Return the size of the text of the Transformer that runs in this thread, if ``NoteTextSize`` is on it."""
     return getattr(_running, "size", None)
+
+
+def virtual_tokens_alone() -> bool:
+    """Tell whether what runs in this thread is the virtual tokens by themselves, one row in place of the batch."""
+    size = text_size()
+    return size is not None and size.alone
 
 
 @contextlib.contextmanager
@@ -110,7 +117,12 @@ class SharePrompt(Hook):
         if positions is not None:
             alone["position_ids"], after["position_ids"] = positions[:1, :virtual], positions[:, virtual:]
         # `forward`, not a call: the hooks on the backbone, this one among them, belong to the call that is running.
-        prompt = backbone.forward(**alone, past_key_values=empty_cache(backbone))
+        size: Any = text_size()
+        size.alone = True
+        try:
+            prompt = backbone.forward(**alone, past_key_values=empty_cache(backbone))
+        finally:
+            size.alone = False
         after["past_key_values"] = repeated(prompt["past_key_values"], rows.size(0))
         call.notes[self] = prompt
         call.args, call.kwargs = (), after

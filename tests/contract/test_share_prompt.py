@@ -604,6 +604,18 @@ def test_a_trace_shows_both_runs() -> None:
         assert_right(model)
 
 
+def test_dimensions_that_are_asserted_inside_the_backbone_are_those_of_the_batch() -> None:
+    """The virtual tokens' own run has a batch of one, which binds nothing."""
+    model = adapted("llama")
+    norm = next(path for path, module in model.named_modules() if path.endswith("layers.0.input_layernorm"))
+    contracts = {"0": {"input_ids": "batch _"}, norm: ({}, {"": "batch _ 32"})}
+    with prompt_mask_hooks(model, share_prompt=True), runs(model) as seen:
+        with peft_hooks.assert_dimensions(model, contracts) as registry:
+            encoded(model)
+            assert not registry.describe().never_fired
+        assert seen == ONCE
+
+
 # --- prompts made by a network ----------------------------------------------------------------------------------------
 
 NETWORKS = ("p_tuning", "p_tuning_lstm", "multitask_prompt_tuning", "prefix_tuning_projection", "prefix_tuning")
