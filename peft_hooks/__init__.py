@@ -11,8 +11,7 @@ Where each hook sits, for ``V`` virtual tokens::
     Transformer            model[0]            <- ExtendPromptMask: measures V, makes the mask [batch, V + seq]
       |  PeftModel         inputs_embeds [batch, V + seq, hidden], or a cache of V keys and values
       |    prompt_encoder                      <- SelectTask: multitask prompt tuning's task
-      |    backbone                            <- AlignPositions: positions that padding does not move
-      v
+        v
     Pooling                model[1]            <- PreparePooling: cls and prompts at their real place
       |                    token_embeddings [batch, V + seq, hidden], attention_mask [batch, V + seq]
       v
@@ -28,7 +27,7 @@ What you need, and the name for it:
     to train, keep and share   PromptTrainer, save, load
     why a shape is wrong       trace_shapes -> ShapeTrace, assert_dimensions, contract_of, AssertDimensions, LogShapes
     hooks of your own          Hook, Call, HookRegistry; peft_hooks.testing for their tests
-    the hooks one by one       ExtendPromptMask, PreparePooling, AlignPositions, SelectTask
+    the hooks one by one       ExtendPromptMask, PreparePooling, AlignPositions, SelectTask, SharePrompt
     what can be raised         PeftHooksError: HookError, HookNameError, SelectorError, UnsupportedModelError,
                                DimensionError (or DimensionWarning), LoadError, SaveError
 
@@ -38,6 +37,7 @@ The files, by job, from the ground up:
     hooks on any module        _torch_private _hook _dispatch _select _places _describe _registry _left _log
     what releases differ in    _releases _training _modules _pipeline _backbones _cross_encoders
     virtual tokens             _features _mask _positions _task _hidden _scores _token_modules
+                               _caches _share _share_probe _sharing
     named dimensions           _dimension_spec _dimension_values _bindings _dimensions _contracts _assert
     all of it on a model       _probe _refuse _plan _attach _peft_state _adapters _without _invariance _trainer
     saving and loading         _folder _pickles _saved _card _merge _restore _base_model _save _load
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from ._positions import AlignPositions
     from ._registry import HookRegistry
     from ._save import save
+    from ._share import SharePrompt
     from ._task import SelectTask
     from ._trace import trace_shapes
     from ._trace_data import ShapeTrace
@@ -116,6 +117,7 @@ __all__ = [
     "SelectTask",
     "SelectorError",
     "ShapeTrace",
+    "SharePrompt",
     "UnsupportedModelError",
     "add_prompt_adapter",
     "assert_dimensions",
@@ -164,6 +166,7 @@ _HOMES = {
     "_positions": ("AlignPositions",),
     "_registry": ("HookRegistry",),
     "_save": ("save",),
+    "_share": ("SharePrompt",),
     "_task": ("SelectTask",),
     "_trace": ("trace_shapes",),
     "_trace_data": ("ShapeTrace",),

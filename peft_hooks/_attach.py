@@ -18,6 +18,7 @@ from ._mask import VirtualTokens
 from ._plan import Options, options_of, plan
 from ._refuse import fit_positions, refuse_options, refuse_what_cannot_be_right
 from ._registry import HookRegistry
+from ._sharing import Share, remarks
 from .errors import HookError
 
 
@@ -84,8 +85,9 @@ class HookHandle:
         self._removed = False
 
     def describe(self) -> HookTable:
-        """List the hooks: module, role, order, calls, and why one never fired, where that is known."""
-        return self.registry.describe()
+        """List the hooks: module, role, order, calls, why one never fired, and why virtual tokens are not shared."""
+        said = remarks(self.registry.model, self.options.share_prompt, self.registry)
+        return replace(self.registry.describe(), remarks=tuple(said))
 
     @contextlib.contextmanager
     def switched(self, **options: Any) -> Iterator[HookHandle]:
@@ -93,10 +95,11 @@ class HookHandle:
         former, model = self.options, self.registry.model
         block = replace(former, **options)
         refuse_options(model, options.get("task_id"), block.virtual_tokens)
+        proven = frozenset(self.registry) if block.share_prompt == former.share_prompt else None
         with self.registry.replaced(block):  # a copy that is made in the block has the block's options
             self.options = block
             try:
-                for planned in plan(model, self.options):
+                for planned in plan(model, self.options, proven):
                     self.registry.attach(planned.hook, planned.to, planned.name, planned.order)
                 yield self
             finally:
@@ -150,6 +153,7 @@ def register_prompt_mask_hooks(
     task_id: int | None = None,
     check: bool = True,
     log: bool = False,
+    share_prompt: Share = "auto",
 ) -> HookHandle:
     """Attach everything that makes a prompt-tuned Sentence Transformers model right, until ``handle.remove()``.
 
@@ -177,6 +181,9 @@ def register_prompt_mask_hooks(
         task_id: The task of multitask prompt tuning.
         check: Assert named dimensions in every forward, on every module that ``contract_of`` knows.
         log: Log shapes at DEBUG on the logger ``peft_hooks``.
+        share_prompt: ``"auto"``: in a causal backbone, compute the virtual tokens once per forward and not once for
+            each row, where a small forward proves that to be exact; ``handle.describe()`` says where it is not.
+            Networks that make prompts run on one row, too. ``False``: as PEFT does. ``True``: refuse what is not exact.
 
     Returns:
         The handle: a context manager with ``remove()`` and ``describe()``.
@@ -202,7 +209,7 @@ def register_prompt_mask_hooks(
         True
         >>> handle.remove()
     """
-    options = Options(virtual_tokens, task_id, check, log)
+    options = Options(virtual_tokens, task_id, check, log, share_prompt)
     root = cross.root_of(model)
     handle = handle_of(root) if isinstance(root, nn.Module) else None
     if handle is not None:
@@ -225,7 +232,7 @@ def prompt_mask_hooks(model: nn.Module, **options: Any) -> Iterator[HookHandle]:
 
     Args:
         model: As in ``register_prompt_mask_hooks``.
-        **options: ``virtual_tokens``, ``task_id``, ``check``, ``log``.
+        **options: ``virtual_tokens``, ``task_id``, ``check``, ``log``, ``share_prompt``.
 
     Yields:
         The handle.

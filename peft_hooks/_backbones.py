@@ -77,6 +77,13 @@ def distance_over_padding(transformer: Any) -> str | None:
     return None
 
 
+def window_of(config: Any) -> int | None:
+    """Return how many positions a layer of the backbone attends over at most, or None if all see all before them."""
+    names = ("sliding_window", "attention_chunk_size", "window_size")
+    found = [getattr(config, name, None) for name in names if getattr(config, f"use_{name}", True)]
+    return min((window for window in found if isinstance(window, int) and window > 0), default=None)
+
+
 def _has_learned_positions(backbone: nn.Module) -> bool:
     names = ("position_embeddings", "wpe", "embed_positions")
     return any(isinstance(getattr(module, name, None), nn.Embedding) for module in backbone.modules() for name in names)

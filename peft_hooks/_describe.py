@@ -27,9 +27,10 @@ class HookRow:
 
 @dataclass(frozen=True)
 class HookTable:
-    """The hooks of a registry, in the order in which they run. ``print`` shows them as a table."""
+    """The hooks of a registry, in the order in which they run. ``print`` shows a table, and the remarks below it."""
 
     rows: tuple[HookRow, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def never_fired(self) -> tuple[HookRow, ...]:
@@ -47,9 +48,8 @@ class HookTable:
         body = [(*map(str, astuple(row)[:5]), row.note if row.enabled else "disabled") for row in self.rows]
         widths = [max(map(len, column)) for column in zip(titles, *body, strict=True)]
         lines = [titles, tuple("-" * width for width in widths), *body]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        shown = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+        return "\n".join([*(line.rstrip() for line in shown), *self.remarks])
 
 
 def describe(

@@ -15,6 +15,7 @@ from ._dimension_values import all_inputs, all_outputs, input_of, not_there, out
 from ._format import dtype_of
 from ._given import in_words
 from ._hook import Call, Hook
+from ._share import virtual_tokens_alone
 from .errors import DimensionError, DimensionWarning
 
 OnError = Literal["raise", "warn"]
@@ -106,6 +107,8 @@ class AssertDimensions(Hook):
         self._unless = unless
 
     def before(self, call: Call) -> None:
+        if virtual_tokens_alone():
+            return  # of another batch than all that is bound
         # Without shared bindings the forward is this call: a module inside this one may have the same hook.
         forward = Forward() if self._bindings is None else self._bindings.enter(call, self._starts)
         call.notes[self] = _Names(forward, call.where)

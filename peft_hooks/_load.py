@@ -59,8 +59,8 @@ def load(
         adapter_name: The adapter to make active, if not the one that was when the model was saved.
         is_trainable: Whether the adapters can be trained on; otherwise everything is frozen.
         device: Where to put the model; Sentence Transformers decides if left out.
-        **options: ``virtual_tokens``, ``task_id``, ``check``, ``log`` as in ``register_prompt_mask_hooks``, in place of
-            those that the model was saved with.
+        **options: ``virtual_tokens``, ``task_id``, ``check``, ``log``, ``share_prompt`` as in
+            ``register_prompt_mask_hooks``, in place of those that the model was saved with.
 
     Returns:
         The model in eval mode. ``register_prompt_mask_hooks(model, **same_options)`` returns the handle of its hooks.

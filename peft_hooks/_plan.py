@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -19,12 +19,13 @@ from ._mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
 from ._positions import AlignPositions, RefuseLeftPadding
 from ._refuse import refuse_left_padding
 from ._scores import NoteTextLength
+from ._sharing import Share, check_share, hooks_of_sharing
 from ._task import SelectTask
 from ._token_modules import hooks_of_token_modules
 from .errors import close_matches
 
 # Lower runs first: what is right is made, then checked, then logged.
-MAKE, CHECK, LOG = 0, 100, 200
+MAKE, CHECK, LOG, LAST = 0, 100, 200, 300
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ class Options:
     task_id: int | None = None
     check: bool = True
     log: bool = False
+    share_prompt: Share = "auto"
 
     def __post_init__(self) -> None:
         check_policy(self.virtual_tokens)
+        check_share(self.share_prompt)
         if self.task_id is not None:
             SelectTask(self.task_id)
         for name in ("check", "log"):
@@ -68,8 +71,8 @@ class Planned(NamedTuple):
     order: int
 
 
-def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
-    """Yield the hooks that ``model`` needs."""
+def plan(model: nn.Module, options: Options, proven: Container[str] | None = None) -> Iterator[Planned]:
+    """Yield the hooks that ``model`` needs; those in ``proven`` that share a prompt need no proof."""
     poolings, missing = releases.poolings_of(model), releases.missing_in_prompt_length(model)
     for path, transformer in releases.transformers_of(model):
         if not releases.has_adapter(transformer):
@@ -79,6 +82,8 @@ def plan(model: nn.Module, options: Options) -> Iterator[Planned]:
         yield Planned(f"mask:{path}", ExtendPromptMask(policy), transformer, MAKE)
         yield Planned(f"layers:{path}", ReplayLayers(), transformer, MAKE)
         yield from _plan_backbone(path, transformer, transformer, options)
+        for name, hook, module in hooks_of_sharing(path, transformer, options.share_prompt, proven):
+            yield Planned(name, hook, module, LAST if module is transformer else MAKE)
         if options.log:
             yield Planned(f"log:{path}", LogShapes(), transformer, LOG)
     for path, holder in cross.holders_of(model):

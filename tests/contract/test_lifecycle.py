@@ -82,7 +82,7 @@ def test_registering_twice_with_other_options_is_an_error_that_says_how_to_repla
         register_prompt_mask_hooks(model, virtual_tokens="strip")
     assert str(caught.value) == (
         f"the model has the hooks with other options, HookHandle(virtual_tokens='auto', task_id=None, check=True, "
-        f"log=False, {len(handle.registry)} hooks): call `.remove()` on that handle first, or use "
+        f"log=False, share_prompt='auto', {len(handle.registry)} hooks): call `.remove()` on that handle first, or use "
         f"`with prompt_mask_hooks(model, ...)` for a block"
     )
     assert_right(model)

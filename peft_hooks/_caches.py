@@ -1,0 +1,41 @@
+"""The one file that knows how the supported releases of transformers keep keys and values.
+
+Up to 4.4x some backbones take and give a tuple of pairs, ``[batch, heads, seq, head size]`` each; the others, and all
+since 5, a ``DynamicCache``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def empty_cache(backbone: Any) -> Any:
+    """Return what the backbone is to fill with keys and values: a cache, or None where it makes a tuple itself.
+
+    Not the cache that the backbone makes of its own accord: Gemma before 4.56 makes one of a fixed length.
+    """
+    from transformers import DynamicCache
+
+    if not getattr(backbone, "_supports_cache_class", True) or not hasattr(DynamicCache, "batch_repeat_interleave"):
+        return None
+    return DynamicCache()
+
+
+def repeated(cache: Any, batch: int) -> Any:
+    """Return the cache of one row as that of ``batch`` equal rows; it may be the same object, changed.
+
+    The rows are one in memory: the backbone copies them as it puts the text's keys and values behind them, which
+    ``cache.batch_repeat_interleave`` would do once more. Gradients of all rows flow into the one.
+    """
+
+    def rows(part: Any) -> Any:
+        return part.expand(batch, *part.shape[1:])
+
+    if isinstance(cache, tuple):
+        return tuple(tuple(map(rows, layer)) for layer in cache)
+    if hasattr(cache, "key_cache") and not hasattr(cache, "layers"):  # before 4.54
+        cache.key_cache, cache.value_cache = list(map(rows, cache.key_cache)), list(map(rows, cache.value_cache))
+        return cache
+    for layer in cache.layers:
+        layer.keys, layer.values = rows(layer.keys), rows(layer.values)
+    return cache
