@@ -11,7 +11,9 @@ Where each hook sits, for ``V`` virtual tokens::
     Transformer            model[0]            <- ExtendPromptMask: measures V, makes the mask [batch, V + seq]
       |  PeftModel         inputs_embeds [batch, V + seq, hidden], or a cache of V keys and values
       |    prompt_encoder                      <- SelectTask: multitask prompt tuning's task
-        v
+      |    backbone                            <- AlignPositions: positions that padding does not move
+      |                                           SharePrompt: virtual tokens once, not once for each row
+      v
     Pooling                model[1]            <- PreparePooling: cls and prompts at their real place
       |                    token_embeddings [batch, V + seq, hidden], attention_mask [batch, V + seq]
       v

@@ -37,7 +37,7 @@ class HookHandle:
         >>> from peft_hooks.testing import tiny_model
         >>> handle = add_prompt_adapter(tiny_model("bert"), PromptTuningConfig(num_virtual_tokens=4), check=False)
         >>> handle
-        HookHandle(virtual_tokens='auto', task_id=None, check=False, log=False, 5 hooks)
+        HookHandle(virtual_tokens='auto', task_id=None, check=False, log=False, share_prompt='auto', 5 hooks)
         >>> handle.remove()
         >>> handle.active
         False

@@ -100,6 +100,19 @@ class SharePrompt(Hook):
 
     Args:
         longest: Step aside for virtual tokens and text longer than this together: a sliding window's length.
+
+    Example:
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks import add_prompt_adapter
+        >>> from peft_hooks.testing import TEXTS, tiny_model
+        >>> model = tiny_model("llama", pooling="lasttoken")
+        >>> handle = add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4))
+        >>> print(handle.describe().remarks[0])
+        virtual tokens of Transformer '0': computed once for all rows of a batch
+        >>> shared = model.encode(list(TEXTS))
+        >>> with handle.switched(share_prompt=False):
+        ...     bool(abs(model.encode(list(TEXTS)) - shared).max() < 1e-5)
+        True
     """
 
     def __init__(self, longest: int | None = None) -> None:

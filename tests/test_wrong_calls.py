@@ -209,12 +209,12 @@ WRONG: dict[str, Wrong] = {
     "an unknown option": Wrong(
         lambda: add_prompt_adapter(bare(), CONFIG, policy="strip"),
         TypeError,
-        "no option is named 'policy'; there are: 'check', 'log', 'task_id', 'virtual_tokens'",
+        "no option is named 'policy'; there are: 'check', 'log', 'share_prompt', 'task_id', 'virtual_tokens'",
     ),
     "an unknown option of load": Wrong(
         lambda: load("tuned", policy="strip"),
         TypeError,
-        "no option is named 'policy'; there are: 'check', 'log', 'task_id', 'virtual_tokens'",
+        "no option is named 'policy'; there are: 'check', 'log', 'share_prompt', 'task_id', 'virtual_tokens'",
     ),
     "a switch that is a word": Wrong(
         lambda: register_prompt_mask_hooks(tuned(), check="no"),  # type: ignore[arg-type]
