@@ -202,7 +202,7 @@ def extras() -> set[str]:
 @pytest.mark.parametrize("command", sorted(set(commands())))
 def test_the_command_exists(command: str) -> None:
     """Its environment, subcommand, module, example or extra."""
-    example = re.search(r"examples/\w+\.py", command)
+    example = re.search(r"examples/\w+\.(?:py|ipynb)", command)
     tox = re.fullmatch(r"python3 -m tox run(?: -e (\w+))?(?: -- .*)?", command)
     module = re.fullmatch(r"python3 -m (tests[\w.]*)(?: .*)?", command)
     extra = re.search(r"peft_hooks\[(\w+)\]", command)
