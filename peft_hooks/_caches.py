@@ -6,19 +6,20 @@ since 5, a ``DynamicCache``.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
 def empty_cache(backbone: Any) -> Any:
-    """Return what the backbone is to fill with keys and values: a cache, or None where it makes a tuple itself.
+    """Return what the backbone is to fill with keys and values, or None where it makes its own, a tuple or a cache.
 
-    Not the cache that the backbone makes of its own accord: Gemma before 4.56 makes one of a fixed length.
+    Before 4.54 it gives back the kind that it makes itself. Gemma 2 and 3 make one of a fixed length then.
     """
     from transformers import DynamicCache
 
-    if not getattr(backbone, "_supports_cache_class", True) or not hasattr(DynamicCache, "batch_repeat_interleave"):
-        return None
-    return DynamicCache()
+    cache = DynamicCache()
+    fixed = hasattr(sys.modules[type(backbone).__module__], "HybridCache")
+    return cache if fixed or hasattr(cache, "layers") else None
 
 
 def repeated(cache: Any, batch: int) -> Any:

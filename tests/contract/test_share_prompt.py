@@ -20,6 +20,7 @@ from peft_hooks.testing import assert_no_hooks_left
 from ..matrix import POOLINGS
 from ..methods import VIRTUAL_TOKENS, backbone_of
 from .support import (
+    RELEASE,
     TEXTS,
     adapted,
     assert_right,
@@ -139,10 +140,12 @@ def test_half_precision_shares_and_stays_as_near(dtype: torch.dtype) -> None:
 
 
 def test_float64_is_the_reference_to_its_own_rounding() -> None:
-    """Norms and angles are computed in float32 by the backbone, the same in both."""
+    """GPT-2 computes all of it in float64. With transformers 4.45 to 4.51 it cannot after a cache: it is not shared."""
     model = adapted("gpt2", padding_side="left").double()
-    with prompt_mask_hooks(model, share_prompt=True):
+    with prompt_mask_hooks(model) as handle:
         assert_right(model, tolerance=1e-7)
+        said = handle.describe().remarks[0]
+    assert said.endswith("computed once for all rows of a batch") is not ((3, 2) <= RELEASE <= (4, 1))
 
 
 # --- the same output --------------------------------------------------------------------------------------------------
