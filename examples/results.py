@@ -42,6 +42,16 @@ def table(rows: Mapping[str, Row]) -> Table:
     return shown
 
 
+def tried(rows: Mapping[tuple[str, float], Row]) -> Table:
+    """Return a table of what was tried, by name and learning rate, on the validation split."""
+    shown = Table("on the validation split", box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("learning rate", "MRR@10"):
+        shown.add_column(title, justify="right")
+    for (name, rate), row in rows.items():
+        shown.add_row(name, f"{rate:g}", mean_and_spread([each.mrr for each in row.found]))
+    return shown
+
+
 def mean_and_spread(values: Sequence[float]) -> str:
     """Return ``"0.517 ± 0.002"``; of one value, the value."""
     mean = statistics.mean(values)
