@@ -11,14 +11,13 @@ import sys
 import threading
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from torch import nn
 from torch.compiler import is_compiling
 
 from ._hook import NOTHING, STARTING, Call, Hook
-from ._torch_private import child_of, hooks_of, is_compiled
+from ._torch_private import child_of, hooks_of, is_compiled, outer_calls
 
 _Kwargs = dict[str, Any]
 
@@ -78,7 +77,7 @@ class Dispatcher:
         compiling = is_compiling()
         if stack and not compiling:
             # PyTorch runs no hook after a KeyboardInterrupt: what it left here goes, and outer calls of itself stay.
-            del stack[_outer_calls(module) :]
+            del stack[outer_calls(module) :]
         # Before the entries run: if one raises, `_after` runs all the same, and must not take an outer forward's call.
         stack.append(call)
         for entry in self.entries:
@@ -120,16 +119,6 @@ class Dispatcher:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._local = threading.local()
-
-
-def _outer_calls(module: nn.Module) -> int:
-    """Return how many calls of ``module`` are running in this thread around the one whose pre-hooks run."""
-    running, code = -1, nn.Module._call_impl.__code__  # of which each call has one frame
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        running += frame.f_code is code and frame.f_locals.get("self") is module
-        frame = frame.f_back
-    return running
 
 
 def dispatchers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Dispatcher]]:

@@ -1,4 +1,4 @@
-"""The one file that reads what PyTorch keeps private of a module: its hooks, its children, whether it is compiled.
+"""The one file that reads what PyTorch keeps private of a module: its hooks, children, calls, whether it is compiled.
 
 There is no public way to list the hooks of a module, which is what finds those of a copied or unpickled model, those
 that somebody else attached, and those that were left behind; nor to ask whether a module is compiled.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -64,3 +65,13 @@ def is_compiled(module: nn.Module) -> bool:
     if dynamo is None:
         return False
     return isinstance(module, dynamo.OptimizedModule) or module._compiled_call_impl is not None
+
+
+def outer_calls(module: nn.Module) -> int:
+    """Return how many calls of ``module`` are running in this thread around the one whose pre-hooks run."""
+    running, code = 0, nn.Module._call_impl.__code__  # of which each call has one frame
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        running += frame.f_code is code and frame.f_locals.get("self") is module
+        frame = frame.f_back
+    return max(running - 1, 0)
