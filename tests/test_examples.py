@@ -49,7 +49,7 @@ SHORT = ("quickstart", "debug_shapes", "custom_hook", "any_model")
 def short() -> dict[str, str]:
     """Run the short examples one after another, in one process: most of their time is for imports."""
     one = "print('-- next'); runpy.run_path(f'examples/{name}.py', run_name='__main__')"
-    code = f"import runpy\nfor name in {SHORT}:\n    {one}"
+    code = f"import runpy, sys\nsys.path.insert(0, 'examples')\nfor name in {SHORT}:\n    {one}"
     return dict(zip(SHORT, run("-c", code).split("-- next\n")[1:]))
 
 
