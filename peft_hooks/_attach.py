@@ -176,7 +176,8 @@ def register_prompt_mask_hooks(
         virtual_tokens: ``"auto"``: virtual tokens count in mean, max, weighted-mean and last-token pooling, as in
             Sentence Transformers 3.3 to 6.1; ``cls``, the head of a CrossEncoder and consumers of single tokens read
             the text's own. ``"pool"``: exactly what 3.3 to 6.1 computed, with ``share_prompt=False`` to the last bit.
-            ``"ignore"``: kept in ``token_embeddings``, masked out of pooling. ``"strip"``: cut from ``token_embeddings`` and hidden states.
+            ``"ignore"``: kept in ``token_embeddings``, masked out of pooling.
+            ``"strip"``: cut from ``token_embeddings`` and hidden states.
         task_id: The task of multitask prompt tuning.
         check: Assert named dimensions in every forward, on every module that ``contract_of`` knows.
         log: Log shapes at DEBUG on the logger ``peft_hooks``.
