@@ -58,14 +58,24 @@ def can_measure(module: nn.Module) -> bool:
 @contextlib.contextmanager
 def probing(peft_model: Any, adapter: str) -> Iterator[None]:
     """Run forwards of one adapter without gradients and dropout, and leave the model as it was."""
-    training = [module for module in peft_model.modules() if module.training]
     former = peft_model.active_adapter
     peft_model.active_adapter = adapter
-    peft_model.eval()
+    try:
+        with at_rest(peft_model):
+            yield
+    finally:
+        peft_model.active_adapter = former
+
+
+@contextlib.contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Run a block without gradients and dropout, and leave the model as it was."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        peft_model.active_adapter = former
         for module in training:
             module.training = True

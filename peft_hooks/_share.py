@@ -152,7 +152,7 @@ class SharePrompt(Hook):
             return 0
         if call.args or _asks_for_more(call) or attends_to_both_sides(getattr(call.module, "config", None)):
             return 0
-        return 0 if call.module.training and any(map(_is_random, call.module.modules())) else virtual
+        return 0 if _has_random(call.module) else virtual
 
     def after(self, call: Call, output: Any) -> Any:
         prompt = call.notes.get(self)
@@ -203,6 +203,11 @@ def attends_to_both_sides(config: Any) -> bool:
     return getattr(config, "is_causal", None) is False or bool(getattr(config, "use_bidirectional_attention", False))
 
 
+def _has_random(module: nn.Module) -> bool:
+    """Tell whether two forwards of a module differ, or one runs in parts twice: only while it is being trained."""
+    return module.training and any(map(_is_random, module.modules()))
+
+
 def _is_random(module: Any) -> bool:
     """Tell whether a module that is being trained draws random numbers, or runs twice (gradient checkpointing)."""
     if not module.training:
@@ -227,7 +232,7 @@ class EncodePromptOnce(Hook):
         size, indices = None if is_compiling() else text_size(), call.first
         if size is None or size.batch < 2 or indices.dim() != 2 or indices.size(0) != size.batch:
             return
-        if call.module.training and any(map(_is_random, call.module.modules())):
+        if _has_random(call.module):
             size.uneven = True
             return
         call.first = indices[:1]

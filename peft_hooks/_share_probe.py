@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +12,7 @@ from . import _cross_encoders as cross
 from . import _features as ft
 from . import _releases as releases
 from ._hook import Call
-from ._probe import can_measure
+from ._probe import at_rest, can_measure
 from ._share import SharePrompt, attends_to_both_sides, noted
 
 # How far a row of a hidden state may be from the plain one, as a part of its length. What is wrong is off by tenths.
@@ -82,7 +80,7 @@ def _measured(transformer: Any, backbone: nn.Module) -> str | None:
     """Compare a forward of four texts with what ``SharePrompt`` makes of it."""
     kind = backbones.model_type(transformer)
     try:
-        with _at_rest(backbone):
+        with at_rest(backbone):
             batch = _Batch.for_backbone(backbone)
             given: dict[str, Any] = {"inputs_embeds": batch.rows, "attention_mask": batch.mask}
             if backbones.accepts(backbone, "position_ids"):
@@ -124,17 +122,3 @@ def _apart(one: Tensor, other: Tensor, mask: Tensor | None = None) -> float:
     """Return how far rows are apart as a part of their length, at most over all that count; NaN if one is."""
     far = (one.double() - other.double()).norm(dim=-1) / other.double().norm(dim=-1).clamp(min=1e-30)
     return float((far if mask is None else far[mask.bool()]).max())
-
-
-@contextlib.contextmanager
-def _at_rest(backbone: nn.Module) -> Iterator[None]:
-    """Run a block without gradients and dropout, and leave the backbone as it was."""
-    training = [module for module in backbone.modules() if module.training]
-    if training:
-        backbone.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True

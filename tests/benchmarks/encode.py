@@ -9,7 +9,7 @@ import torch
 
 from .models import by_hand, hooked, sentences
 from .table import Row
-from .timing import in_turns
+from .timing import in_turns, ratios
 
 VIRTUAL, BATCH = 10, 32
 
@@ -23,10 +23,8 @@ def measure(quick: bool = False) -> list[Row]:
     texts = sorted(sentences(64 if quick else 1000), key=len, reverse=True)
     models = {"auto": hooked(VIRTUAL), "strip": hooked(VIRTUAL, "strip"), "by hand": by_hand(VIRTUAL)}
     agree(models["auto"], models["by hand"], texts[::50])
-    totals: dict[str, list[float]] = {name: [] for name in models}
     rounds = 1 if quick else 5
-    for name in models:
-        totals[name] = [0.0] * rounds
+    totals = {name: [0.0] * rounds for name in models}
     for start in range(0, len(texts), BATCH):
         part = texts[start : start + BATCH]
         times = in_turns({name: encoding(model, part) for name, model in models.items()}, rounds)
@@ -35,13 +33,11 @@ def measure(quick: bool = False) -> list[Row]:
     raw = {f"seconds, {name}": [total / 1e6 for total in found] for name, found in totals.items()}
     what = f"encode of {len(texts):,} sentences"
     return [
-        Row.of(f"{what}, hooks on", "the mask put right in the forward", _each(totals, "auto", "by hand"), 1.01, **raw),
-        Row.of(f'{what}, virtual_tokens="strip"', '"auto"', _each(totals, "strip", "auto"), 1.0),
+        Row.of(
+            f"{what}, hooks on", "the mask put right in the forward", ratios(totals, "auto", "by hand"), 1.01, **raw
+        ),
+        Row.of(f'{what}, virtual_tokens="strip"', '"auto"', ratios(totals, "strip", "auto"), 1.0),
     ]
-
-
-def _each(totals: dict[str, list[float]], what: str, against: str) -> list[float]:
-    return [mine / other for mine, other in zip(totals[what], totals[against], strict=True)]
 
 
 def encoding(model: Any, texts: list[str]) -> Callable[[], Any]:

@@ -42,11 +42,11 @@ def measure(quick: bool = False) -> list[Row]:
         run(model, forwards)
         alive, rows = weak.alive(), len(trace)
     what = f"a trace of {forwards:,} forwards"
-    held = [after_more / after for after, after_more in [memory(forwards)]]
+    after, after_more = memory(forwards)
     return [
         Row.of(f"{what}: tensors kept alive", "of all that passed", [alive], 0, "tensors", passed=forwards * LAYERS),
         Row.of(f"{what}: rows", f"max_calls={MOST} for each of {modules} modules", [rows / (MOST * modules)], 1),
-        Row.of(f"{what}: bytes held after twice as many", "after so many", held, 1.01),
+        Row.of(f"{what}: bytes held after twice as many", "after so many", [after_more / after], 1.01),
     ]
 
 

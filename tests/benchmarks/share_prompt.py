@@ -8,13 +8,12 @@ take turns.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 from peft_hooks import register_prompt_mask_hooks
 from peft_hooks.testing import TEXTS, tiny_model
 
 from ..methods import put_adapter
+from .encode import encoding
 from .table import Row
 from .timing import in_turns, ratios
 
@@ -47,8 +46,8 @@ def _measured(virtual: int, rounds: int) -> list[Row]:
     texts = _texts()
     with register_prompt_mask_hooks(model, share_prompt=True), register_prompt_mask_hooks(own, share_prompt=False):
         models = {"no prompt": bare, "PEFT's own way": own, "shared": model}
-        times = in_turns({name: _encoding(one, texts) for name, one in models.items()}, rounds)
-        apart = float((_encoding(model, texts)() - _encoding(own, texts)()).abs().max())
+        times = in_turns({name: encoding(one, texts) for name, one in models.items()}, rounds)
+        apart = float((encoding(model, texts)() - encoding(own, texts)()).abs().max())
     raw = {f"microseconds, {name}": found for name, found in times.items()}
     what, faster = f"encode with {virtual} virtual tokens, shared", ratios(times, "PEFT's own way", "shared")
     speed = Row.of(f"{what}: times as fast", "PEFT's own way", faster, GOALS[virtual], difference=apart, **raw)
@@ -65,7 +64,3 @@ def _texts() -> list[str]:
         " ".join((words * 3)[number % 20 : number % 20 + 2 + number * (TOKENS - 3) // (BATCH - 1)])
         for number in range(BATCH)
     ]
-
-
-def _encoding(model: Any, texts: list[str]) -> Callable[[], Any]:
-    return lambda: model.encode(texts, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False)
