@@ -17,7 +17,7 @@ from torch import nn
 from torch.compiler import is_compiling
 
 from ._hook import NOTHING, STARTING, Call, Hook
-from ._torch_private import child_of, hooks_of, is_compiled, outer_calls
+from ._torch_private import calls_of, child_of, hooks_of, is_compiled
 
 _Kwargs = dict[str, Any]
 
@@ -40,6 +40,13 @@ class Entry:
         self.failed = self.hook.failed if kind.failed is not Hook.failed else None
 
 
+class _Local(threading.local):
+    """The calls that run in one thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[Call] = []
+
+
 class Dispatcher:
     """Runs the entries of one registry on one module, lower ``order`` first, in ``before`` and ``after`` alike.
 
@@ -53,7 +60,7 @@ class Dispatcher:
         self.owner = owner
         self.entries: tuple[Entry, ...] = ()
         self._handles: tuple[Any, ...] = ()
-        self._local = threading.local()
+        self._local = _Local()
 
     def set_entries(self, module: nn.Module, entries: list[Entry], stay: bool = False) -> None:
         """Put ``entries`` in force; with none left, nothing of the dispatcher stays on the module unless ``stay``."""
@@ -62,7 +69,7 @@ class Dispatcher:
             # Each handle is kept before the next step can raise: with no entries left, all of them are removed again.
             self._handles = (module.register_forward_pre_hook(self._before, with_kwargs=True),)
             # always_call: the forward hook runs, too, when the forward raised; so `failed` works and no call stays.
-            self._handles += (module.register_forward_hook(self._after, with_kwargs=True, always_call=True),)
+            self._handles += (module.register_forward_hook(self._after, always_call=True),)
         elif not self.entries and not stay:
             for handle in self._handles:
                 handle.remove()
@@ -70,14 +77,11 @@ class Dispatcher:
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Kwargs) -> tuple[tuple[Any, ...], _Kwargs]:
         call = Call(module, self.path, args, kwargs)
-        try:
-            stack = self._local.stack
-        except AttributeError:
-            stack = self._local.stack = []
+        stack = self._local.stack
         compiling = is_compiling()
         if stack and not compiling:
             # PyTorch runs no hook after a KeyboardInterrupt: what it left here goes, and outer calls of itself stay.
-            del stack[outer_calls(module) :]
+            del stack[max(calls_of(module) - 1, 0) :]
         # Before the entries run: if one raises, `_after` runs all the same, and must not take an outer forward's call.
         stack.append(call)
         for entry in self.entries:
@@ -89,8 +93,8 @@ class Dispatcher:
         call.around = NOTHING if compiling else sys.exc_info()[1]
         return call.args, call.kwargs
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Kwargs, output: Any) -> Any:
-        stack = getattr(self._local, "stack", None)
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        stack = self._local.stack
         if not stack:
             return None  # a pre-hook raised before ours ran, or the hook was attached while the module ran
         call = stack.pop()
@@ -118,7 +122,7 @@ class Dispatcher:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._local = threading.local()
+        self._local = _Local()
 
 
 def dispatchers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Dispatcher]]:

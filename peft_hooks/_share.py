@@ -17,44 +17,54 @@ from torch.compiler import is_compiling
 
 from ._caches import empty_cache, repeated
 from ._hook import Call, Hook
-
-# Not on a hook: one hook runs in many threads, and travels with a copied or pickled model.
-_running = threading.local()
+from ._torch_private import calls_of
 
 
 class TextSize:
     """The size of the text that a Transformer runs on.
 
     Attributes:
+        module: The Transformer; None where a size is noted with no Transformer running.
         batch: Rows.
         length: Positions of the text alone, padding included.
         uneven: Whether the prompt's rows differ: a network with dropout made each.
         alone: Whether the virtual tokens run by themselves now.
     """
 
-    __slots__ = ("alone", "batch", "length", "uneven")
+    __slots__ = ("alone", "batch", "length", "module", "uneven")
 
-    def __init__(self, batch: int, length: int) -> None:
+    def __init__(self, module: nn.Module | None, batch: int, length: int) -> None:
+        self.module = module
         self.batch = batch
         self.length = length
         self.uneven = self.alone = False
 
 
+class _Running(threading.local):
+    size: TextSize | None = None
+
+
+# Not on a hook: one hook runs in many threads, and travels with a copied or pickled model.
+_running = _Running()
+
+
 def text_size() -> TextSize | None:
     """Return the size of the text of the Transformer that runs in this thread, if ``NoteTextSize`` is on it."""
-    return getattr(_running, "size", None)
+    size = _running.size
+    # After a KeyboardInterrupt no hook takes the note down, and what the backbone is given next is not of this text.
+    return size if size is None or size.module is None or calls_of(size.module) else None
 
 
 def virtual_tokens_alone() -> bool:
     """Tell whether what runs in this thread is the virtual tokens by themselves, one row in place of the batch."""
-    size = text_size()
+    size = _running.size
     return size is not None and size.alone
 
 
 @contextlib.contextmanager
 def noted(batch: int, length: int) -> Iterator[None]:
     """Have the size of a text noted for the length of a block."""
-    former, _running.size = text_size(), TextSize(batch, length)
+    former, _running.size = text_size(), TextSize(None, batch, length)
     try:
         yield
     finally:
@@ -74,7 +84,8 @@ class NoteTextSize(Hook):
         features = call.first
         text = features.get("input_ids") if isinstance(features, Mapping) else None
         call.notes[self] = text_size()
-        _running.size = TextSize(*text.shape) if isinstance(text, Tensor) and text.dim() == 2 else None
+        is_text = isinstance(text, Tensor) and text.dim() == 2
+        _running.size = TextSize(call.module, *text.shape) if is_text else None
 
     def after(self, call: Call, output: Any) -> None:
         self._take_down(call)

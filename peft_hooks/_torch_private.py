@@ -67,11 +67,11 @@ def is_compiled(module: nn.Module) -> bool:
     return isinstance(module, dynamo.OptimizedModule) or module._compiled_call_impl is not None
 
 
-def outer_calls(module: nn.Module) -> int:
-    """Return how many calls of ``module`` are running in this thread around the one whose pre-hooks run."""
+def calls_of(module: nn.Module) -> int:
+    """Return how many calls of ``module`` are running in this thread."""
     running, code = 0, nn.Module._call_impl.__code__  # of which each call has one frame
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         running += frame.f_code is code and frame.f_locals.get("self") is module
         frame = frame.f_back
-    return max(running - 1, 0)
+    return running

@@ -492,14 +492,15 @@ def test_attaching_and_removing_leaves_no_trace() -> None:
 class Raises(nn.Module):
     """Raises when it is called for the nth time."""
 
-    def __init__(self, inner: nn.Module, at: int) -> None:
+    def __init__(self, inner: nn.Module, at: int, error: BaseException | None = None) -> None:
         super().__init__()
         self.inner, self.left = inner, at
+        self.error = error or RuntimeError("in the middle")
 
     def forward(self, hidden: Tensor) -> Tensor:
         self.left -= 1
         if self.left == 0:
-            raise RuntimeError("in the middle")
+            raise self.error
         return self.inner(hidden)  # type: ignore[no-any-return]
 
 
@@ -519,6 +520,47 @@ def test_an_error_in_either_run_leaves_nothing_behind(at: int) -> None:
             assert distance(encoded(model), truth) <= 1e-4
         assert seen == ONCE
     assert_no_hooks_left(model)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_after_ctrl_c_a_backbone_that_is_called_by_itself_sees_all_its_rows(at: int) -> None:
+    """PyTorch runs no hook after a KeyboardInterrupt, and here no row is like another: none may be taken for all."""
+    model = adapted("llama", padding_side="left")
+    backbone = backbone_of(model).base_model
+    torch.manual_seed(0)
+    length = model.tokenize(list(TEXTS))["input_ids"].shape[1]
+    given = {"inputs_embeds": torch.randn(BATCH, length + 3, 32), "attention_mask": torch.ones(BATCH, length + 3)}
+    with torch.no_grad():
+        truth = backbone(**given).last_hidden_state
+        with prompt_mask_hooks(model, share_prompt=True):
+            mlp = layers_of(model)[1].mlp
+            inner = mlp.down_proj
+            mlp.down_proj = Raises(inner, at, KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                encoded(model)
+            mlp.down_proj = inner
+            assert distance(backbone(**given).last_hidden_state, truth) <= 1e-5
+            with runs(model) as seen:
+                assert_right(model)
+            assert seen[:2] == ONCE
+
+
+def test_after_ctrl_c_a_network_that_is_called_by_itself_sees_all_its_rows() -> None:
+    model = shared("bert", "right", "prefix_tuning_projection")
+    encoder = backbone_of(model).prompt_encoder["default"]
+    indices = torch.arange(BATCH).remainder(VIRTUAL_TOKENS).unsqueeze(1)
+    truth = encoder(indices)
+    with prompt_mask_hooks(model):
+        layer = next(module for module in backbone_of(model).base_model.modules() if isinstance(module, nn.LayerNorm))
+        handle = layer.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            encoded(model)
+        handle.remove()
+        assert torch.equal(encoder(indices), truth)
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_backbone_that_is_called_by_itself_runs_as_without() -> None:
