@@ -67,18 +67,22 @@ def leave_out(mask: Tensor, start: int, length: int | Tensor) -> Tensor:
     return mask.masked_fill((position >= start) & (position < start + length), 0)
 
 
-def positions(mask: Tensor, length: int, offset: int = 0) -> Tensor:
+def positions(mask: Tensor, length: int, offset: int = 0, beyond: bool = True) -> Tensor:
     """Return position ids of the last ``length`` columns, ``int64[batch, length]``, counted over what is not padding.
 
-    What follows the text counts on: the tokens of a query expansion that nothing attends to are read all the same.
-
     Args:
-        mask: ``[batch, past + length]``, virtual tokens included.
+        mask: ``[batch, past + length]`` of ones and zeros, virtual tokens included.
         length: How many positions the backbone is given.
         offset: The first position: ``padding_idx + 1`` in backbones of RoBERTa's kind, 0 in others.
+        beyond: Whether what follows the last counted token counts on, as the tokens of a query expansion do, which
+            are read although nothing attends to them. It takes three times as long.
     """
-    mask = mask.to(torch.int64)
-    counted = mask.cumsum(dim=1)
-    reached = mask | (counted == counted[:, -1:])  # what counts, and what follows the last that does
-    rank = reached.cumsum(dim=1).add_(offset - 1).clamp_(min=offset)
-    return rank[:, mask.size(1) - length :]
+    counted = mask.cumsum(dim=1, dtype=torch.int64)
+    if beyond:
+        reached = mask.bool() | (counted == counted[:, -1:])  # what counts, and what follows the last that does
+        counted = reached.cumsum(dim=1)
+    if offset != 1:
+        counted.add_(offset - 1)
+    counted.clamp_min_(offset)
+    before = mask.size(1) - length
+    return counted[:, before:] if before else counted

@@ -10,6 +10,7 @@ from torch import nn
 
 from . import _backbones as backbones
 from . import _cross_encoders as cross
+from . import _modules as modules
 from . import _releases as releases
 from ._contracts import causes_of, checks
 from ._hidden import KeepHiddenStates, ReplayLayers
@@ -74,6 +75,7 @@ class Planned(NamedTuple):
 def plan(model: nn.Module, options: Options, proven: Container[str] | None = None) -> Iterator[Planned]:
     """Yield the hooks that ``model`` needs; those in ``proven`` that share a prompt need no proof."""
     poolings, missing = releases.poolings_of(model), releases.missing_in_prompt_length(model)
+    beyond = modules.reads_padding(model)
     for path, transformer in releases.transformers_of(model):
         if not releases.has_adapter(transformer):
             continue
@@ -81,13 +83,13 @@ def plan(model: nn.Module, options: Options, proven: Container[str] | None = Non
         policy: VirtualTokens = "strip" if tokens_only else options.virtual_tokens
         yield Planned(f"mask:{path}", ExtendPromptMask(policy), transformer, MAKE)
         yield Planned(f"layers:{path}", ReplayLayers(), transformer, MAKE)
-        yield from _plan_backbone(path, transformer, transformer, options)
+        yield from _plan_backbone(path, transformer, transformer, options, beyond)
         for name, hook, module in hooks_of_sharing(path, transformer, options.share_prompt, proven):
             yield Planned(name, hook, module, LAST if module is transformer else MAKE)
         if options.log:
             yield Planned(f"log:{path}", LogShapes(), transformer, LOG)
     for path, holder in cross.holders_of(model):
-        yield from _plan_backbone(path, holder, holder.model, options)
+        yield from _plan_backbone(path, holder, holder.model, options, beyond=False)
     for path, hook, module in hooks_of_token_modules(model):
         yield Planned(f"tokens:{path}", hook, module, MAKE)
     for path, pooling in poolings:
@@ -104,10 +106,10 @@ def _in_reach(path: str, pooling: str) -> bool:
     return not route or path.startswith(route + ".")
 
 
-def _plan_backbone(path: str, transformer: Any, entry: nn.Module, options: Options) -> Iterator[Planned]:
+def _plan_backbone(path: str, transformer: Any, entry: nn.Module, options: Options, beyond: bool) -> Iterator[Planned]:
     """Yield what the adapter's own modules need: positions, a task, and right padding where nothing else helps.
 
-    ``entry`` is the module that the text goes into.
+    ``entry`` is the module that the text goes into; ``beyond``, whether padding after the text is read.
     """
     outer = releases.backbone_of(transformer)
     distance = refuse_left_padding(path, transformer)
@@ -116,7 +118,7 @@ def _plan_backbone(path: str, transformer: Any, entry: nn.Module, options: Optio
     if hasattr(outer, "active_peft_config"):
         yield Planned(f"hidden:{path}", KeepHiddenStates(), outer.base_model, MAKE)
         if backbones.accepts(releases.plain_backbone(transformer), "position_ids"):
-            hook = AlignPositions(backbones.position_offset(transformer))
+            hook = AlignPositions(backbones.position_offset(transformer), beyond)
             yield Planned(f"positions:{path}", hook, outer.base_model, MAKE)
     for name, head_hook, module in cross.hooks_of_head(transformer, options.virtual_tokens):
         yield Planned(f"text:{path}", NoteTextLength(), entry, MAKE)

@@ -27,6 +27,8 @@ class AlignPositions(Hook):
     Args:
         offset: The first position: ``padding_idx + 1`` in backbones of RoBERTa's kind, 0 in others. None: what the
             module that the hook is on has, found in its first forward.
+        beyond: Whether padding after the text counts on, too, as a query expansion needs it. A pipeline that reads
+            only what its mask counts does without, in a third of the time.
 
     Raises:
         TypeError: In the forward, by the backbone, if it takes no position ids (T5, DistilBERT).
@@ -42,8 +44,9 @@ class AlignPositions(Hook):
                 [0, 1, 2, 3, 4]])
     """
 
-    def __init__(self, offset: int | None = None) -> None:
+    def __init__(self, offset: int | None = None, beyond: bool = True) -> None:
         self.offset = offset
+        self.beyond = beyond
 
     def before(self, call: Call) -> None:
         kwargs = call.kwargs
@@ -53,7 +56,7 @@ class AlignPositions(Hook):
         if mask is None or tokens is None or mask.dim() != 2 or kwargs.get("position_ids") is not None:
             return
         offset = _offset_of(call.module) if self.offset is None else self.offset
-        call.kwargs = {**kwargs, "position_ids": positions(mask, tokens.size(1), offset)}
+        call.kwargs = {**kwargs, "position_ids": positions(mask, tokens.size(1), offset, self.beyond)}
 
 
 def _offset_of(backbone: nn.Module) -> int:

@@ -108,6 +108,29 @@ def test_positions_count_what_is_not_padding_and_on_after_the_text(
     assert found.tolist() == [expected]
 
 
+@pytest.mark.parametrize(
+    ("mask", "length", "offset", "expected"),
+    [
+        ([1, 1, 1, 0, 0], 5, 0, [0, 1, 2, 2, 2]),
+        ([0, 0, 1, 1], 4, 0, [0, 0, 0, 1]),
+        ([1, 1, 0, 0, 1, 1], 4, 0, [1, 1, 2, 3]),
+        ([0, 1, 1, 0], 4, 1, [1, 1, 2, 2]),
+        ([0, 1, 1, 0], 4, 2, [2, 2, 3, 3]),
+        ([0, 0, 0], 3, 2, [2, 2, 2]),
+        ([1, 1], 0, 0, []),
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_positions_may_leave_what_follows_the_text_where_it_is(
+    mask: list[int], length: int, offset: int, expected: list[int], dtype: torch.dtype
+) -> None:
+    given = torch.tensor([mask]).to(dtype)
+    found = ft.positions(given, length, offset, beyond=False)
+    assert found.dtype is torch.int64
+    assert found.tolist() == [expected]
+    assert given.tolist() == [mask], "counted in place"
+
+
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_padding_last_is_what_sorting_by_hand_gives(rows: list[list[bool]]) -> None:
@@ -132,4 +155,5 @@ def test_nothing_reads_a_value() -> None:
     assert ft.take_rows(embeddings, ft.first_counted(mask)).shape == (2, 3)
     assert [tensor.shape for tensor in ft.padding_last(embeddings, mask)] == [(2, 4, 3), (2, 4)]
     assert ft.leave_out(mask, 1, torch.empty(1, dtype=torch.int64, device="meta")).shape == (2, 4)
-    assert ft.positions(mask, 3, offset=2).shape == (2, 3)
+    for beyond in (True, False):
+        assert ft.positions(mask, 3, offset=2, beyond=beyond).shape == (2, 3)

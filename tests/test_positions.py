@@ -46,6 +46,12 @@ def test_positions_start_at_the_offset() -> None:
     assert kwargs["position_ids"].tolist() == [[2, 3, 4, 5, 6], [2, 3, 3, 3, 4]]
 
 
+def test_padding_after_the_text_counts_on_unless_nothing_reads_it() -> None:
+    kwargs = {"inputs_embeds": torch.zeros(1, 4, 3), "attention_mask": torch.tensor([[1, 1, 0, 0]])}
+    assert aligned(**kwargs)["position_ids"].tolist() == [[0, 1, 2, 3]]
+    assert aligned(AlignPositions(beyond=False), **kwargs)["position_ids"].tolist() == [[0, 1, 1, 1]]
+
+
 def test_embeddings_tell_the_length_where_ids_are_none() -> None:
     kwargs = aligned(
         input_ids=None, inputs_embeds=torch.zeros(2, 5, 3), attention_mask=torch.tensor(MASK), position_ids=None
@@ -88,8 +94,8 @@ def test_positions_are_made_without_reading_a_value() -> None:
 
 
 def test_the_hooks_are_written_with_their_options_and_travel_by_pickle() -> None:
-    assert repr(AlignPositions(offset=2)) == "AlignPositions(offset=2)"
-    assert vars(pickle.loads(pickle.dumps(AlignPositions(offset=2)))) == {"offset": 2}
+    assert repr(AlignPositions(offset=2)) == "AlignPositions(offset=2, beyond=True)"
+    assert vars(pickle.loads(pickle.dumps(AlignPositions(offset=2)))) == {"offset": 2, "beyond": True}
     assert repr(RefuseLeftPadding("it is so")) == "RefuseLeftPadding(reason='it is so')"
 
 

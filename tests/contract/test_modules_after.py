@@ -13,7 +13,13 @@ from peft_hooks import prompt_mask_hooks, register_prompt_mask_hooks
 from peft_hooks._tiny import VOCABULARY, pipeline_modules
 from peft_hooks.errors import DimensionError, UnsupportedModelError
 
-from ..reference import reference_token_embeddings
+from ..reference import (
+    float64_by_default,
+    plain_backbone,
+    prompt_rows,
+    reference_token_embeddings,
+    wrapped_backbone,
+)
 from .support import RELEASE, TEXTS, adapted, distance, encoded, needs
 
 WEIGHTS = {"cat": 3.0, "the": 0.2, "dog": 2.5, "boat": 1.5, "moon": 4.0, "[CLS]": 0.1}
@@ -90,6 +96,35 @@ def test_word_weights_leave_one_row_per_token_of_the_text(output: str | None) ->
         found = model.encode([TEXTS[1]], output_value=output, convert_to_numpy=False)[0]
     rows = found if output else found["token_embeddings"]
     assert len(rows) == len(model.tokenizer(TEXTS[1])["input_ids"])
+
+
+class Following(nn.Module):
+    """Reads the row after the text, which the mask does not count: a module that the library does not know."""
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        rows, ids, mask = (features[key] for key in ("token_embeddings", "input_ids", "attention_mask"))
+        features["following"] = rows[torch.arange(len(ids)), mask.sum(dim=1).long().clamp(max=mask.shape[1] - 1)]
+        return features
+
+
+def test_padding_that_a_module_reads_has_the_positions_that_follow_the_text() -> None:
+    """As it has without an adapter: only where nothing reads padding may its positions be anything."""
+    model = piped(adapted("bert"), Following())
+    shortest, *_, longest = sorted(TEXTS, key=len)
+    features = (model.preprocess if hasattr(model, "preprocess") else model.tokenize)([shortest, longest])
+    wrapped = wrapped_backbone(model)
+    plain = plain_backbone(wrapped)
+    length = int(features["attention_mask"][0].sum())
+    assert length < features["attention_mask"].shape[1]
+    ids, mask = features["input_ids"][:1, : length + 1], features["attention_mask"][:1, : length + 1]
+    with torch.no_grad(), prompt_mask_hooks(model):
+        found = model(features)["following"][0]
+    with torch.no_grad(), float64_by_default():
+        rows = prompt_rows(wrapped, None).unsqueeze(0)
+        both = torch.cat([rows, plain.get_input_embeddings()(ids)], dim=1)
+        wide = torch.cat([mask.new_ones(1, rows.shape[1]), mask], dim=1)
+        truth = plain(inputs_embeds=both, attention_mask=wide).last_hidden_state[0, -1]
+    assert distance(found, truth) <= 1e-4
 
 
 def convolved(rows: Tensor, cnn: Any) -> Tensor:
