@@ -30,7 +30,7 @@ class Counting:
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.calls += 1
 
-    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
         return None
 
 
@@ -50,7 +50,7 @@ def running(quick: bool) -> list[Row]:
             registry.attach(Nothing(), to="")
             hook = Counting()
             native.register_forward_pre_hook(hook.before, with_kwargs=True)
-            native.register_forward_hook(hook.after, with_kwargs=True, always_call=True)
+            native.register_forward_hook(hook.after, always_call=True)
         works = {"ours": lambda m=ours: m(features), "native": lambda m=native: m(features)}
         times = in_turns(works, 3 if quick else 300, 50)
         what = f"a call with {count} hook{'s' if count > 1 else ''} of a registry on the module"
