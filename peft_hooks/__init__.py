@@ -40,7 +40,7 @@ The files, by job, from the ground up:
     what releases differ in    _releases _training _modules _pipeline _backbones _cross_encoders
     virtual tokens             _features _mask _positions _task _hidden _scores _token_modules
                                _caches _share _share_probe _sharing
-    named dimensions           _dimension_spec _dimension_values _bindings _dimensions _contracts _assert
+    named dimensions           _dimension_spec _dimension_values _bindings _disagreement _dimensions _contracts _assert
     all of it on a model       _probe _refuse _plan _attach _peft_state _adapters _without _invariance _trainer
     saving and loading         _folder _pickles _saved _card _merge _restore _base_model _save _load
     traces                     _leaves _frames _tap _trace_model _trace_data _trace, _trace_fold _trace_stages

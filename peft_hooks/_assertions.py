@@ -100,7 +100,7 @@ def assert_shapes(
     """
     from ._dimension_spec import parse
     from ._dimension_values import output_of
-    from ._dimensions import disagreement
+    from ._disagreement import disagreement
 
     bound: dict[str, Any] = {}
     spec = parse({"": contract} if isinstance(contract, str) else contract)

@@ -15,6 +15,9 @@ Bound = tuple[int, str, torch.Size, str]
 
 Table = dict[str, Bound]
 
+UNBOUND: Table = {}
+"""What is bound as a forward begins. One table, so that a hook knows it again."""
+
 
 class Forward:
     """One thread's forward.
@@ -28,9 +31,14 @@ class Forward:
     __slots__ = ("bound", "running", "seen")
 
     def __init__(self) -> None:
-        self.bound: Table = {}
+        self.bound = UNBOUND
         self.running: list[tuple[Call, Table]] = []
         self.seen: set[str] = set()
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.forward = Forward()
 
 
 class Bindings:
@@ -45,7 +53,7 @@ class Bindings:
 
     def __init__(self, joined: bool = True) -> None:
         self.joined = joined
-        self._local = threading.local()
+        self._local = _Local()
 
     def enter(self, call: Call, starts: bool = False) -> Forward:
         """Note that a call begins, and return the forward that it belongs to.
@@ -55,14 +63,17 @@ class Bindings:
         """
         if is_compiling():
             return Forward()
-        forward, path = self.forward(), call.path
+        forward, path = self._local.forward, call.path
         running = forward.running
-        if running and running[-1][0] is call:
-            return forward  # another hook on this module
-        paths = [other.path for other, _ in running]
-        new = path in paths or (starts and "" not in paths)
-        if new or (not running and (not self.joined or path in forward.seen)):
-            forward.bound = {}
+        if running:
+            if running[-1][0] is call:
+                return forward  # another hook on this module
+            paths = [other.path for other, _ in running]
+            new = path in paths or (starts and "" not in paths)
+        else:
+            new = starts or not self.joined or path in forward.seen
+        if new:
+            forward.bound = UNBOUND
             running.clear()
             forward.seen.clear()
         if not running:
@@ -72,11 +83,7 @@ class Bindings:
 
     def forward(self) -> Forward:
         """Return the forward of this thread."""
-        try:
-            forward: Forward = self._local.forward
-        except AttributeError:
-            forward = self._local.forward = Forward()
-        return forward
+        return self._local.forward
 
     def __reduce__(self) -> tuple[type, tuple[bool]]:
         return Bindings, (self.joined,)  # what is bound belongs to a thread: a copy starts with nothing

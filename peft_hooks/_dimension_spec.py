@@ -56,6 +56,7 @@ class Expected(NamedTuple):
         dtypes: What dtypes are right; None if any is.
         kinds: The dtypes as written, for messages.
         label: The name for messages.
+        only: The name, if it has one part.
     """
 
     key: str
@@ -66,6 +67,7 @@ class Expected(NamedTuple):
     dtypes: frozenset[torch.dtype] | None = None
     kinds: str = ""
     label: str = ""
+    only: str | None = None
 
     @property
     def dimensions(self) -> str:
@@ -116,6 +118,7 @@ def _expected(key: str, text: str) -> Expected:
         frozenset().union(*(_dtypes(name, kind) for kind in names)) if colon else None,
         " or ".join(names),
         name or "the tensor",
+        name if len(parts) == 1 else None,
     )
 
 

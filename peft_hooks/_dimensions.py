@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
+from torch.compiler import is_compiling
 
-from ._bindings import Bindings, Bound, Forward, Table, leave
-from ._dimension_spec import Contract, Expected, Spec, parse
-from ._dimension_values import all_inputs, all_outputs, input_of, not_there, output_of, parameters_of, shown, stacked
-from ._format import dtype_of
+from ._bindings import UNBOUND, Bindings, Forward, Table, leave
+from ._dimension_spec import Contract, Spec, parse
+from ._dimension_values import input_of, output_of
+from ._disagreement import Find, Reason, disagreement, shapes_in
 from ._given import in_words
 from ._hook import Call, Hook
 from ._share import virtual_tokens_alone
@@ -20,12 +19,7 @@ from .errors import DimensionError, DimensionWarning
 
 OnError = Literal["raise", "warn"]
 
-
-class Reason(NamedTuple):
-    """Why a check failed, and by how many positions ``seq`` differs: 0 where it is not ``seq`` that disagrees."""
-
-    message: str
-    difference: int = 0
+_REMEMBERED = 1024  # combinations of shapes: as many lengths as a tokenizer makes, in a few sizes of batches
 
 
 class AssertDimensions(Hook):
@@ -105,41 +99,64 @@ class AssertDimensions(Hook):
         self._causes = dict(causes or {})
         self._warns = on_error == "warn"
         self._unless = unless
+        # What was found right where, and the tables before and after. Tables are never changed, so that the identity of
+        # one that is kept here tells what is in it.
+        self._right: dict[tuple[Any, ...], tuple[Table, Table, Table, Table]] = {}
 
     def before(self, call: Call) -> None:
         if virtual_tokens_alone():
             return  # of another batch than all that is bound
         # Without shared bindings the forward is this call: a module inside this one may have the same hook.
         forward = Forward() if self._bindings is None else self._bindings.enter(call, self._starts)
-        call.notes[self] = _Names(forward, call.where)
-        if self._inputs and not self._laid_out_otherwise(call.first):
-            self._check(self._inputs, input_of, call, call, "input")
+        names = call.notes[self] = _Names(forward)
+        if self._inputs:
+            self._check(names, self._inputs, input_of, call.first, call, call)
 
     def after(self, call: Call, output: Any) -> None:
-        names = call.notes.get(self)
+        names: _Names | None = call.notes.get(self)
         if names is None:
             return  # attached while the module ran
-        if self._outputs and not self._laid_out_otherwise(output):
-            self._check(self._outputs, output_of, output, call, "output")
+        if self._outputs:
+            self._check(names, self._outputs, output_of, output, output, call)
         leave(names.forward, call)
         if self._ends:
-            names.forward.bound = {}
+            names.forward.bound = UNBOUND
 
     def failed(self, call: Call, error: BaseException) -> None:
         if self in call.notes:
             call.notes[self].undo(call)
 
-    def _laid_out_otherwise(self, features: Any) -> bool:
-        return self._unless is not None and isinstance(features, (dict, Mapping)) and self._unless in features
+    def _check(self, names: _Names, spec: Spec, find: Find, features: Any, source: Any, call: Call) -> None:
+        """Bind what ``find(source, parts)`` finds, or report. ``features`` is the argument or output itself.
 
-    def _check(self, spec: Spec, find: Find, source: Any, call: Call, side: str) -> None:
-        names: _Names = call.notes[self]
-        bound, local = dict(names.forward.bound), dict(names.local)
-        reason = disagreement(spec, find, source, bound, local, names.where)
-        if reason is None:
-            names.forward.bound, names.local = bound, local
-        else:
-            self._report(reason, call, side)
+        What was right once is not looked at again: the same shapes, with the same bound before them.
+        """
+        is_dict = isinstance(features, (dict, Mapping))  # dict first: the abstract class is slow to ask
+        if is_dict and self._unless is not None and self._unless in features:
+            return
+        before = names.forward.bound, names.local
+        shapes = shapes_in(spec, find, features, source) if is_dict and not is_compiling() else None
+        place = call.path, type(call.module), spec is self._inputs, shapes, id(before[0]), id(before[1])
+        try:
+            known = self._right.get(place)
+        except TypeError:  # sizes that are symbols have no hash
+            known = shapes = None
+        if known is not None:
+            names.forward.bound, names.local = known[2:]
+            return
+        bound, local = dict(before[0]), dict(before[1])
+        reason = disagreement(spec, find, source, bound, local, call.where)
+        if reason is not None:
+            self._report(reason, call, "input" if spec is self._inputs else "output")
+            return
+        names.forward.bound, names.local = bound, local
+        if shapes is not None:
+            if len(self._right) >= _REMEMBERED:
+                self._right.clear()
+            self._right[place] = (*before, bound, local)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_right": {}}
 
     def _report(self, reason: Reason, call: Call, side: str) -> None:
         message = f"{call.where} {side}: {reason.message}"
@@ -156,89 +173,14 @@ class AssertDimensions(Hook):
 class _Names:
     """What a call may bind: names of its forward, and names of its own."""
 
-    __slots__ = ("forward", "local", "where")
+    __slots__ = ("forward", "local")
 
-    def __init__(self, forward: Forward, where: str) -> None:
+    def __init__(self, forward: Forward) -> None:
         self.forward = forward
-        self.local: Table = {}
-        self.where = where
+        self.local = UNBOUND
 
     def undo(self, call: Call) -> None:
         """Go back to what was bound before the call."""
         former = leave(self.forward, call)
         if former is not None:
             self.forward.bound = former
-
-
-Find = Callable[[Any, tuple[str, ...]], Any]
-
-
-def disagreement(spec: Spec, find: Find, source: Any, bound: Table, local: Table, where: str) -> Reason | None:
-    """Bind the dimensions of the tensors that ``find(source, parts)`` returns, in ``bound`` and ``local``.
-
-    Returns:
-        None, or why that fails.
-    """
-    for expected in spec:
-        value = find(source, expected.parts)
-        shape = value.shape if isinstance(value, Tensor) else _shape_of_no_tensor(expected, value, source)
-        if shape is None:
-            continue
-        if isinstance(shape, Reason):
-            return shape
-        if expected.dtypes is not None:
-            dtype = (value if isinstance(value, Tensor) else value[0]).dtype
-            if dtype not in expected.dtypes:
-                return Reason(f"{expected.label} is {dtype_of(dtype)} {shown(value)}, but should be {expected.kinds}")
-        reason = _bind(expected, value, shape, bound, local, where)
-        if reason is not None:
-            return reason
-    return None
-
-
-def _shape_of_no_tensor(expected: Expected, value: Any, source: Any) -> torch.Size | Reason | None:
-    """Return the shape of a list of tensors, None where nothing is to be checked, or why that is wrong."""
-    shape = stacked(value)
-    if isinstance(shape, str):
-        return Reason(f"{expected.label} {shape}")
-    if shape is None and (expected.required or (value is None and not _may_lack(source, expected.parts))):
-        there = all_inputs(source) if isinstance(source, Call) else all_outputs(source)
-        return Reason(not_there(expected.key, there))
-    return shape
-
-
-def _bind(expected: Expected, value: Any, shape: torch.Size, bound: Table, local: Table, where: str) -> Reason | None:
-    dimensions = expected.head if expected.tail is None else expected.filled(len(shape))
-    if len(shape) != len(dimensions):
-        least = f"{'' if expected.tail is None else 'at least '}{len(dimensions)}"
-        wanted = f"{least} dimension{'' if len(dimensions) == 1 else 's'} ({expected.dimensions})"
-        return Reason(f"{expected.label} is {shown(value)}, but should have {wanted}")
-    for size, (name, fixed, within) in zip(shape, dimensions):
-        if fixed is not None and size != fixed:
-            return Reason(f"{expected.label} is {shown(value)}, but {name or 'the size'} = {fixed} is declared")
-        if name is None:
-            continue
-        table = local if within else bound
-        known = table.get(name)
-        if known is None:
-            table[name] = (size, expected.label, shape, where)
-        elif known[0] != size:
-            message = _explain(expected.label, shown(value), name, size, known, where)
-            return Reason(message, abs(size - known[0]) * (name == "seq"))
-    return None
-
-
-def _explain(label: str, shape: str, name: str, size: int, known: Bound, where: str) -> str:
-    expected, tensor, its_shape, binder = known
-    other = "" if binder == where else f" of {binder}"
-    more = f"{abs(size - expected)} {'more' if size > expected else 'fewer'}"
-    return f"{label} is {shape}, but {name} = {expected} was bound by {tensor} {list(its_shape)}{other}: {more}"
-
-
-def _may_lack(source: Any, parts: tuple[str, ...]) -> bool:
-    """Tell whether a tensor may be left out there: a dict may lack any key, but a tensor has no keys to lack."""
-    if not isinstance(source, Call):
-        return source is not None and not isinstance(source, Tensor)
-    if isinstance(source.first, Mapping) or not parts or parts[0].isdigit():
-        return True
-    return parts[0] in parameters_of(source.module)

@@ -8,6 +8,8 @@ from typing import Any
 from ._hook import Call, Hook
 from ._training import Replay, layer_replay
 
+_ASKED = ("output_hidden_states", "output_attentions")
+
 
 class KeepHiddenStates(Hook):
     """Let the backbone's config say whether hidden states come out. Goes on PEFT's ``base_model``, the backbone.
@@ -18,9 +20,7 @@ class KeepHiddenStates(Hook):
     """
 
     def before(self, call: Call) -> None:
-        unsaid = [key for key in ("output_hidden_states", "output_attentions") if call.kwargs.get(key, ...) is None]
-        if unsaid:
-            call.kwargs = {key: value for key, value in call.kwargs.items() if key not in unsaid}
+        call.kwargs = {key: value for key, value in call.kwargs.items() if value is not None or key not in _ASKED}
 
 
 class ReplayLayers(Hook):

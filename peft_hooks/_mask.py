@@ -78,22 +78,24 @@ class ExtendPromptMask(Hook):
         mask = given.get("attention_mask")
         if found == 0:
             return None if mask is None else {**output, "attention_mask": mask}
-        self._check(call, embeddings, length, found)
+        expected = self._expected(call.module) if callable(self._expected) else self._expected
+        if found < 0 or (expected is not None and found != expected):
+            raise DimensionError(_other_length(call, embeddings, length, expected))
         if mask is None:
             mask = embeddings.new_ones((embeddings.size(0), length), dtype=torch.int64)
         if self.virtual_tokens == "strip":
             return _text_only({**output, "attention_mask": mask}, found)
         return {**output, "attention_mask": ft.extend_mask(mask, found, counted=self.virtual_tokens != "ignore")}
 
-    def _check(self, call: Call, embeddings: Tensor, length: int, found: int) -> None:
-        expected = self._expected(call.module) if callable(self._expected) else self._expected
-        if found < 0 or (expected is not None and found != expected):
-            raise DimensionError(
-                f"{call.where}: token_embeddings is {shape_of(embeddings)} for an input of {length} tokens, "
-                f"{abs(found)} position{'s' if abs(found) != 1 else ''} {'more' if found > 0 else 'fewer'}, but "
-                f"{adapter_summary(call.module)} adds {expected or 0}. A hook or module in between changed the length: "
-                f"`with peft_hooks.HookRegistry(model).attached(LogShapes(), to='**')` shows where"
-            )
+
+def _other_length(call: Call, embeddings: Tensor, length: int, expected: int | None) -> str:
+    found = int(embeddings.size(1)) - length
+    return (
+        f"{call.where}: token_embeddings is {shape_of(embeddings)} for an input of {length} tokens, "
+        f"{abs(found)} position{'s' if abs(found) != 1 else ''} {'more' if found > 0 else 'fewer'}, but "
+        f"{adapter_summary(call.module)} adds {expected or 0}. A hook or module in between changed the length: "
+        f"`with peft_hooks.HookRegistry(model).attached(LogShapes(), to='**')` shows where"
+    )
 
 
 def _text_only(features: dict[str, Any], virtual: int) -> dict[str, Any]:
@@ -148,15 +150,17 @@ class PreparePooling(Hook):
         features = call.first
         embeddings, mask = features.get("token_embeddings"), features.get("attention_mask")
         length = ft.input_length(features)
-        if embeddings is None or mask is None or length is None or embeddings.dim() != 3:
+        if embeddings is None or mask is None or length is None:
             return
-        if mask.shape != embeddings.shape[:2]:
+        shape = embeddings.shape  # asked once, as in `input_length`
+        if len(shape) != 3 or mask.shape != shape[:2]:
             return  # nothing to prepare, or wrong: AssertDimensions says what
-        virtual = embeddings.size(1) - length
+        virtual = shape[1] - length
         modes, leaves_out = pooling_modes(call.module), _leaves_out_prompt(call.module, features)
         if virtual == 0 and not leaves_out and modes.isdisjoint(("cls", "weightedmean")):
             return
         call.first = features = dict(features)
+        call.notes[self] = virtual
         start = virtual if self.virtual_tokens == "auto" else 0
         if leaves_out or "weightedmean" in modes:
             embeddings, mask = ft.padding_last(embeddings, mask)
@@ -176,16 +180,16 @@ class PreparePooling(Hook):
                 features["cls_token_embeddings"] = ft.take_rows(embeddings, first)
 
     def after(self, call: Call, output: Any) -> Any:
-        given, prepared = call.given_first, call.first
-        if prepared is given:
+        virtual = call.notes.get(self)
+        if virtual is None:
             return None
+        given = call.given_first
         restored = dict(output)
         for key in ("token_embeddings", "attention_mask", "prompt_length", "cls_token_embeddings"):
             if key in given:
                 restored[key] = given[key]
             else:
                 restored.pop(key, None)
-        virtual = restored["token_embeddings"].size(1) - (ft.input_length(given) or 0)
         if self.virtual_tokens == "auto" and virtual:
             restored["attention_mask"] = restored["attention_mask"][:, virtual:]
             return _text_only(restored, virtual)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import pickle
 import threading
 from typing import Any
@@ -17,7 +18,7 @@ from peft_hooks import AssertDimensions, DimensionError, DimensionWarning, Hook,
 from peft_hooks._bindings import Bindings, Bound
 from peft_hooks._dimension_spec import parse
 from peft_hooks._dimension_values import output_of
-from peft_hooks._dimensions import disagreement
+from peft_hooks._disagreement import disagreement
 
 
 class Update(nn.Module):
@@ -545,6 +546,79 @@ def test_dimensions_are_checked_without_reading_a_value() -> None:
         assert message(hook, {**fake, "attention_mask": torch.zeros(2, 5)}).endswith(
             "bound by token_embeddings [2, 9, 4]: 4 fewer"
         )
+
+
+def test_sizes_that_are_symbols_are_checked() -> None:
+    """They have no hash, by which shapes that were right before are known again."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    seen: list[Any] = []
+
+    def work(embeddings: Tensor, mask: Tensor) -> Tensor:
+        seen.append(mask.shape[1])
+        return (
+            run(AssertDimensions(TEXT, TEXT), {"token_embeddings": embeddings, "attention_mask": mask})[
+                "attention_mask"
+            ]
+            + 1
+        )
+
+    trace = make_fx(work, tracing_mode="symbolic")
+    assert trace(torch.zeros(2, 9, 4), torch.zeros(2, 9))(torch.zeros(3, 7, 4), torch.zeros(3, 7)).shape == (3, 7)
+    assert isinstance(seen[0], torch.SymInt)
+    with pytest.raises(DimensionError, match="attention_mask is"):
+        trace(torch.zeros(2, 9, 4), torch.zeros(2, 5))
+
+
+# -- what was right before ---------------------------------------------------------------------------------------------
+
+
+def test_what_was_right_is_right_again_only_with_the_same_bound_before_it() -> None:
+    """The same shapes at Pooling, behind a Transformer of another length."""
+    bindings = Bindings()
+    hook = AssertDimensions({"x": "batch seq"}, bindings=bindings, starts=True)
+    later = AssertDimensions({"y": "batch seq"}, {"y": "batch seq"}, bindings=bindings)
+    model = nn.Sequential(nn.Identity(), nn.Identity())
+    registry = HookRegistry(model)
+    registry.attach(hook, to="0")
+    registry.attach(later, to="1")
+    for _ in range(3):
+        model({"x": torch.zeros(2, 9), "y": torch.zeros(2, 9)})
+        assert sizes(bindings) == {"batch": 2, "seq": 9}
+        with pytest.raises(DimensionError, match=r"y is \[2, 9\], but seq = 5 was bound by x \[2, 5\]"):
+            model({"x": torch.zeros(2, 5), "y": torch.zeros(2, 9)})
+
+
+def test_a_dtype_or_a_missing_tensor_is_seen_after_the_same_shapes_were_right() -> None:
+    hook = AssertDimensions({"x!": "float: batch 3", "y": "batch"})
+    right = {"x": torch.zeros(2, 3), "y": torch.zeros(2)}
+    assert run(hook, right)
+    assert run(hook, right)
+    assert message(hook, {**right, "x": torch.zeros(2, 3, dtype=torch.int64)}).endswith("should be float")
+    assert message(hook, {"y": torch.zeros(2)}).startswith("Identity '0' input: there is no 'x'.")
+    assert message(hook, {**right, "y": torch.zeros(4)}).endswith("2 more")
+
+
+def test_a_hook_on_two_modules_names_the_one_that_bound_a_dimension() -> None:
+    hook = AssertDimensions({"x": "batch seq"}, {"y": "batch seq"})
+    model = nn.Sequential(nn.Identity(), Update(y=torch.zeros(2, 5)))
+    HookRegistry(model).attach(hook, to="*")
+    with pytest.raises(DimensionError) as caught:
+        model({"x": torch.zeros(2, 9)})
+    assert str(caught.value) == "Update '1' output: y is [2, 5], but seq = 9 was bound by x [2, 9]: 4 fewer"
+
+
+def test_what_is_remembered_is_bounded_holds_no_tensor_and_does_not_travel() -> None:
+    hook = AssertDimensions({"x": "batch seq"}, bindings=Bindings())
+    for length in range(1, 1030):
+        run(hook, {"x": torch.empty(1, length)})
+    remembered = hook._right
+    assert 0 < len(remembered) <= 1024
+    gc.collect()
+    assert not any(isinstance(held, Tensor) for held in gc.get_referents(*remembered, *remembered.values()))
+    for twin in (copy.deepcopy(hook), pickle.loads(pickle.dumps(hook))):
+        assert twin._right == {}
+        assert run(twin, {"x": torch.empty(1, 3)})
 
 
 @pytest.mark.parametrize("on_error", ["raise", "warn"])
