@@ -84,8 +84,7 @@ class NoteTextSize(Hook):
         features = call.first
         text = features.get("input_ids") if isinstance(features, Mapping) else None
         call.notes[self] = text_size()
-        is_text = isinstance(text, Tensor) and text.dim() == 2
-        _running.size = TextSize(call.module, *text.shape) if is_text else None
+        _running.size = TextSize(call.module, *text.shape) if isinstance(text, Tensor) and text.dim() == 2 else None
 
     def after(self, call: Call, output: Any) -> None:
         self._take_down(call)
