@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -22,7 +22,7 @@ from ._torch_private import calls_of, child_of, hooks_of, is_compiled
 _Kwargs = dict[str, Any]
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """One hook on one module. ``calls`` counts without a lock: threads and replicas may lose a few."""
 
@@ -30,6 +30,9 @@ class Entry:
     hook: Hook
     order: int
     calls: int = 0
+    before: Callable[[Call], None] | None = field(init=False)
+    after: Callable[[Call, Any], Any] | None = field(init=False)
+    failed: Callable[[Call, BaseException], None] | None = field(init=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not isinstance(self.order, (int, float)):

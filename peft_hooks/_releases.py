@@ -96,7 +96,8 @@ def stray_backbone(transformer: Any) -> nn.Module | None:
 def active_config(transformer: Any) -> Any:
     """Return the config of the active PEFT adapter, or None. Called in every forward: no imports, no ``isinstance``."""
     try:
-        return getattr(backbone_of(transformer), "active_peft_config", None)
+        backbone = child_of(transformer, "model")
+        return getattr(backbone_of(transformer) if backbone is None else backbone, "active_peft_config", None)
     except AttributeError:
         return None  # not a Transformer of this library: a stand-in in a user's test
 
