@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,17 @@ def position_offset(transformer: Any) -> int:
 
 def first_position(backbone: nn.Module) -> int:
     """Return a backbone's first position id: ``padding_idx + 1`` in those of RoBERTa's kind, 0 in others."""
+    found = _first_positions.get(backbone)
+    if found is None:
+        found = _first_positions[backbone] = _find_first_position(backbone)
+    return found
+
+
+# Looking for it is a walk through all modules, and it is asked for whenever hooks are attached.
+_first_positions: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+def _find_first_position(backbone: nn.Module) -> int:
     for module in backbone.modules():
         padding = getattr(module, "padding_idx", None)
         if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), nn.Embedding):

@@ -84,3 +84,23 @@ def reads_padding(model: nn.Module) -> bool:
     A query expansion is read so; and what a module of an unknown kind reads is not known.
     """
     return any(kind_of(step) in (None, "MultiVectorMask") for _, step in steps_of(model))
+
+
+def outermost(model: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of these classes with their paths, each once, and look for no others inside of one.
+
+    A walk through all modules takes longer than anything else that attaching does, and most are inside a Transformer.
+    """
+    seen: set[nn.Module] = set()
+
+    def walk(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        if module in seen:
+            return
+        seen.add(module)
+        if isinstance(module, kinds):
+            yield path, module
+            return
+        for name, child in module.named_children():
+            yield from walk(f"{path}.{name}" if path else name, child)
+
+    return walk("", model)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-
-from torch import nn
-
 from ._backbones import first_position
 from ._features import positions
 from ._hook import Call, Hook
@@ -55,19 +51,8 @@ class AlignPositions(Hook):
         tokens = kwargs.get("input_ids") if tokens is None else tokens
         if mask is None or tokens is None or mask.dim() != 2 or kwargs.get("position_ids") is not None:
             return
-        offset = _offset_of(call.module) if self.offset is None else self.offset
+        offset = first_position(call.module) if self.offset is None else self.offset
         call.kwargs = {**kwargs, "position_ids": positions(mask, tokens.size(1), offset, self.beyond)}
-
-
-def _offset_of(backbone: nn.Module) -> int:
-    found = _offsets.get(backbone)
-    if found is None:
-        found = _offsets[backbone] = first_position(backbone)
-    return found
-
-
-# Not on a hook, which may sit on several backbones.
-_offsets: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 class RefuseLeftPadding(Hook):

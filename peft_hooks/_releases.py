@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ._modules import outermost
 from ._torch_private import child_of
 
 PREFIX_METHODS = ("PREFIX_TUNING", "CARTRIDGE")
@@ -123,22 +124,22 @@ def adapter_summary(transformer: Any) -> str:
     return f"the active {method_of(config)} adapter {backbone_of(transformer).active_adapter!r}"
 
 
-def transformers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the Transformer modules of a Sentence Transformers model with their paths; a Router has several.
+def _transformer_classes() -> list[type[nn.Module]]:
+    # Before 5.4 a SparseEncoder's Transformer has a class of its own, of the same attributes.
+    masked = _class("sentence_transformers.sparse_encoder.models.MLMTransformer", "MLMTransformer")
+    return [kind for kind in (transformer_class(), masked) if kind is not None]
 
-    Before 5.4 a SparseEncoder has a class of its own, of the same attributes.
-    """
-    masked: type[nn.Module] | None = _class(
-        "sentence_transformers.sparse_encoder.models.MLMTransformer", "MLMTransformer"
-    )
-    kinds: tuple[type[nn.Module], ...] = tuple(kind for kind in (transformer_class(), masked) if kind is not None)
-    return [(path, module) for path, module in model.named_modules() if isinstance(module, kinds)]
+
+def transformers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the Transformer modules of a Sentence Transformers model with their paths; a Router has several."""
+    return list(outermost(model, *_transformer_classes()))
 
 
 def poolings_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the Pooling modules of a Sentence Transformers model with their paths."""
     kind = pooling_class()
-    return [] if kind is None else [found for found in model.named_modules() if isinstance(found[1], kind)]
+    found = [] if kind is None else outermost(model, kind, *_transformer_classes())
+    return [(path, module) for path, module in found if kind is not None and isinstance(module, kind)]
 
 
 def find_roles(model: nn.Module) -> Mapping[str, list[str]]:
