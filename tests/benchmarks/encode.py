@@ -35,7 +35,7 @@ def measure(quick: bool = False) -> list[Row]:
         times = in_turns({name: encoding(model, part) for name, model in models.items()}, rounds)
         for name, found in times.items():
             totals[name] = [total + taken for total, taken in zip(totals[name], found, strict=True)]
-    # Where its weights lie in memory makes a model a hundredth slower or faster than its twin, which the last row shows.
+    # Where its weights lie in memory makes a model a hundredth slower or faster than its twin: the last row shows it.
     beside_hand = [ratio for name in ("auto", "auto again") for ratio in ratios(totals, name, "by hand")]
     raw = {f"seconds, {name}": [total / 1e6 for total in found] for name, found in totals.items()}
     what = f"encode of {len(texts):,} sentences"
