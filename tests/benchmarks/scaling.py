@@ -70,15 +70,14 @@ def points_of(quick: bool) -> Any:
                 models[virtual] = hooked(virtual), by_hand(virtual)
             # The tokenizer adds one token at each end.
             texts = [text_of(setting["tokens"] - 2)] * setting["batch size"]
-            yield point(axis, value, models[virtual], texts, 2 if quick else 7)
+            yield point(axis, value, models[virtual], texts, quick)
 
 
-def point(axis: str, value: int, models: tuple[Any, Any], texts: list[str], rounds: int) -> Point:
-    """Measure one setting."""
+def point(axis: str, value: int, models: tuple[Any, Any], texts: list[str], quick: bool) -> Point:
+    """Measure one setting, call by call in turns: a machine's clock changes from one second to the next."""
     works = dict(zip(("hooks", "by hand"), (encoding(model, texts) for model in models)))
     once = in_turns(works, 1)["hooks"][0]
-    calls = max(1, min(20, int(50_000 / once)))  # what takes little is repeated for 50 milliseconds
-    times = in_turns(works, rounds, calls)
+    times = in_turns(works, 2 if quick else max(11, min(99, int(3e6 / once))))
     rates = tuple(len(texts) / statistics.median(times[name]) * 1e6 for name in works)
     peaks = tuple(peak(work) for work in works.values())
     return Point(axis, value, (rates[0], rates[1]), tuple(ratios(times, "hooks", "by hand")), (peaks[0], peaks[1]))
