@@ -9,9 +9,9 @@ from typing import Any, Literal
 from torch.compiler import is_compiling
 
 from ._bindings import UNBOUND, Bindings, Forward, Table, leave
-from ._dimension_spec import Contract, Spec, parse
+from ._dimension_spec import Contract, parse
 from ._dimension_values import input_of, output_of
-from ._disagreement import Find, Reason, disagreement, shapes_in
+from ._disagreement import Reason, disagreement, shapes_in
 from ._given import in_words
 from ._hook import Call, Hook
 from ._share import virtual_tokens_alone
@@ -110,14 +110,14 @@ class AssertDimensions(Hook):
         forward = Forward() if self._bindings is None else self._bindings.enter(call, self._starts)
         names = call.notes[self] = _Names(forward)
         if self._inputs:
-            self._check(names, self._inputs, input_of, call.first, call, call)
+            self._check(names, call, call)
 
     def after(self, call: Call, output: Any) -> None:
         names: _Names | None = call.notes.get(self)
         if names is None:
             return  # attached while the module ran
         if self._outputs:
-            self._check(names, self._outputs, output_of, output, output, call)
+            self._check(names, call, output)
         leave(names.forward, call)
         if self._ends:
             names.forward.bound = UNBOUND
@@ -126,17 +126,19 @@ class AssertDimensions(Hook):
         if self in call.notes:
             call.notes[self].undo(call)
 
-    def _check(self, names: _Names, spec: Spec, find: Find, features: Any, source: Any, call: Call) -> None:
-        """Bind what ``find(source, parts)`` finds, or report. ``features`` is the argument or output itself.
+    def _check(self, names: _Names, call: Call, source: Any) -> None:
+        """Bind the dimensions of what goes in, where ``source`` is the call, or of the output, or report.
 
         What was right once is not looked at again: the same shapes, with the same bound before them.
         """
+        inward = source is call
+        spec, find, features = (self._inputs, input_of, call.first) if inward else (self._outputs, output_of, source)
         is_dict = isinstance(features, (dict, Mapping))  # dict first: the abstract class is slow to ask
         if is_dict and self._unless is not None and self._unless in features:
             return
         before = names.forward.bound, names.local
         shapes = shapes_in(spec, find, features, source) if is_dict and not is_compiling() else None
-        place = call.path, type(call.module), spec is self._inputs, shapes, id(before[0]), id(before[1])
+        place = call.path, type(call.module), inward, shapes, id(before[0]), id(before[1])
         try:
             known = self._right.get(place)
         except TypeError:  # sizes that are symbols have no hash
@@ -147,7 +149,7 @@ class AssertDimensions(Hook):
         bound, local = dict(before[0]), dict(before[1])
         reason = disagreement(spec, find, source, bound, local, call.where)
         if reason is not None:
-            self._report(reason, call, "input" if spec is self._inputs else "output")
+            self._report(reason, call, "input" if inward else "output")
             return
         names.forward.bound, names.local = bound, local
         if shapes is not None:

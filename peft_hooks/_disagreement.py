@@ -81,8 +81,8 @@ def _shape_of_no_tensor(expected: Expected, value: Any, source: Any) -> torch.Si
 
 
 def _bind(expected: Expected, value: Any, shape: torch.Size, bound: Table, local: Table, where: str) -> Reason | None:
-    dimensions = expected.filled(len(shape)) if expected.tail else expected.head
-    if len(shape) != len(dimensions) and (expected.tail is None or len(shape) < len(dimensions)):
+    dimensions = expected.head if expected.tail is None else expected.filled(len(shape))
+    if len(shape) != len(dimensions):
         least = f"{'' if expected.tail is None else 'at least '}{len(dimensions)}"
         wanted = f"{least} dimension{'' if len(dimensions) == 1 else 's'} ({expected.dimensions})"
         return Reason(f"{expected.label} is {shown(value)}, but should have {wanted}")

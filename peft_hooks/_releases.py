@@ -97,8 +97,7 @@ def stray_backbone(transformer: Any) -> nn.Module | None:
 def active_config(transformer: Any) -> Any:
     """Return the config of the active PEFT adapter, or None. Called in every forward: no imports, no ``isinstance``."""
     try:
-        backbone = child_of(transformer, "model")
-        return getattr(backbone_of(transformer) if backbone is None else backbone, "active_peft_config", None)
+        return getattr(backbone_of(transformer), "active_peft_config", None)
     except AttributeError:
         return None  # not a Transformer of this library: a stand-in in a user's test
 
@@ -138,8 +137,9 @@ def transformers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def poolings_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the Pooling modules of a Sentence Transformers model with their paths."""
     kind = pooling_class()
-    found = [] if kind is None else outermost(model, kind, *_transformer_classes())
-    return [(path, module) for path, module in found if kind is not None and isinstance(module, kind)]
+    if kind is None:
+        return []
+    return [found for found in outermost(model, kind, *_transformer_classes()) if isinstance(found[1], kind)]
 
 
 def find_roles(model: nn.Module) -> Mapping[str, list[str]]:

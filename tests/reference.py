@@ -89,6 +89,28 @@ def reference_token_embeddings(model: Any, text: str, *, task_id: int | None = N
         return _rows(plain, virtual + ids.shape[1], inputs_embeds=both)
 
 
+def reference_rows_of_padded(wrapped: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Compute the rows of one text behind a prompt, also of tokens after it that `mask` does not count.
+
+    Every token has the position that follows the one before it, counted or not.
+
+    Args:
+        wrapped: The backbone with its adapter.
+        ids: `[1, tokens]`.
+        mask: `[1, tokens]`.
+
+    Returns:
+        `[virtual + tokens, hidden]`, float64.
+    """
+    plain = plain_backbone(wrapped)
+    with torch.no_grad(), float64_by_default():
+        rows = prompt_rows(wrapped, None).unsqueeze(0)
+        both = torch.cat([rows, plain.get_input_embeddings()(ids)], dim=1)
+        wide = torch.cat([mask.new_ones(1, rows.shape[1]), mask], dim=1)
+        found: Tensor = plain(inputs_embeds=both, attention_mask=wide).last_hidden_state[0]
+    return found
+
+
 def _rows(plain: Any, length: int, **inputs: Any) -> Tensor:
     """Run the plain backbone on one text, all of whose `length` positions are real."""
     with float64_by_default():

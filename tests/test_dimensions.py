@@ -7,6 +7,7 @@ import copy
 import gc
 import pickle
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -556,12 +557,9 @@ def test_sizes_that_are_symbols_are_checked() -> None:
 
     def work(embeddings: Tensor, mask: Tensor) -> Tensor:
         seen.append(mask.shape[1])
-        return (
-            run(AssertDimensions(TEXT, TEXT), {"token_embeddings": embeddings, "attention_mask": mask})[
-                "attention_mask"
-            ]
-            + 1
-        )
+        features = {"token_embeddings": embeddings, "attention_mask": mask}
+        checked = run(AssertDimensions(TEXT, TEXT), features)
+        return checked["attention_mask"] + 1
 
     trace = make_fx(work, tracing_mode="symbolic")
     assert trace(torch.zeros(2, 9, 4), torch.zeros(2, 9))(torch.zeros(3, 7, 4), torch.zeros(3, 7)).shape == (3, 7)
@@ -614,7 +612,12 @@ def test_what_is_remembered_is_bounded_holds_no_tensor_and_does_not_travel() -> 
         run(hook, {"x": torch.empty(1, length)})
     remembered = hook._right
     assert 0 < len(remembered) <= 1024
+    seen = torch.empty(1, 2000)
+    gone = weakref.ref(seen)
+    run(hook, {"x": seen})
+    del seen
     gc.collect()
+    assert gone() is None
     assert not any(isinstance(held, Tensor) for held in gc.get_referents(*remembered, *remembered.values()))
     for twin in (copy.deepcopy(hook), pickle.loads(pickle.dumps(hook))):
         assert twin._right == {}

@@ -88,44 +88,31 @@ def test_columns_are_left_out_row_by_row_where_the_lengths_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mask", "length", "offset", "expected"),
+    ("mask", "length", "options", "expected"),
     [
-        ([1, 1, 1, 0], 4, 0, [0, 1, 2, 3]),
-        ([0, 0, 1, 1], 4, 0, [0, 0, 0, 1]),
-        ([1, 1, 0, 0, 1, 1], 6, 0, [0, 1, 1, 1, 2, 3]),  # two virtual tokens, two of padding, two of text
-        ([1, 1, 0, 0, 1, 1], 4, 0, [1, 1, 2, 3]),  # a prefix of two in the cache
-        ([1, 1, 1, 0], 4, 2, [2, 3, 4, 5]),
-        ([0, 0, 0], 3, 0, [0, 1, 2]),
-        ([1, 1], 0, 0, []),
+        ([1, 1, 1, 0], 4, {}, [0, 1, 2, 3]),
+        ([0, 0, 1, 1], 4, {}, [0, 0, 0, 1]),
+        ([1, 1, 0, 0, 1, 1], 6, {}, [0, 1, 1, 1, 2, 3]),  # two virtual tokens, two of padding, two of text
+        ([1, 1, 0, 0, 1, 1], 4, {}, [1, 1, 2, 3]),  # a prefix of two in the cache
+        ([1, 1, 1, 0], 4, {"offset": 2}, [2, 3, 4, 5]),
+        ([0, 0, 0], 3, {}, [0, 1, 2]),
+        ([1, 1], 0, {}, []),
+        # What follows the text stays where it is.
+        ([1, 1, 1, 0, 0], 5, {"beyond": False}, [0, 1, 2, 2, 2]),
+        ([0, 0, 1, 1], 4, {"beyond": False}, [0, 0, 0, 1]),
+        ([1, 1, 0, 0, 1, 1], 4, {"beyond": False}, [1, 1, 2, 3]),
+        ([0, 1, 1, 0], 4, {"beyond": False, "offset": 1}, [1, 1, 2, 2]),
+        ([0, 1, 1, 0], 4, {"beyond": False, "offset": 2}, [2, 2, 3, 3]),
+        ([0, 0, 0], 3, {"beyond": False, "offset": 2}, [2, 2, 2]),
+        ([1, 1], 0, {"beyond": False}, []),
     ],
 )
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_positions_count_what_is_not_padding_and_on_after_the_text(
-    mask: list[int], length: int, offset: int, expected: list[int], dtype: torch.dtype
-) -> None:
-    found = ft.positions(torch.tensor([mask]).to(dtype), length, offset)
-    assert found.dtype is torch.int64
-    assert found.tolist() == [expected]
-
-
-@pytest.mark.parametrize(
-    ("mask", "length", "offset", "expected"),
-    [
-        ([1, 1, 1, 0, 0], 5, 0, [0, 1, 2, 2, 2]),
-        ([0, 0, 1, 1], 4, 0, [0, 0, 0, 1]),
-        ([1, 1, 0, 0, 1, 1], 4, 0, [1, 1, 2, 3]),
-        ([0, 1, 1, 0], 4, 1, [1, 1, 2, 2]),
-        ([0, 1, 1, 0], 4, 2, [2, 2, 3, 3]),
-        ([0, 0, 0], 3, 2, [2, 2, 2]),
-        ([1, 1], 0, 0, []),
-    ],
-)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_positions_may_leave_what_follows_the_text_where_it_is(
-    mask: list[int], length: int, offset: int, expected: list[int], dtype: torch.dtype
+def test_positions_count_what_is_not_padding_and_on_after_the_text_unless_told_not_to(
+    mask: list[int], length: int, options: dict[str, Any], expected: list[int], dtype: torch.dtype
 ) -> None:
     given = torch.tensor([mask]).to(dtype)
-    found = ft.positions(given, length, offset, beyond=False)
+    found = ft.positions(given, length, **options)
     assert found.dtype is torch.int64
     assert found.tolist() == [expected]
     assert given.tolist() == [mask], "counted in place"

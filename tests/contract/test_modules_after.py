@@ -13,13 +13,7 @@ from peft_hooks import prompt_mask_hooks, register_prompt_mask_hooks
 from peft_hooks._tiny import VOCABULARY, pipeline_modules
 from peft_hooks.errors import DimensionError, UnsupportedModelError
 
-from ..reference import (
-    float64_by_default,
-    plain_backbone,
-    prompt_rows,
-    reference_token_embeddings,
-    wrapped_backbone,
-)
+from ..reference import reference_rows_of_padded, reference_token_embeddings, wrapped_backbone
 from .support import RELEASE, TEXTS, adapted, distance, encoded, needs
 
 WEIGHTS = {"cat": 3.0, "the": 0.2, "dog": 2.5, "boat": 1.5, "moon": 4.0, "[CLS]": 0.1}
@@ -112,18 +106,12 @@ def test_padding_that_a_module_reads_has_the_positions_that_follow_the_text() ->
     model = piped(adapted("bert"), Following())
     shortest, *_, longest = sorted(TEXTS, key=len)
     features = (model.preprocess if hasattr(model, "preprocess") else model.tokenize)([shortest, longest])
-    wrapped = wrapped_backbone(model)
-    plain = plain_backbone(wrapped)
     length = int(features["attention_mask"][0].sum())
     assert length < features["attention_mask"].shape[1]
     ids, mask = features["input_ids"][:1, : length + 1], features["attention_mask"][:1, : length + 1]
     with torch.no_grad(), prompt_mask_hooks(model):
         found = model(features)["following"][0]
-    with torch.no_grad(), float64_by_default():
-        rows = prompt_rows(wrapped, None).unsqueeze(0)
-        both = torch.cat([rows, plain.get_input_embeddings()(ids)], dim=1)
-        wide = torch.cat([mask.new_ones(1, rows.shape[1]), mask], dim=1)
-        truth = plain(inputs_embeds=both, attention_mask=wide).last_hidden_state[0, -1]
+    truth = reference_rows_of_padded(wrapped_backbone(model), ids, mask)[-1]
     assert distance(found, truth) <= 1e-4
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from peft_hooks import UnsupportedModelError, add_prompt_adapter, check_padding_invariance, diagnose, prompt_mask_hooks
 from peft_hooks.testing import tiny_model
 
-from ..reference import float64_by_default, plain_backbone, prompt_rows, reference_token_embeddings
+from ..reference import reference_rows_of_padded, reference_token_embeddings
 from .support import RELEASE, TASK, TEXTS, distance, options_for, put
 
 pytestmark = pytest.mark.skipif(RELEASE < (6, 0), reason="MultiVectorEncoder came with Sentence Transformers 6.0")
@@ -100,15 +100,11 @@ def expanded(model: Any, text: str, pooled: bool) -> Tensor:
     """Compute the vectors of an expanded query by hand: every position counts, those without attention are read too."""
     features = model.preprocess([text], task="query")
     ids, mask = features["input_ids"], features["attention_mask"]
-    plain = plain_backbone(model[0].model)
-    with torch.no_grad(), float64_by_default():
-        rows = prompt_rows(model[0].model, None).unsqueeze(0)
-        both = torch.cat([rows, plain.get_input_embeddings()(ids)], dim=1)
-        wide = torch.cat([mask.new_ones(1, rows.shape[1]), mask], dim=1)
-        hidden = plain(inputs_embeds=both, attention_mask=wide).last_hidden_state[0]
+    hidden = reference_rows_of_padded(model[0].model, ids, mask)
+    virtual = len(hidden) - ids.shape[1]
     scored = (mask.bool() | features["query_expansion_positions"].bool())[0]
-    text_rows = hidden[rows.shape[1] :][scored]
-    return projected(model, torch.cat([hidden[: rows.shape[1]], text_rows]) if pooled else text_rows)
+    text_rows = hidden[virtual:][scored]
+    return projected(model, torch.cat([hidden[:virtual], text_rows]) if pooled else text_rows)
 
 
 @pytest.mark.parametrize("policy", ["auto", "pool", "ignore"])
