@@ -7,13 +7,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
+from torch.compiler import is_compiling
 
 from . import _features as ft
 from ._hook import Call, Hook
+from ._torch_private import calls_of
 
+# `text`: how many positions it has, and the module that it went into, or None where that cannot be seen to run.
 # Not on a hook: one hook runs in many threads, and travels with a copied or pickled model. Not a ContextVar, at which
-# torch.compile breaks its graph.
+# torch.compile breaks its graph, nor a class of our own with a default, to which assignments are lost in it (2.13).
 _running = threading.local()
+
+
+def _noted() -> tuple[int, nn.Module | None] | None:
+    """Return the note of the classifier that runs in this thread."""
+    text: tuple[int, nn.Module | None] | None = getattr(_running, "text", None)
+    # After a KeyboardInterrupt no hook takes a note down, and what the layers are given next is not of its text.
+    return text if text is None or text[1] is None or is_compiling() or calls_of(text[1]) else None
 
 
 class NoteTextLength(Hook):
@@ -24,13 +35,24 @@ class NoteTextLength(Hook):
 
     def before(self, call: Call) -> None:
         features = call.args[0] if call.args and isinstance(call.args[0], Mapping) else call.kwargs
-        _running.length = ft.input_length(features)
+        length = ft.input_length(features)
+        call.notes[self] = _noted()
+        if length is None:
+            _running.text = None
+        elif is_compiling() or not calls_of(call.module):  # where torch.compile breaks its graph, frames are its own
+            _running.text = length, None
+        else:
+            _running.text = length, call.module
 
     def after(self, call: Call, output: Any) -> None:
-        _running.length = None
+        self._take_down(call)
 
     def failed(self, call: Call, error: BaseException) -> None:
-        _running.length = None
+        self._take_down(call)
+
+    def _take_down(self, call: Call) -> None:
+        if self in call.notes:
+            _running.text = call.notes[self]
 
 
 class ReadText(Hook):
@@ -41,11 +63,10 @@ class ReadText(Hook):
     """
 
     def after(self, call: Call, output: Any) -> Any:
-        length: int | None = getattr(_running, "length", None)
-        hidden = output[0]
-        if length is None or hidden.size(1) <= length:
+        noted, hidden = _noted(), output[0]
+        if noted is None or hidden.size(1) <= noted[0]:
             return None
-        text = hidden[:, hidden.size(1) - length :]
+        text = hidden[:, hidden.size(1) - noted[0] :]
         if isinstance(output, tuple):
             return (text, *output[1:])
         return type(output)(**{**output, "last_hidden_state": text})

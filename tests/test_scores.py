@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import threading
 from typing import Any
@@ -31,14 +32,14 @@ class Layers(nn.Module):
 class Classifier(nn.Module):
     """Scores position 0."""
 
-    def __init__(self, form: str = "tuple", fails: bool = False) -> None:
+    def __init__(self, form: str = "tuple", error: BaseException | None = None) -> None:
         super().__init__()
-        self.layers, self.fails = Layers(form), fails
+        self.layers, self.error = Layers(form), error
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the first row that the layers give."""
-        if self.fails:
-            raise KeyError("gone")
+        if self.error is not None:
+            raise self.error
         output = self.layers(input_ids.unsqueeze(-1).float())
         first: Tensor = output[0][:, 0, 0]
         return first
@@ -65,15 +66,19 @@ def test_the_head_reads_the_texts_first_row(form: str) -> None:
     assert model(input_ids=IDS).tolist() == [-1, -1]
 
 
-def test_outside_of_a_forward_nothing_is_cut() -> None:
-    """The length holds while the classifier runs, also when it raised, and in its own thread."""
-    model = Classifier(fails=True)
+@pytest.mark.parametrize("error", [KeyError("gone"), KeyboardInterrupt()])
+def test_outside_of_a_forward_nothing_is_cut(error: BaseException) -> None:
+    """The length holds while the classifier runs, also when it raised or was interrupted, and in its own thread.
+
+    PyTorch runs no forward hook after a KeyboardInterrupt.
+    """
+    model = Classifier(error=error)
     hooked(model)
-    with pytest.raises(KeyError):
+    with pytest.raises(type(error)):
         model(input_ids=IDS)
     rows = torch.ones(1, 3, 1)
     assert model.layers(rows)[0].size(1) == 5
-    model.fails = False
+    model.error = None
     found: list[list[float]] = []
     threads = [threading.Thread(target=lambda ids=IDS[:, : n + 1]: found.append(model(ids).tolist())) for n in range(3)]
     for thread in threads:
@@ -81,6 +86,24 @@ def test_outside_of_a_forward_nothing_is_cut() -> None:
     for thread in threads:
         thread.join()
     assert found == [[-1, -1]] * 3  # ids given by position are no features: not known, so not cut
+
+
+def test_a_classifier_that_asks_another_on_its_way_goes_on_with_its_own_length() -> None:
+    """Whether the other scores or raises."""
+    outer, inner = Classifier(), Classifier()
+    hooked(outer)
+    hooked(inner)
+    asked: list[list[float]] = []
+
+    def ask(*_: Any) -> None:
+        with contextlib.suppress(KeyError):
+            asked.append(inner(input_ids=IDS[:, :1]).tolist())
+
+    outer.layers.register_forward_pre_hook(ask)
+    assert outer(input_ids=IDS).tolist() == [5, 8]
+    inner.error = KeyError("gone")
+    assert outer(input_ids=IDS).tolist() == [5, 8]
+    assert asked == [[5, 8]]
 
 
 def test_no_row_more_than_the_text_is_left_alone() -> None:

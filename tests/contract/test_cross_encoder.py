@@ -290,6 +290,26 @@ def test_a_reranker_by_logits_is_right(method: str, task_type: str) -> None:
         assert distance(torch.cat([cross.scores(model, [pair]) for pair in cross.PAIRS]), truth) <= 1e-4
 
 
+def test_after_ctrl_c_a_backbone_that_is_called_by_itself_gives_all_its_rows() -> None:
+    """PyTorch runs no hook after a KeyboardInterrupt: how long that text was holds for no other."""
+    model = adapted("bert")
+    backbone = cross.backbone_of(model).base_model
+    long = dict(model.tokenizer([["a cat", "the dog sleeps on the warm sofa " * 3]], return_tensors="pt"))
+    with torch.no_grad():
+        truth = backbone(**long).logits
+        with prompt_mask_hooks(model):
+            handle = backbone.base_model.embeddings.register_forward_hook(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                cross.scores(model, [("a", "cat")])
+            handle.remove()
+            assert distance(backbone(**long).logits, truth.double()) <= 1e-6
+            assert_scores(model)
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_the_hooks_add_no_graph_break() -> None:
     """A hooked encoder classifier is one graph for torch.compile, and scores the same."""
     needs(RELEASE >= (6, 0), "the backbones of older transformers break graphs themselves")
@@ -299,3 +319,22 @@ def test_the_hooks_add_no_graph_break() -> None:
     compiled = torch.compile(lambda: model[0](dict(features))["scores"], backend="eager", fullgraph=True)
     with torch.no_grad():
         assert distance(compiled(), cross.scores(model).double()) <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_graph_that_breaks_inside_gives_the_same_scores() -> None:
+    """What one hook notes for another holds on both sides of the break."""
+    model = adapted("bert")
+    register_prompt_mask_hooks(model)
+    cross.backbone_of(model).base_model.base_model.embeddings.register_forward_hook(break_graph)
+    features = dict(model.tokenizer([list(pair) for pair in cross.PAIRS], padding=True, return_tensors="pt"))
+
+    def scored() -> Any:
+        return model[0](dict(features))["scores"] if RELEASE >= (5, 4) else model.model(**features).logits
+
+    with torch.no_grad():
+        assert distance(torch.compile(scored, backend="eager")(), cross.scores(model).double()) <= 1e-5
+
+
+def break_graph(*_: Any) -> None:
+    torch._dynamo.graph_break()

@@ -170,13 +170,25 @@ def test_hooks_add_no_graph_break(architecture: str, side: str, method: str) -> 
         assert found <= without
 
 
+def break_graph(*_: Any) -> None:
+    torch._dynamo.graph_break()
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize(("architecture", "side", "method"), COMPILED)
-def test_a_compiled_model_gives_what_it_gives_uncompiled(architecture: str, side: str, method: str) -> None:
-    """The hooks are attached first, and run inside."""
+def test_a_compiled_model_gives_what_it_gives_uncompiled(
+    architecture: str, side: str, method: str, broken: bool
+) -> None:
+    """The hooks are attached first, and run inside, in one graph or where it breaks in the middle of the backbone."""
     model, options = shared(architecture, side, method), options_for(method)
     features = dict(model.tokenize(list(TEXTS)))
-    with clean_dynamo(), prompt_mask_hooks(model, **options), torch.no_grad():
+    linear = next(module for module in backbone_of(model).base_model.modules() if isinstance(module, nn.Linear))
+    with contextlib.ExitStack() as stack:
+        if broken:
+            stack.callback(linear.register_forward_hook(break_graph).remove)
+        for block in (clean_dynamo(), prompt_mask_hooks(model, **options), torch.no_grad()):
+            stack.enter_context(block)
         pipeline = pipeline_of(model)
         eager = pipeline(dict(features))
         compiled = torch.compile(pipeline, backend="eager")
