@@ -138,21 +138,23 @@ class AssertDimensions(Hook):
             return
         before = names.forward.bound, names.local
         shapes = shapes_in(spec, find, features, source) if is_dict and not is_compiling() else None
-        place = call.path, type(call.module), inward, shapes, id(before[0]), id(before[1])
-        try:
-            known = self._right.get(place)
-        except TypeError:  # sizes that are symbols have no hash
-            known = shapes = None
-        if known is not None:
-            names.forward.bound, names.local = known[2:]
-            return
+        place: tuple[Any, ...] | None = None
+        if shapes is not None:  # else it is not asked at all: what is compiled would depend on all that it knows
+            place = call.path, type(call.module), inward, shapes, id(before[0]), id(before[1])
+            try:
+                known = self._right.get(place)
+            except TypeError:  # sizes that are symbols have no hash
+                known = place = None
+            if known is not None:
+                names.forward.bound, names.local = known[2:]
+                return
         bound, local = dict(before[0]), dict(before[1])
         reason = disagreement(spec, find, source, bound, local, call.where)
         if reason is not None:
             self._report(reason, call, "input" if inward else "output")
             return
         names.forward.bound, names.local = bound, local
-        if shapes is not None:
+        if place is not None:
             if len(self._right) >= _REMEMBERED:
                 self._right.clear()
             self._right[place] = (*before, bound, local)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from peft_hooks import AssertDimensions, DimensionError, DimensionWarning, Hook, HookRegistry, LogShapes
@@ -635,6 +636,19 @@ def test_a_check_compiles_without_a_graph_break(bindings: Bindings | None, on_er
     features = {"token_embeddings": torch.zeros(2, 9, 4), "attention_mask": torch.zeros(2, 9)}
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert compiled(features)["attention_mask"].shape == (2, 9)
+
+
+def test_what_a_check_remembers_compiles_nothing_anew() -> None:
+    """Forwards that are not compiled go on in between, of other shapes, and what is compiled stays in use."""
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Identity())
+    HookRegistry(model).attach(AssertDimensions({"x": "batch seq"}, {"x": "batch seq"}, bindings=Bindings()), to="0")
+    counter = CompileCounter()
+    compiled = torch.compile(lambda given: model(given)["x"] + 1, backend=counter, fullgraph=True)
+    for length in range(3, 8):
+        model({"x": torch.ones(2, length)})
+        compiled({"x": torch.ones(2, 3)})
+    assert counter.frame_count == 1
 
 
 def test_a_check_of_parameters_by_name_compiles_without_a_graph_break() -> None:
