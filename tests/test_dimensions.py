@@ -639,7 +639,7 @@ def test_a_check_compiles_without_a_graph_break(bindings: Bindings | None, on_er
 
 
 def test_what_a_check_remembers_compiles_nothing_anew() -> None:
-    """Forwards that are not compiled go on in between, of other shapes, and what is compiled stays in use."""
+    """Forwards that are not compiled run in between, of other shapes, and what is compiled stays in use."""
     torch._dynamo.reset()
     model = nn.Sequential(nn.Identity())
     HookRegistry(model).attach(AssertDimensions({"x": "batch seq"}, {"x": "batch seq"}, bindings=Bindings()), to="0")

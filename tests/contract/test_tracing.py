@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 from peft_hooks import HookError, add_prompt_adapter, prompt_mask_hooks, register_prompt_mask_hooks
@@ -195,6 +196,22 @@ def test_a_compiled_model_gives_what_it_gives_uncompiled(
         assert distance(compiled(dict(features)), eager) <= 1e-6
         shorter = dict(model.tokenize(list(TEXTS[:3])))
         assert distance(compiled(dict(shorter)), pipeline(dict(shorter))) <= 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "side", "method"), COMPILED)
+def test_a_compiled_model_is_compiled_twice_for_batches_of_all_sizes(architecture: str, side: str, method: str) -> None:
+    """For the first size and for any other, as without hooks; forwards that are not compiled change nothing in it."""
+    model, counter = shared(architecture, side, method), CompileCounter()
+    with clean_dynamo(), prompt_mask_hooks(model, **options_for(method)), torch.no_grad():
+        pipeline = pipeline_of(model)
+        compiled = torch.compile(pipeline, backend=counter)
+        for number in range(1, 6):
+            tokens = model.tokenize(["a cat " * number, "rain"] * number)
+            features = {key: tokens[key] for key in ("input_ids", "attention_mask")}
+            pipeline({key: value[:, 1:] for key, value in features.items()})
+            compiled(features)
+    assert counter.frame_count == 2
 
 
 @pytest.mark.slow
