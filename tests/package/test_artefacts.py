@@ -16,7 +16,7 @@ import pytest
 from .conftest import EPOCH, ROOT, Built, build, run
 
 # Of the checkout, and of no use without git and its hosts.
-OF_THE_CHECKOUT = {".gitignore", ".venv"}
+OF_THE_CHECKOUT = {".gitignore"}
 
 
 def metadata(built: Built) -> Message:
