@@ -80,13 +80,12 @@ def reference_token_embeddings(model: Any, text: str, *, task_id: int | None = N
     with torch.no_grad():
         kind = _peft_type(wrapped)
         if kind in (None, "LORA"):
-            return _rows(plain, ids.shape[1], input_ids=ids)
+            return _rows(plain, _all(ids.shape[1]), input_ids=ids)
         virtual = wrapped.active_peft_config.num_virtual_tokens
         if kind in CACHE_TYPES:
             return _rows_after_cache(plain, ids, key_values(wrapped))
-        words = plain.get_input_embeddings()(ids)
-        both = torch.cat([prompt_rows(wrapped, task_id).unsqueeze(0), words], dim=1)
-        return _rows(plain, virtual + ids.shape[1], inputs_embeds=both)
+        both = _behind_prompt(plain, ids, prompt_rows(wrapped, task_id))
+        return _rows(plain, _all(virtual + ids.shape[1]), inputs_embeds=both)
 
 
 def reference_rows_of_padded(wrapped: Any, ids: Tensor, mask: Tensor) -> Tensor:
@@ -103,18 +102,26 @@ def reference_rows_of_padded(wrapped: Any, ids: Tensor, mask: Tensor) -> Tensor:
         `[virtual + tokens, hidden]`, float64.
     """
     plain = plain_backbone(wrapped)
-    with torch.no_grad(), float64_by_default():
-        rows = prompt_rows(wrapped, None).unsqueeze(0)
-        both = torch.cat([rows, plain.get_input_embeddings()(ids)], dim=1)
-        wide = torch.cat([mask.new_ones(1, rows.shape[1]), mask], dim=1)
-        found: Tensor = plain(inputs_embeds=both, attention_mask=wide).last_hidden_state[0]
-    return found
+    with torch.no_grad():
+        both = _behind_prompt(plain, ids, prompt_rows(wrapped, None))
+        wide = torch.cat([_all(both.shape[1] - ids.shape[1]), mask], dim=1)
+        return _rows(plain, wide, inputs_embeds=both)
 
 
-def _rows(plain: Any, length: int, **inputs: Any) -> Tensor:
-    """Run the plain backbone on one text, all of whose `length` positions are real."""
+def _behind_prompt(plain: Any, ids: Tensor, prompt: Tensor) -> Tensor:
+    """Return what goes into the plain backbone: the prompt's rows, then the words' embeddings."""
+    return torch.cat([prompt.unsqueeze(0), plain.get_input_embeddings()(ids)], dim=1)
+
+
+def _all(length: int) -> Tensor:
+    """Return the mask of one text, all of whose positions are real."""
+    return torch.ones(1, length, dtype=torch.int64)
+
+
+def _rows(plain: Any, mask: Tensor, **inputs: Any) -> Tensor:
+    """Run the plain backbone on one text."""
     with float64_by_default():
-        output = plain(attention_mask=torch.ones(1, length, dtype=torch.int64), return_dict=True, **inputs)
+        output = plain(attention_mask=mask, return_dict=True, **inputs)
     rows: Tensor = output.last_hidden_state[0]
     if rows.dtype != torch.float64:
         raise TypeError(f"the reference came out as {rows.dtype}")
@@ -125,10 +132,10 @@ def _rows_after_cache(plain: Any, ids: Tensor, pairs: list[tuple[Tensor, Tensor]
     """Run the plain backbone on one text that follows the keys and values, if it does follow them."""
     virtual, name = pairs[0][0].shape[2], type(plain).__name__
     try:
-        rows = _rows(plain, virtual + ids.shape[1], input_ids=ids, past_key_values=_cache(plain, pairs))
+        rows = _rows(plain, _all(virtual + ids.shape[1]), input_ids=ids, past_key_values=_cache(plain, pairs))
     except (TypeError, RuntimeError) as error:
         raise NoReference(f"{name} rejects past_key_values: {type(error).__name__}: {error}") from error
-    if torch.equal(rows, _rows(plain, ids.shape[1], input_ids=ids)):
+    if torch.equal(rows, _rows(plain, _all(ids.shape[1]), input_ids=ids)):
         raise NoReference(f"{name} ignores past_key_values")
     return rows
 

@@ -9,7 +9,7 @@ import torch
 
 from .models import by_hand, hooked, sentences
 from .table import Row
-from .timing import in_turns, ratios
+from .timing import in_turns, ratios, raw_of
 
 VIRTUAL, BATCH = 10, 32
 
@@ -38,10 +38,15 @@ def measure(quick: bool = False) -> list[Row]:
         part = texts[start : start + BATCH]
         for name, found in in_turns({name: encoding(model, part) for name, model in models.items()}, rounds).items():
             times[name] += found
-    raw = {f"microseconds, {name}": found for name, found in times.items()}
     what = f"encode of {len(texts):,} sentences"
     return [
-        Row.of(f"{what}, hooks on", "the mask put right in the forward", ratios(times, "auto", "by hand"), 1.01, **raw),
+        Row.of(
+            f"{what}, hooks on",
+            "the mask put right in the forward",
+            ratios(times, "auto", "by hand"),
+            1.01,
+            **raw_of(times),
+        ),
         Row.of(f'{what}, virtual_tokens="strip"', '"auto"', ratios(times, "strip", "auto"), 1.0),
         Row.of(f'{what}, "auto" once more', '"auto"', ratios(times, "auto again", "auto"), None),
     ]

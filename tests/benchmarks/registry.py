@@ -16,7 +16,7 @@ from .attached import Nothing
 from .dimensions import HandOn
 from .models import minilm
 from .table import Row
-from .timing import in_turns, ratios
+from .timing import in_turns, ratios, raw_of
 
 HOOKS, MODULES = (1, 10, 100), (10, 100, 1000, 10_000)
 
@@ -56,11 +56,6 @@ def running(quick: bool) -> list[Row]:
         what = f"a call with {count} hook{'s' if count > 1 else ''} of a registry on the module"
         rows.append(Row.of(what, "as many native pairs", ratios(times, "ours", "native"), 1.5, **raw_of(times)))
     return rows
-
-
-def raw_of(times: dict[str, list[float]]) -> dict[str, Any]:
-    """Return the times by names that say the unit."""
-    return {f"microseconds, {name}": found for name, found in times.items()}
 
 
 def attaching(quick: bool) -> list[Row]:

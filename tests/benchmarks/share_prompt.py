@@ -23,7 +23,7 @@ from ..methods import backbone_of, put_adapter
 from .encode import agree, encoding
 from .models import minilm
 from .table import Row
-from .timing import in_turns, ratios
+from .timing import in_turns, ratios, raw_of
 
 ROUNDS, BATCH, TOKENS = 15, 32, 24
 SIZES = {
@@ -57,9 +57,8 @@ def _measured(virtual: int, rounds: int) -> list[Row]:
         times = in_turns({name: encoding(one, texts) for name, one in models.items()}, rounds)
         for other in (own, hand):
             agree(model, other, texts)
-    raw = {f"microseconds, {name}": found for name, found in times.items()}
     what, faster = f"encode with {virtual} virtual tokens, shared", ratios(times, "PEFT's own way", "shared")
-    speed = Row.of(f"{what}: times as fast", "PEFT's own way", faster, GOALS[virtual], **raw)
+    speed = Row.of(f"{what}: times as fast", "PEFT's own way", faster, GOALS[virtual], **raw_of(times))
     return [
         dataclasses.replace(speed, at_least=True),
         Row.of(f"{what}: time", "no prompt", ratios(times, "shared", "no prompt"), OF_NO_PROMPT),
@@ -78,9 +77,8 @@ def _network(virtual: int, rounds: int) -> Row:
     with register_prompt_mask_hooks(once), register_prompt_mask_hooks(own, share_prompt=False):
         times = in_turns({"once": encoding(once, texts), "PEFT's own way": encoding(own, texts)}, rounds)
         agree(once, own, texts)
-    raw = {f"microseconds, {name}": found for name, found in times.items()}
     what = f"encode with a prefix of {virtual} by a network, run once: times as fast"
-    return Row.of(what, "PEFT's own way", ratios(times, "PEFT's own way", "once"), None, **raw)
+    return Row.of(what, "PEFT's own way", ratios(times, "PEFT's own way", "once"), None, **raw_of(times))
 
 
 def sharing(kind: Any, virtual: int) -> Any:

@@ -38,6 +38,11 @@ def in_turns(works: Mapping[str, Work], rounds: int, calls: int = 1) -> dict[str
     return times
 
 
+def raw_of(times: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """Return the times by names that say the unit, for the raw numbers of a row."""
+    return {f"microseconds, {name}": found for name, found in times.items()}
+
+
 def ratios(times: Mapping[str, Sequence[float]], what: str, against: str, less: str | None = None) -> list[float]:
     """Return the ratio of two works round by round; of what they cost beyond ``less``, if that is given."""
     zeros = [0.0] * len(times[what])

@@ -12,7 +12,7 @@ from peft_hooks import trace_shapes
 
 from .models import features_of, minilm, text_of
 from .table import Row
-from .timing import in_turns, ratios
+from .timing import in_turns, ratios, raw_of
 
 BATCH, WORDS = 8, 20
 
@@ -37,11 +37,10 @@ def measure(quick: bool = False) -> list[Row]:
 
     with torch.no_grad():
         times = in_turns({"plain": plain, "traced": traced, "hooks": hooks}, 3 if quick else 80)
-        raw = {f"microseconds, {name}": found for name, found in times.items()}
         shape = list(features["input_ids"].shape)
         what = f"trace_shapes, one MiniLM forward {shape}"
         rows = [
-            Row.of(what, "plain", ratios(times, "traced", "plain"), 1.10, **raw),
+            Row.of(what, "plain", ratios(times, "traced", "plain"), 1.10, **raw_of(times)),
             Row.of(what, "an empty hook on every module", ratios(times, "traced", "hooks"), 1.3),
         ]
         # torchlens comes last: it wraps PyTorch's functions for the rest of the process.
@@ -49,9 +48,8 @@ def measure(quick: bool = False) -> list[Row]:
             if importlib.util.find_spec(name) is None:
                 continue
             times = in_turns({"plain": plain, "traced": traced, name: start(model, features)}, 1 if quick else 7)
-            raw = {f"microseconds, {kind}": found for kind, found in times.items()}
             less = ratios(times, "traced", name, "plain")
-            rows.append(Row.of(what, name, ratios(times, "traced", name), 0.1, **raw))
+            rows.append(Row.of(what, name, ratios(times, "traced", name), 0.1, **raw_of(times)))
             rows.append(Row.of("what the trace adds to the forward", f"what {name} adds", less, 0.1))
     return rows
 

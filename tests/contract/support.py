@@ -156,6 +156,26 @@ def refused(model: nn.Module, kind: type[BaseException], *parts: str) -> Iterato
         assert part in str(caught.value), f"{part!r} is not in: {caught.value}"
 
 
+@contextlib.contextmanager
+def clean_dynamo() -> Iterator[None]:
+    """Trace anew, and leave nothing traced."""
+    torch._dynamo.reset()
+    try:
+        yield
+    finally:
+        torch._dynamo.reset()
+
+
+def break_graph(*_: Any) -> None:
+    """Break the graph of ``torch.compile``; a forward hook."""
+    torch._dynamo.graph_break()
+
+
+def interrupt(*_: Any) -> None:
+    """Raise what Ctrl-C does; a forward hook."""
+    raise KeyboardInterrupt
+
+
 __all__ = [
     "CACHE_METHODS",
     "RELEASE",
@@ -163,11 +183,14 @@ __all__ = [
     "TEXTS",
     "adapted",
     "assert_right",
+    "break_graph",
+    "clean_dynamo",
     "distance",
     "encoded",
     "expected",
     "forward",
     "in_order",
+    "interrupt",
     "needs",
     "options_for",
     "plain",

@@ -14,7 +14,7 @@ from peft_hooks.errors import UnsupportedModelError
 
 from .. import cross
 from ..methods import METHODS, NO_CACHE, Unavailable
-from .support import RELEASE, TASK, distance, needs, options_for
+from .support import RELEASE, TASK, break_graph, clean_dynamo, distance, interrupt, needs, options_for
 
 FIRST = ("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
 LAST = ("gemma", "gpt2", "llama", "mistral", "opt", "phi3", "qwen3")
@@ -298,16 +298,11 @@ def test_after_ctrl_c_a_backbone_that_is_called_by_itself_gives_all_its_rows() -
     with torch.no_grad():
         truth = backbone(**long).logits
         with prompt_mask_hooks(model):
-            handle = backbone.base_model.embeddings.register_forward_hook(interrupt)
-            with pytest.raises(KeyboardInterrupt):
+            embeddings = backbone.base_model.embeddings
+            with embeddings.register_forward_hook(interrupt), pytest.raises(KeyboardInterrupt):
                 cross.scores(model, [("a", "cat")])
-            handle.remove()
             assert distance(backbone(**long).logits, truth.double()) <= 1e-6
             assert_scores(model)
-
-
-def interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def test_the_hooks_add_no_graph_break() -> None:
@@ -317,7 +312,7 @@ def test_the_hooks_add_no_graph_break() -> None:
     register_prompt_mask_hooks(model)
     features = dict(model.tokenizer([list(pair) for pair in cross.PAIRS], padding=True, return_tensors="pt"))
     compiled = torch.compile(lambda: model[0](dict(features))["scores"], backend="eager", fullgraph=True)
-    with torch.no_grad():
+    with clean_dynamo(), torch.no_grad():
         assert distance(compiled(), cross.scores(model).double()) <= 1e-5
 
 
@@ -332,9 +327,5 @@ def test_a_graph_that_breaks_inside_gives_the_same_scores() -> None:
     def scored() -> Any:
         return model[0](dict(features))["scores"] if RELEASE >= (5, 4) else model.model(**features).logits
 
-    with torch.no_grad():
+    with clean_dynamo(), torch.no_grad():
         assert distance(torch.compile(scored, backend="eager")(), cross.scores(model).double()) <= 1e-5
-
-
-def break_graph(*_: Any) -> None:
-    torch._dynamo.graph_break()

@@ -28,6 +28,7 @@ from .support import (
     encoded,
     expected,
     forward,
+    interrupt,
     options_for,
     refused,
     shared,
@@ -552,15 +553,9 @@ def test_after_ctrl_c_a_network_that_is_called_by_itself_sees_all_its_rows() -> 
     truth = encoder(indices)
     with prompt_mask_hooks(model):
         layer = next(module for module in backbone_of(model).base_model.modules() if isinstance(module, nn.LayerNorm))
-        handle = layer.register_forward_hook(interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with layer.register_forward_hook(interrupt), pytest.raises(KeyboardInterrupt):
             encoded(model)
-        handle.remove()
         assert torch.equal(encoder(indices), truth)
-
-
-def interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def test_a_backbone_that_is_called_by_itself_runs_as_without() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +16,19 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from peft_hooks import HookError, add_prompt_adapter, prompt_mask_hooks, register_prompt_mask_hooks
 
 from ..methods import METHODS, backbone_of, prefix_tuning, put_backbone
-from .support import TEXTS, adapted, distance, forward, options_for, plain, put, shared, unchanged
+from .support import (
+    TEXTS,
+    adapted,
+    break_graph,
+    clean_dynamo,
+    distance,
+    forward,
+    options_for,
+    plain,
+    put,
+    shared,
+    unchanged,
+)
 
 POLICIES = ("auto", "pool", "ignore", "strip")
 POOLING = ("cls", "max", "mean", "weightedmean", "lasttoken")
@@ -118,16 +130,6 @@ def test_a_prefix_on_the_meta_device_is_refused_by_the_backbones_signature() -> 
 # --- torch.compile --------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def clean_dynamo() -> Iterator[None]:
-    """Trace anew, and leave nothing traced."""
-    torch._dynamo.reset()
-    try:
-        yield
-    finally:
-        torch._dynamo.reset()
-
-
 def pipeline_of(model: Any) -> Callable[[dict[str, Any]], torch.Tensor]:
     """Return the pipeline as a function of features."""
     transformer, pooling = model[0], model[1]
@@ -171,10 +173,6 @@ def test_hooks_add_no_graph_break(architecture: str, side: str, method: str) -> 
         assert found <= without
 
 
-def break_graph(*_: Any) -> None:
-    torch._dynamo.graph_break()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize(("architecture", "side", "method"), COMPILED)
@@ -185,11 +183,8 @@ def test_a_compiled_model_gives_what_it_gives_uncompiled(
     model, options = shared(architecture, side, method), options_for(method)
     features = dict(model.tokenize(list(TEXTS)))
     linear = next(module for module in backbone_of(model).base_model.modules() if isinstance(module, nn.Linear))
-    with contextlib.ExitStack() as stack:
-        if broken:
-            stack.callback(linear.register_forward_hook(break_graph).remove)
-        for block in (clean_dynamo(), prompt_mask_hooks(model, **options), torch.no_grad()):
-            stack.enter_context(block)
+    breaks = linear.register_forward_hook(break_graph) if broken else contextlib.nullcontext()
+    with breaks, clean_dynamo(), prompt_mask_hooks(model, **options), torch.no_grad():
         pipeline = pipeline_of(model)
         eager = pipeline(dict(features))
         compiled = torch.compile(pipeline, backend="eager")
