@@ -33,23 +33,17 @@ What you need, and the name for it:
     what can be raised         PeftHooksError: HookError, HookNameError, SelectorError, UnsupportedModelError,
                                DimensionError (or DimensionWarning), LoadError, SaveError
 
-The files, by job, from the ground up:
+The folders, each of which imports only from those above it:
 
-    errors, formats            errors _version _format _given _parameters
-    hooks on any module        _torch_private _hook _dispatch _select _places _describe _registry _left _log
-    what releases differ in    _releases _training _modules _pipeline _backbones _cross_encoders
-    virtual tokens             _features _mask _positions _task _hidden _scores _token_modules
-                               _caches _share _share_probe _sharing
-    named dimensions           _dimension_spec _dimension_values _bindings _disagreement _dimensions _contracts _assert
-    all of it on a model       _probe _refuse _plan _attach _peft_state _adapters _without _invariance _trainer
-    saving and loading         _folder _pickles _saved _card _merge _restore _base_model _save _load
-    traces                     _leaves _frames _tap _trace_model _trace_data _trace, _trace_fold _trace_stages
-                               _trace_text _trace_svg _trace_style _trace_html _trace_diff
-    an exception, explained    _raised _clash _origins _failure _causes_missing _causes_shapes _causes_broken
-                               _causes_inputs _causes _explain
-    the doctor                 _findings _evidence _suspects _examine _diagnosis _doctor _native _ribbon _doctor_report
-    the command line           _console _demo_model _demo _demo_report _demo_svg _cli
-    for tests of your own      _tiny _assertions testing pytest_plugin
+    compat         what differs between releases of torch, transformers, PEFT and Sentence Transformers
+    hooks          hooks on any module: the dispatcher, the registry, selectors
+    dimensions     named dimensions, checked in a forward
+    prompts        virtual tokens made right: the hooks one by one, what is refused, what is attached
+    tracing        shapes recorded; render draws them, explain says why a forward failed
+    doctor         checks of a whole model
+    checkpoints    save and load
+    testing        for tests of your own
+    cli            the command peft-hooks
 
 ``import peft_hooks`` loads no other library, not even torch: names are imported when they are first used.
 """
@@ -61,28 +55,15 @@ import importlib.metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ._adapters import add_prompt_adapter, remove_prompt_adapter
-    from ._assert import assert_dimensions
-    from ._attach import HookHandle, prompt_mask_hooks, register_prompt_mask_hooks
-    from ._contracts import contract_of
-    from ._diagnosis import Diagnosis
-    from ._dimensions import AssertDimensions
-    from ._doctor import diagnose
-    from ._findings import Finding
-    from ._hook import Call, Hook
-    from ._invariance import PaddingReport, check_padding_invariance
-    from ._load import load
-    from ._log import LogShapes
-    from ._mask import ExtendPromptMask, PreparePooling
-    from ._positions import AlignPositions
-    from ._registry import HookRegistry
-    from ._save import save
-    from ._share import SharePrompt
-    from ._task import SelectTask
-    from ._trace import trace_shapes
-    from ._trace_data import ShapeTrace
-    from ._trainer import PromptTrainer
-    from ._without import without_adapter
+    from .checkpoints.loading import load
+    from .checkpoints.saving import save
+    from .dimensions.contracts import contract_of
+    from .dimensions.hook import AssertDimensions
+    from .dimensions.scope import assert_dimensions
+    from .doctor.diagnosis import Diagnosis
+    from .doctor.findings import Finding
+    from .doctor.invariance import PaddingReport, check_padding_invariance
+    from .doctor.run import diagnose
     from .errors import (
         DimensionError,
         DimensionWarning,
@@ -94,6 +75,19 @@ if TYPE_CHECKING:
         SelectorError,
         UnsupportedModelError,
     )
+    from .hooks.call import Call, Hook
+    from .hooks.log_shapes import LogShapes
+    from .hooks.registry import HookRegistry
+    from .prompts.adapters import add_prompt_adapter, remove_prompt_adapter
+    from .prompts.attach import HookHandle, prompt_mask_hooks, register_prompt_mask_hooks
+    from .prompts.mask import ExtendPromptMask, PreparePooling
+    from .prompts.positions import AlignPositions
+    from .prompts.sharing import SharePrompt
+    from .prompts.task import SelectTask
+    from .prompts.without import without_adapter
+    from .tracing.session import trace_shapes
+    from .tracing.trace import ShapeTrace
+    from .trainer import PromptTrainer
 
 __all__ = [
     "AlignPositions",
@@ -136,44 +130,44 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_adapters": (
+    "prompts.adapters": (
         "add_prompt_adapter",
         "remove_prompt_adapter",
     ),
-    "_assert": ("assert_dimensions",),
-    "_attach": (
+    "dimensions.scope": ("assert_dimensions",),
+    "prompts.attach": (
         "HookHandle",
         "prompt_mask_hooks",
         "register_prompt_mask_hooks",
     ),
-    "_contracts": ("contract_of",),
-    "_diagnosis": ("Diagnosis",),
-    "_dimensions": ("AssertDimensions",),
-    "_doctor": ("diagnose",),
-    "_findings": ("Finding",),
-    "_hook": (
+    "dimensions.contracts": ("contract_of",),
+    "doctor.diagnosis": ("Diagnosis",),
+    "dimensions.hook": ("AssertDimensions",),
+    "doctor.run": ("diagnose",),
+    "doctor.findings": ("Finding",),
+    "hooks.call": (
         "Call",
         "Hook",
     ),
-    "_invariance": (
+    "doctor.invariance": (
         "PaddingReport",
         "check_padding_invariance",
     ),
-    "_load": ("load",),
-    "_log": ("LogShapes",),
-    "_mask": (
+    "checkpoints.loading": ("load",),
+    "hooks.log_shapes": ("LogShapes",),
+    "prompts.mask": (
         "ExtendPromptMask",
         "PreparePooling",
     ),
-    "_positions": ("AlignPositions",),
-    "_registry": ("HookRegistry",),
-    "_save": ("save",),
-    "_share": ("SharePrompt",),
-    "_task": ("SelectTask",),
-    "_trace": ("trace_shapes",),
-    "_trace_data": ("ShapeTrace",),
-    "_trainer": ("PromptTrainer",),
-    "_without": ("without_adapter",),
+    "prompts.positions": ("AlignPositions",),
+    "hooks.registry": ("HookRegistry",),
+    "checkpoints.saving": ("save",),
+    "prompts.sharing": ("SharePrompt",),
+    "prompts.task": ("SelectTask",),
+    "tracing.session": ("trace_shapes",),
+    "tracing.trace": ("ShapeTrace",),
+    "trainer": ("PromptTrainer",),
+    "prompts.without": ("without_adapter",),
     "errors": (
         "DimensionError",
         "DimensionWarning",

@@ -14,8 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from torch import nn
 
-    from ._left import Left
-    from ._registry import HookRegistry
+    from .hooks.registry import HookRegistry
+    from .testing.leftovers import Left
 
 
 @pytest.fixture
@@ -58,14 +58,14 @@ def no_hooks_left() -> Iterator[Callable[[Any], Any]]:
     watched: list[tuple[nn.Module, set[Left]]] = []
 
     def watch(model: Any) -> Any:
-        from ._left import hooks_on
+        from .testing.leftovers import hooks_on
 
         watched.append((model, set(hooks_on(model, foreign=True))))
         return model
 
     yield watch
     for model, before in watched:
-        from ._left import hooks_on, written
+        from .testing.leftovers import hooks_on, written
 
         left = [hook for hook in hooks_on(model, foreign=True) if hook not in before]
         if left:
@@ -91,7 +91,7 @@ def assert_dimensions(request: pytest.FixtureRequest) -> Iterator[Callable[..., 
     with contextlib.ExitStack() as stack:
 
         def attach(model: Any, contracts: Any = None, **options: Any) -> HookRegistry:
-            from ._assert import assert_dimensions as block
+            from .dimensions.scope import assert_dimensions as block
 
             return stack.enter_context(block(model, contracts, **options))
 

@@ -10,7 +10,7 @@ import sentence_transformers
 import torch
 from torch import Tensor
 
-from peft_hooks._tiny import config_arguments, fill_weights, make_tokenizer
+from peft_hooks.testing.models import config_arguments, fill_weights, make_tokenizer
 
 from .methods import METHODS, VARIANTS, Unavailable, fill_adapter
 from .reference import _cache, float64_by_default, key_values, prompt_rows

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from peft_hooks import UnsupportedModelError, prompt_mask_hooks
-from peft_hooks._tiny import make_pooling
 from peft_hooks.testing import TEXTS, tiny_model
+from peft_hooks.testing.models import make_pooling
 
 from .methods import CACHE_METHODS, METHODS, NO_CACHE, Unavailable, put_adapter
 from .reference import NoReference, reference_embedding

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from peft_hooks import _cli
-from peft_hooks._console import quiet
+from peft_hooks.cli import main as _cli
+from peft_hooks.cli.console import quiet
 from peft_hooks.testing import tiny_model
 
 from .contract.support import RELEASE
@@ -96,7 +96,7 @@ def test_a_prompt_adapter_is_loaded_by_hand_and_its_findings_are_status_1(
 def test_the_loaded_adapter_has_the_saved_weights_tokenizer_and_pooling(saved: Path) -> None:
     import contextlib
 
-    from peft_hooks._load import load_model
+    from peft_hooks.checkpoints.loading import load_model
 
     original = tiny_model("bert", pooling="cls")
     put_adapter(original, "prompt_tuning")
@@ -289,8 +289,8 @@ def test_the_table_of_methods_fits_80_columns(native: Any, capsys: pytest.Captur
 
     from rich.console import Console
 
-    from peft_hooks._doctor_report import show_native
-    from peft_hooks._native import Cell
+    from peft_hooks.doctor.report import show_native
+    from peft_hooks.doctor.stack import Cell
 
     console = Console(file=StringIO(), width=80, color_system=None)
     show_native(console, [Cell(**cell) for cell in json.loads(native[0].stdout)["cells"]])
@@ -382,6 +382,6 @@ def test_the_help_names_the_exit_status(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_importing_the_command_line_loads_no_library() -> None:
     libraries = "{'sentence_transformers', 'peft', 'rich', 'transformers'}"
-    code = f"import sys, peft_hooks._cli; print({libraries} & set(sys.modules))"
+    code = f"import sys, peft_hooks.cli.main; print({libraries} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"

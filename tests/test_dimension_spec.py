@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_hooks import AssertDimensions
-from peft_hooks._dimension_spec import ANY, Dimension, parse
+from peft_hooks.dimensions.spec import ANY, Dimension, parse
 
 NAMES = st.from_regex(r"[a-z][a-z0-9]{0,5}", fullmatch=True)
 SIZES = st.integers(0, 10**6)

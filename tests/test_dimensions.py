@@ -17,10 +17,10 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from peft_hooks import AssertDimensions, DimensionError, DimensionWarning, Hook, HookRegistry, LogShapes
-from peft_hooks._bindings import Bindings, Bound
-from peft_hooks._dimension_spec import parse
-from peft_hooks._dimension_values import output_of
-from peft_hooks._disagreement import disagreement
+from peft_hooks.dimensions.bindings import Bindings, Bound
+from peft_hooks.dimensions.check import disagreement
+from peft_hooks.dimensions.lookup import output_of
+from peft_hooks.dimensions.spec import parse
 
 
 class Update(nn.Module):

@@ -18,7 +18,7 @@ import peft_hooks
 from peft_hooks import testing
 
 PACKAGE = Path(peft_hooks.__file__).parent
-NEEDS = {"_trainer": "datasets"}
+NEEDS = {"peft_hooks.trainer": "datasets"}
 PUBLIC = {
     **{name: getattr(peft_hooks, name) for name in peft_hooks.__all__ if name != "PromptTrainer"},
     **{f"testing.{name}": getattr(testing, name) for name in testing.__all__ if callable(getattr(testing, name))},
@@ -26,16 +26,17 @@ PUBLIC = {
 
 
 def modules_with_examples() -> list[str]:
-    """Return the modules of the package that have examples."""
-    return sorted(path.stem for path in PACKAGE.glob("*.py") if ">>> " in path.read_text(encoding="utf-8"))
+    """Return the modules of the package that have examples, in every folder."""
+    with_examples = [path for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text(encoding="utf-8")]
+    names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in with_examples]
+    return sorted(name.removesuffix(".__init__") for name in names)
 
 
 @pytest.mark.parametrize("name", modules_with_examples())
 def test_the_examples_run(name: str) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
-    module = importlib.import_module("peft_hooks" if name == "__init__" else f"peft_hooks.{name}")
-    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.REPORT_NDIFF)
+    found = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.REPORT_NDIFF)
     assert found.attempted > 0
     assert found.failed == 0
 
@@ -102,12 +103,12 @@ def test_help_is_a_tour() -> None:
     assert not missing, f"help does not show {missing}"
 
 
-def test_the_tour_has_every_public_name_and_every_file() -> None:
-    """What is added to the package has its place in the drawing, the table of needs, or the map of files."""
+def test_the_tour_has_every_public_name_and_every_folder() -> None:
+    """What is added to the package has its place in the drawing, the table of needs, or the map of folders."""
     words = set(re.findall(r"\w+", peft_hooks.__doc__ or ""))
     assert not (missing := set(peft_hooks.__all__) - words), f"the tour leaves out {missing}"
-    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
-    assert not (missing := files - words), f"the map of files leaves out {missing}"
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert not (missing := folders - words), f"the map of folders leaves out {missing}"
 
 
 def test_the_tour_needs_no_library() -> None:

@@ -22,7 +22,7 @@ from peft_hooks import (
     prompt_mask_hooks,
     register_prompt_mask_hooks,
 )
-from peft_hooks._doctor_report import as_text
+from peft_hooks.doctor.report import as_text
 from peft_hooks.testing import TEXTS, tiny_model
 
 from .contract.support import RELEASE, adapted, needs, plain, put, unchanged
@@ -459,7 +459,7 @@ def test_every_route_of_a_router_is_tried() -> None:
     needs(RELEASE >= (5, 0), "has no Router")
     from sentence_transformers import SentenceTransformer
 
-    from peft_hooks._tiny import pipeline_modules
+    from peft_hooks.testing.models import pipeline_modules
 
     query, document = plain(pooling="cls"), plain(pooling="cls", seed=1)
     routes = [[*query], [*document]]
@@ -489,8 +489,8 @@ def test_a_sparse_model_is_examined_too(tmp_path: Any) -> None:
     from sentence_transformers import SparseEncoder
     from sentence_transformers.sparse_encoder.modules import SpladePooling
 
-    from peft_hooks._tiny import pipeline_modules
     from peft_hooks.testing import tiny_transformer
+    from peft_hooks.testing.models import pipeline_modules
 
     path = tiny_transformer("bert", tmp_path)
     config = transformers.AutoConfig.from_pretrained(path)

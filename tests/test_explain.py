@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from peft_hooks import Hook, HookRegistry, ShapeTrace, trace_shapes
-from peft_hooks._clash import read_clash, what_changed
-from peft_hooks._explain import add_explanation
-from peft_hooks._failure import Failure
 from peft_hooks.testing import TEXTS, tiny_model
+from peft_hooks.tracing.explain.entry import add_explanation
+from peft_hooks.tracing.explain.failure import Failure
+from peft_hooks.tracing.explain.messages import read_clash, what_changed
 
 
 class Residual(nn.Module):
@@ -198,7 +198,7 @@ def test_an_explanation_that_fails_does_not_hide_the_error(
     def broken(*args: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("peft_hooks._explain.explain", broken)
+    monkeypatch.setattr("peft_hooks.tracing.explain.entry.explain", broken)
     model = nn.Linear(2, 2)
     with pytest.raises(RuntimeError, match="mat1 and mat2"), trace_shapes(model) as trace:
         model(torch.zeros(1, 3))

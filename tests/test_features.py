@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from peft_hooks import _features as ft
+from peft_hooks.prompts import tensors as ft
 
 DTYPES = [torch.int64, torch.int32, torch.bool, torch.float32, torch.uint8]
 LEFT, RIGHT, HOLE = [0, 0, 1, 1], [1, 1, 1, 0], [1, 0, 1, 0]

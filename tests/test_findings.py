@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from peft_hooks._diagnosis import Diagnosis, Run
-from peft_hooks._findings import CODES, Finding, Seen, check_seen, text_rows_moved
+from peft_hooks.doctor.diagnosis import Diagnosis, Run
+from peft_hooks.doctor.findings import CODES, Finding, Seen, check_seen, text_rows_moved
 
 TEXT = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
 IDS = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_hooks import HookRegistry
-from peft_hooks._hidden import KeepHiddenStates, ReplayLayers
+from peft_hooks.prompts.hidden_states import KeepHiddenStates, ReplayLayers
 
 HOOKS = [KeepHiddenStates(), ReplayLayers()]
 

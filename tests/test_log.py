@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_hooks import HookRegistry, LogShapes
-from peft_hooks import _log as log_module
+from peft_hooks.hooks import log_shapes as log_module
 
 
 class Pooling(nn.Module):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from peft_hooks._modules import outermost, reads_padding
-from peft_hooks._tiny import pipeline_modules
+from peft_hooks.compat.st_modules import outermost, reads_padding
 from peft_hooks.testing import tiny_model
+from peft_hooks.testing.models import pipeline_modules
 
 
 class Outer(nn.Sequential):

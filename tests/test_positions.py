@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from peft_hooks import AlignPositions, Call, UnsupportedModelError
-from peft_hooks._positions import RefuseLeftPadding, left_padding_message
+from peft_hooks.prompts.positions import RefuseLeftPadding, left_padding_message
 
 # Two virtual tokens, then the texts of three and one tokens, padded on the left.
 MASK = [[1, 1, 1, 1, 1], [1, 1, 0, 0, 1]]

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import peft_hooks
-from peft_hooks import _cli, testing
+from peft_hooks import testing
+from peft_hooks.cli import main as _cli
 
 from . import matrix
 from .methods import METHODS
@@ -244,7 +245,7 @@ def test_the_names_in_the_text_exist() -> None:
 
 
 def test_the_codes_of_the_doctor_are_all_there() -> None:
-    from peft_hooks._findings import CODES
+    from peft_hooks.doctor.findings import CODES
 
     assert re.findall(r"^(PH\d+)$", TEXT, re.MULTILINE) == list(CODES)
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from peft_hooks import Call, Hook, HookError, HookNameError, HookRegistry, LogShapes, SelectorError
-from peft_hooks._dispatch import dispatchers
+from peft_hooks.hooks.dispatcher import dispatchers
 
 
 class Add(Hook):
@@ -179,7 +179,8 @@ def test_attach_needs_an_instance_of_a_hook_and_says_so_when_it_gets_a_class(mod
     with pytest.raises(TypeError) as caught:
         registry.attach(LogShapes, to="0")  # type: ignore[arg-type]
     assert str(caught.value) == (
-        "attach needs an instance of a peft_hooks.Hook, got <class 'peft_hooks._log.LogShapes'>: make an instance of it"
+        "attach needs an instance of a peft_hooks.Hook, got <class 'peft_hooks.hooks.log_shapes.LogShapes'>: make an "
+        "instance of it"
     )
     for wrong in (None, [Add()], print):
         with pytest.raises(TypeError) as caught:

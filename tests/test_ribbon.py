@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.console import Console, RenderableType
 
-from peft_hooks._ribbon import SIGNS, Kind, Row, cut, legend, ribbon, summary
+from peft_hooks.doctor.ribbon import SIGNS, Kind, Row, cut, legend, ribbon, summary
 
 
 def row(virtual: int, text: int, padding: int, counted: str = "vt", label: str = "A") -> Row:
@@ -115,5 +115,5 @@ def test_counts_may_be_numbers_as_in_a_mask() -> None:
 
 
 def test_importing_the_library_does_not_import_rich() -> None:
-    code = "import peft_hooks, peft_hooks._ribbon, sys; sys.exit('rich' in sys.modules)"
+    code = "import peft_hooks, peft_hooks.doctor.ribbon, sys; sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from peft_hooks import HookRegistry
-from peft_hooks._scores import NoteTextLength, PadOnLeft, ReadText
+from peft_hooks.prompts.classifier import NoteTextLength, PadOnLeft, ReadText
 
 
 class Layers(nn.Module):

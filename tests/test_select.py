@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from peft_hooks import SelectorError
-from peft_hooks._select import glob_pattern, select
+from peft_hooks.hooks.selectors import glob_pattern, select
 
 
 def no_roles(model: nn.Module) -> Mapping[str, Sequence[str]]:

@@ -41,7 +41,7 @@ from peft_hooks import (
     trace_shapes,
     without_adapter,
 )
-from peft_hooks._left import hooks_on
+from peft_hooks.testing.leftovers import hooks_on
 
 from .contract.support import adapted, plain
 
@@ -357,8 +357,8 @@ WRONG: dict[str, Wrong] = {
     "a hook's class": Wrong(
         lambda: registry().attach(LogShapes, to="transformer"),  # type: ignore[arg-type]
         TypeError,
-        "attach needs an instance of a peft_hooks.Hook, got <class 'peft_hooks._log.LogShapes'>: make an instance of "
-        "it",
+        "attach needs an instance of a peft_hooks.Hook, got <class 'peft_hooks.hooks.log_shapes.LogShapes'>: make an "
+        "instance of it",
     ),
     "a function in place of a hook": Wrong(
         lambda: registry().attach(print, to="transformer"),  # type: ignore[arg-type]

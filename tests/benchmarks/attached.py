@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from peft_hooks import Hook, HookRegistry, register_prompt_mask_hooks
-from peft_hooks._dispatch import dispatchers
+from peft_hooks.hooks.dispatcher import dispatchers
 from peft_hooks.testing import tiny_model
 
 from ..methods import backbone_of, put_adapter

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_hooks import AssertDimensions, Hook, HookRegistry
-from peft_hooks._dimensions import Bindings
+from peft_hooks.dimensions.hook import Bindings
 
 from .attached import Nothing
 from .table import Row

@@ -11,10 +11,10 @@ from torch import nn
 
 import peft_hooks
 from peft_hooks import UnsupportedModelError, register_prompt_mask_hooks, remove_prompt_adapter, without_adapter
-from peft_hooks._attach import handle_of
-from peft_hooks._console import quiet
-from peft_hooks._tiny import pipeline_modules
+from peft_hooks.cli.console import quiet
+from peft_hooks.prompts.attach import handle_of
 from peft_hooks.testing import TEXTS, assert_no_hooks_left, tiny_model
+from peft_hooks.testing.models import pipeline_modules
 
 from ..methods import CACHE_METHODS, METHODS, VARIANTS, backbone_of, fill_adapter
 from ..reference import reference_embedding

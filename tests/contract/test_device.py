@@ -21,10 +21,10 @@ from peft_hooks import (
     prompt_mask_hooks,
     register_prompt_mask_hooks,
 )
-from peft_hooks._hidden import KeepHiddenStates, ReplayLayers
-from peft_hooks._mask import PreparePooling
-from peft_hooks._positions import RefuseLeftPadding
-from peft_hooks._task import SelectTask
+from peft_hooks.prompts.hidden_states import KeepHiddenStates, ReplayLayers
+from peft_hooks.prompts.mask import PreparePooling
+from peft_hooks.prompts.positions import RefuseLeftPadding
+from peft_hooks.prompts.task import SelectTask
 
 from ..methods import METHODS
 from .support import TEXTS, distance, forward, options_for, plain, put, shared, with_pooling

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from peft_hooks import prompt_mask_hooks, register_prompt_mask_hooks
-from peft_hooks._tiny import VOCABULARY, pipeline_modules
 from peft_hooks.errors import DimensionError, UnsupportedModelError
+from peft_hooks.testing.models import VOCABULARY, pipeline_modules
 
 from ..reference import reference_rows_of_padded, reference_token_embeddings, wrapped_backbone
 from .support import RELEASE, TEXTS, adapted, distance, encoded, needs

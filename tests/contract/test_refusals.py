@@ -17,7 +17,7 @@ from peft_hooks import (
     prompt_mask_hooks,
     register_prompt_mask_hooks,
 )
-from peft_hooks._releases import put_backbone
+from peft_hooks.compat.sentence_transformers import put_backbone
 from peft_hooks.testing import assert_padding_invariant
 
 from ..methods import NO_CACHE, VIRTUAL_TOKENS, backbone_of, prompt_tuning

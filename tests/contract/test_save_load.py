@@ -18,10 +18,10 @@ from torch import nn
 
 import peft_hooks
 from peft_hooks import LoadError, SaveError, UnsupportedModelError, register_prompt_mask_hooks
-from peft_hooks._attach import handle_of
-from peft_hooks._console import quiet
-from peft_hooks._tiny import pipeline_modules
+from peft_hooks.cli.console import quiet
+from peft_hooks.prompts.attach import handle_of
 from peft_hooks.testing import tiny_model, tiny_transformer
+from peft_hooks.testing.models import pipeline_modules
 
 from ..methods import METHODS, VARIANTS, backbone_of, put_adapter
 from .support import RELEASE, TEXTS, adapted, distance, encoded, expected, needs, options_for, put

@@ -18,8 +18,8 @@ from peft_hooks import (
     prompt_mask_hooks,
     register_prompt_mask_hooks,
 )
-from peft_hooks._tiny import config_arguments, fill_weights, make_tokenizer
 from peft_hooks.errors import UnsupportedModelError
+from peft_hooks.testing.models import config_arguments, fill_weights, make_tokenizer
 
 from ..cross import Pipe
 from ..methods import METHODS, Unavailable, fill_adapter

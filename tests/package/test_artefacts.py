@@ -100,7 +100,7 @@ def test_the_entry_points_are_there(built: Built, group: str) -> None:
         (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
         text = io.StringIO(wheel.read(name).decode()).read()
     expected = {
-        "console_scripts": "peft-hooks = peft_hooks._cli:main",
+        "console_scripts": "peft-hooks = peft_hooks.cli.main:main",
         "pytest11": "peft_hooks.pytest_plugin = peft_hooks.pytest_plugin",
     }
     assert f"[{group}]\n{expected[group]}\n" in text

@@ -1,0 +1,92 @@
+"""The file ``peft_hooks.json``: what ``save`` writes down beside the model, and ``load`` reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import LoadError
+from ..prompts.plan import Options
+from .folder import read_json
+
+FILE, FORMAT = "peft_hooks.json", 1
+
+
+@dataclass(frozen=True)
+class SavedTransformer:
+    """What no file of Sentence Transformers or PEFT says of one Transformer.
+
+    Attributes:
+        folder: Where it is saved, from the model's folder.
+        base_model: The name or path of the base model.
+        active: The adapter that was active.
+        padding_side: The tokenizer's, which no release of transformers saves.
+        fingerprint: Of the base model's weights, to tell when another is loaded.
+    """
+
+    folder: str
+    base_model: str | None
+    active: str
+    padding_side: str | None
+    fingerprint: float | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The whole file.
+
+    Attributes:
+        options: Of ``register_prompt_mask_hooks``; None if the model had no hooks when it was saved.
+        transformers: One for each Transformer that has adapters.
+        truncate_dim: The model's, which is no part of what Sentence Transformers saves.
+    """
+
+    options: dict[str, Any] | None = None
+    transformers: tuple[SavedTransformer, ...] = ()
+    truncate_dim: int | None = None
+
+    def of(self, folder: str) -> SavedTransformer:
+        """Return what is known of the Transformer that is saved in ``folder``."""
+        known = {transformer.folder: transformer for transformer in self.transformers}
+        return known.get(folder, SavedTransformer(folder, None, "", None))
+
+
+def write_incomplete(path: Path) -> None:
+    """Mark a folder as one whose saving has begun; a crash leaves it so, and it is never loaded."""
+    (path / FILE).write_text(json.dumps({"format": FORMAT, "complete": False}), encoding="utf-8")
+
+
+def write(path: Path, saved: Saved) -> None:
+    """Write the file; the folder counts as whole from here on."""
+    (path / FILE).write_text(
+        json.dumps({"format": FORMAT, "complete": True, **asdict(saved)}, indent=2) + "\n", encoding="utf-8"
+    )
+
+
+def read(path: Path) -> Saved:
+    """Read the file; without one, as after ``model.save_pretrained(path)``, nothing is known.
+
+    Raises:
+        LoadError: If it is damaged, of a later format, or says that the saving was cut off.
+    """
+    file = path / FILE
+    if not file.is_file():
+        return Saved()
+    found = read_json(file)
+    if found.get("format") != FORMAT:
+        raise LoadError(f"{file}: its format is {found.get('format')!r}, and this peft_hooks reads {FORMAT}: update it")
+    if found.get("complete") is not True:
+        raise LoadError(f"{file}: the saving of this folder was cut off, so it is incomplete: save the model again")
+    try:
+        transformers = tuple(SavedTransformer(**_known(SavedTransformer, one)) for one in found["transformers"])
+        saved = Saved(**{**_known(Saved, found), "transformers": transformers})
+        Options(**(saved.options or {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LoadError(f"{file}: damaged: {type(error).__name__}: {error}") from error
+    return saved
+
+
+def _known(kind: Any, found: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: found[field.name] for field in fields(kind)}

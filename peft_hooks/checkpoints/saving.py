@@ -1,0 +1,204 @@
+"""``save``: writes a model with its adapters and hooks' options, all of it or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .._arguments import in_words, need_path, refuse_meta
+from ..compat import cross_encoders as cross
+from ..compat import peft_state as state
+from ..compat import sentence_transformers as releases
+from ..compat.pipeline import pipeline
+from ..errors import LoadError, SaveError, UnsupportedModelError
+from ..prompts.attach import handle_of
+from . import manifest as _saved
+from .card import point_to_load
+from .folder import ADAPTER, CONFIG, MODULES, WEIGHTS, adapter_folders, parts_of, transformer_folders
+from .pickles import unpickle_own
+from .restore import ENCODER, computed
+from .staging import relative
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Save a model with its adapters so that ``load(path)`` gives it back as it is, with its hooks.
+
+    Writes what ``model.save_pretrained(path)`` writes, and what that leaves out: the hooks' options, which adapter is
+    active, the base model's path, the tokenizer's padding side, and the networks of P-tuning and prefix tuning with a
+    projection, so that they can be trained on, of a model that was trained here or loaded with ``is_trainable=True``;
+    the model card says how to load it. The base model's weights are not saved. The folder appears when everything is
+    written: a crash leaves the former one, or none.
+
+    Args:
+        model: A ``SentenceTransformer`` (or another model of the library; a ``CrossEncoder`` since 5.4) with a PEFT
+            adapter, with or without hooks.
+        path: The folder: a new or empty one, or a model that was saved before and is replaced.
+
+    Raises:
+        TypeError: If ``model`` is no module or ``path`` no path.
+        UnsupportedModelError: If it is no Sentence Transformers model, has no adapter, has LoRA layers under a prompt,
+            of which PEFT saves nothing, or is a ``CrossEncoder`` before 5.4.
+        SaveError: If ``path`` is a file or has anything in it that is not of a saved model, or an adapter's name is no
+            name of a folder.
+
+    Example:
+        >>> import tempfile
+        >>> import peft_hooks
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks.testing import tiny_model
+        >>> temporary = tempfile.TemporaryDirectory()
+        >>> model = tiny_model("bert", path=f"{temporary.name}/base")
+        >>> handle = peft_hooks.add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4))
+        >>> peft_hooks.save(model, f"{temporary.name}/tuned")
+        >>> again = peft_hooks.load(f"{temporary.name}/tuned", device="cpu")
+        >>> bool(abs(again.encode("a cat") - model.encode("a cat")).max() < 1e-6)
+        True
+        >>> temporary.cleanup()
+    """
+    adapted = _adapted(model)
+    target = Path(os.path.abspath(Path(need_path(path, "the path of a folder to save in")).expanduser()))
+    target = target.resolve() if target.is_symlink() else target
+    _refuse_target(target)
+    with _appearing(target) as folder:
+        _saved.write_incomplete(folder)
+        model.save(str(folder))  # type: ignore[operator]
+        unpickle_own(folder)
+        saved = _complete(model, folder, adapted)
+        point_to_load(folder)
+        _refuse_losses(target, folder)
+        _saved.write(folder, saved)
+
+
+def _adapted(model: Any) -> dict[int, Any]:
+    """Return the Transformers that have adapters by their number, after refusing what PEFT would lose or misplace."""
+    root, found = pipeline(model)
+    refuse_meta(root)
+    if cross.holders_of(root):
+        raise UnsupportedModelError(
+            f"a CrossEncoder of this release of Sentence Transformers saves no folder that says what it is: use "
+            f"`model.model.save_pretrained(path)`, and later {cross.TO_LOAD}"
+        )
+    if not hasattr(model, "save"):
+        raise UnsupportedModelError(f"{in_words(model)} has no save(): give the SentenceTransformer in it")
+    transformers = [transformer for _, transformer in found]
+    adapted = {number: each for number, each in enumerate(transformers) if releases.has_adapter(each)}
+    if not adapted:
+        raise UnsupportedModelError(
+            f"this {type(model).__name__} has no PEFT adapter: save it with model.save_pretrained(path)"
+        )
+    for transformer in adapted.values():
+        backbone = releases.plain_backbone(transformer)
+        heads = state.wrapped_heads(backbone)  # saved with the adapter
+        if releases.prompt_configs(transformer) and set(state.tuner_layers(backbone)).difference(heads):
+            raise UnsupportedModelError(
+                "LoRA layers are in the backbone under the prompt, and PEFT saves nothing of them: merge them into "
+                "the backbone and save that first, or train the prompt on a model without them"
+            )
+        for name in state.adapter_names(transformer):
+            if not name or name != Path(name).name or name.startswith(".") or "\\" in name:
+                raise SaveError(f"the adapter {name!r} cannot be saved: PEFT saves it in a folder of its name")
+    return adapted
+
+
+def _refuse_target(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise SaveError(f"{target}: a file is there: give a folder")
+    marks = (MODULES, ADAPTER, CONFIG, _saved.FILE)
+    if target.is_dir() and any(target.iterdir()) and not any((target / mark).is_file() for mark in marks):
+        raise SaveError(f"{target}: there is something in it that is no saved model: give a new or empty folder")
+
+
+# What a saved model consists of, beside its modules' and adapters' folders.
+_OF_A_MODEL = (".json", ".txt", ".model", ".safetensors", ".jinja", ".md", ".bin", ".spm")
+
+
+def _refuse_losses(target: Path, folder: Path) -> None:
+    """Refuse to replace a folder with anything in it that is not of a saved model: notes, checkpoints, ``.git``."""
+    if not target.is_dir():
+        return
+    modules = set(adapter_folders(target, []).values())
+    with contextlib.suppress(LoadError):  # a damaged model may be replaced
+        modules.update(part.folder for part in parts_of(target))
+    for entry in sorted(target.iterdir()):
+        known = entry in modules if entry.is_dir() else entry.suffix in _OF_A_MODEL
+        if not known and not (folder / entry.name).exists():
+            raise SaveError(
+                f"{target}: {entry.name} in it is not of a saved model and would be lost: move it, or give another "
+                f"folder"
+            )
+
+
+@contextlib.contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """Give a folder beside ``target`` that takes its place when the block ends, and is removed if it raises."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unique = uuid.uuid4().hex[:8]
+    folder, former = (target.with_name(f".{target.name}.{unique}.{kind}") for kind in ("saving", "former"))
+    folder.mkdir()
+    try:
+        yield folder
+        if target.exists():
+            target.rename(former)
+        try:
+            folder.rename(target)
+        except BaseException:
+            if former.exists():
+                former.rename(target)
+            raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved:
+    """Write what PEFT leaves out, and return what is to be written down; raises if a file is missing."""
+    folders = transformer_folders(folder)
+    found = []
+    for number, transformer in adapted.items():
+        adapters = adapter_folders(folders[number], folders)
+        if not adapters:
+            raise SaveError(f"nothing was saved of the adapters {', '.join(state.adapter_names(transformer))}")
+        for name, at in adapters.items():
+            if not (at / WEIGHTS).is_file():
+                raise SaveError(f"no {WEIGHTS} was saved of the adapter {name!r}")
+            _save_network(transformer, name, at)
+        active = state.active_adapter(transformer)
+        tokenizer = getattr(transformer, "tokenizer", None)
+        found.append(
+            _saved.SavedTransformer(
+                folder=relative(folders[number], folder),
+                base_model=_base_of(transformer),
+                active=active if active in adapters else next(iter(adapters)),
+                padding_side=getattr(tokenizer, "padding_side", None),
+                fingerprint=state.fingerprint(releases.plain_backbone(transformer)),
+            )
+        )
+    handle = handle_of(model)
+    options = None if handle is None else asdict(handle.options)
+    return _saved.Saved(options, tuple(found), getattr(model, "truncate_dim", None))
+
+
+def _save_network(transformer: Any, name: str, folder: Path) -> None:
+    """Save the weights of a prompt's network, if this adapter has one: PEFT saves its output alone."""
+    from safetensors.torch import save_file
+
+    config = releases.prompt_configs(transformer).get(name)
+    if config is None or not computed(config) or config.inference_mode:
+        return
+    state = releases.backbone_of(transformer).prompt_encoder[name].state_dict()
+    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / ENCODER)
+
+
+def _base_of(transformer: Any) -> str | None:
+    """Return the base model's name; of a folder the whole path, so that it is found from wherever it is loaded."""
+    backbone = releases.plain_backbone(transformer)
+    name = getattr(backbone, "name_or_path", None) or getattr(backbone.config, "_name_or_path", None)
+    return (os.path.abspath(name) if os.path.isdir(name) else str(name)) if name else None

@@ -1,0 +1,76 @@
+"""The temporary folder that a saved model is loaded from: its own modules and settings with the base's weights."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import LoadError
+from .base_model import Base
+from .folder import (
+    ADAPTER,
+    CONFIG,
+    check_weights,
+    files_to_read,
+    parts_of,
+    read_json,
+    refuse_code,
+    transformer_folders,
+)
+from .pickles import pickle_where_needed
+
+
+def check_folder(path: Path, links: bool = False) -> None:
+    """Raise LoadError if the model at ``path`` would run code, has damaged weights, or links that leave it.
+
+    A base model may have ``links``: it is where its owner put it, and only safetensors and JSON are read of it.
+    """
+    refuse_code(path, links)
+    for part in parts_of(path):
+        for file in part.folder.glob("*.safetensors"):
+            check_weights(file)
+
+
+def relative(folder: Path, path: Path) -> str:
+    """Return a module's folder from the model's, as ``peft_hooks.json`` has it: ``""`` for the model's own."""
+    return "" if folder == path else folder.relative_to(path).as_posix()
+
+
+@contextlib.contextmanager
+def merged(path: Path, bases: dict[Path, Base]) -> Iterator[Path]:
+    """Make a folder for the length of a block: the model at ``path``, with the base's weights in its Transformers."""
+    with tempfile.TemporaryDirectory(prefix="peft-hooks-") as temporary, contextlib.ExitStack() as open_bases:
+        whole = Path(temporary) / "model"
+        for folder in dict.fromkeys([path, *(part.folder for part in parts_of(path))]):
+            files = files_to_read(folder) if folder.is_dir() else []
+            if folder in bases:  # weights and a config that an earlier model left there are not the base's
+                files = [file for file in files if file.suffix != ".safetensors" and file.name not in (CONFIG, ADAPTER)]
+                files += _weights_of(open_bases.enter_context(bases[folder].on_disk()))
+            to = whole / relative(folder, path)
+            to.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                _link(file.resolve(), to / file.name)
+            if folder not in bases:
+                pickle_where_needed(to)
+        yield whole
+
+
+def _weights_of(base: Path) -> list[Path]:
+    """Return a base model's config and weights."""
+    check_folder(base, links=True)
+    folder = transformer_folders(base)[0]
+    read_json(folder / CONFIG)
+    weights = [file for file in sorted(folder.glob("*.safetensors")) if not file.name.startswith("adapter_")]
+    if not weights:
+        raise LoadError(f"{folder}: the base model has no weights there: no *.safetensors")
+    return [folder / CONFIG, *weights, *folder.glob("*.safetensors.index.json")]
+
+
+def _link(file: Path, to: Path) -> None:
+    try:
+        to.symlink_to(file)
+    except OSError:  # Windows without the right to make links
+        shutil.copyfile(file, to)

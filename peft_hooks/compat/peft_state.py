@@ -1,0 +1,123 @@
+"""Which adapters a Transformer has, and switching them off: what PEFT has no way for that every release knows."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import sentence_transformers as releases
+
+
+def adapter_names(transformer: Any) -> list[str]:
+    """Return the names of the Transformer's adapters."""
+    return list(getattr(releases.backbone_of(transformer), "peft_config", None) or ())
+
+
+def active_adapter(transformer: Any) -> str:
+    """Return the name of the active adapter; ``active_adapters`` is a list of a PeftModel, a method of a backbone."""
+    backbone = releases.backbone_of(transformer)
+    if is_peft_model(backbone):
+        return str(backbone.active_adapter)
+    return str(next(iter(backbone.active_adapters()), ""))
+
+
+def is_peft_model(backbone: Any) -> bool:
+    """Tell whether this is a ``PeftModel``, also one without any adapter left, of which nothing else can be asked."""
+    kind = releases.peft_class()
+    return kind is not None and isinstance(backbone, kind)
+
+
+def tuner_layers(module: nn.Module) -> list[Any]:
+    """Return the layers of LoRA, or another method that changes the backbone, and modules trained beside it.
+
+    All have ``disable_adapters`` and ``enable_adapters(bool)``; the class of the latter was renamed in PEFT 0.15.
+    """
+    homes = (sys.modules.get("peft.tuners.tuners_utils"), sys.modules.get("peft.utils.other"))
+    names = ("BaseTunerLayer", "AuxiliaryTrainingWrapper", "ModulesToSaveWrapper")
+    kinds = tuple(getattr(home, name) for home in homes for name in names if hasattr(home, name))
+    return [part for part in module.modules() if isinstance(part, kinds)]
+
+
+def wrapped_heads(module: nn.Module) -> list[Any]:
+    """Return the modules that are trained and saved beside an adapter: the head of a classifier, with ``SEQ_CLS``."""
+    return [layer for layer in tuner_layers(module) if hasattr(layer, "original_module")]
+
+
+def unwrap_heads(backbone: nn.Module) -> None:
+    """Put the heads back that the adapters wrapped: PEFT has no way for prompt learning."""
+    heads = set(wrapped_heads(backbone))
+    for parent in list(backbone.modules()):
+        for name, child in list(parent.named_children()):
+            if child in heads:
+                setattr(parent, name, child.original_module)
+
+
+def fingerprint(backbone: nn.Module) -> float | None:
+    """Return a number that tells a base model's weights from others', with or without LoRA's layers in it.
+
+    It is computed of a few of each parameter's components, so a change of single ones may be missed. Half precision
+    changes it by less than one in a thousand. A pooler may be missing in a checkpoint, and is random then.
+    """
+    added = {
+        parameter
+        for layer in tuner_layers(backbone)
+        for name in (*getattr(layer, "adapter_layer_names", ()), "modules_to_save")
+        for parameter in getattr(getattr(layer, name, None), "parameters", tuple)()
+    }
+    found = [
+        parameter.detach().flatten()[:4096].double().abs().mean().cpu()
+        for name, parameter in backbone.named_parameters()
+        if parameter not in added and parameter.is_floating_point() and "pooler" not in name
+    ]
+    return float(torch.stack(found).mean()) if found else None
+
+
+class Bare(nn.Module):
+    """Stands where a ``PeftModel`` was, and calls the backbone so that the hooks on it fire.
+
+    Since 5.4 Sentence Transformers calls the ``forward`` of what stands there, which skips its own hooks.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.training = backbone.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.backbone(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("backbone"), name)
+
+
+@contextlib.contextmanager
+def bare(transformer: Any) -> Iterator[None]:
+    """Run the Transformer without its adapters for the length of a block.
+
+    ``PeftModel.disable_adapter()`` replaces a prompt's ``forward`` and leaves it replaced, and raises
+    ``UnboundLocalError`` on encoders since transformers 4.50.
+    """
+    outer = releases.backbone_of(transformer)
+    backbone = releases.plain_backbone(transformer)
+    layers = [layer for layer in tuner_layers(backbone) if not layer.disable_adapters]
+    frozen = {parameter: parameter.requires_grad for parameter in (backbone.parameters() if layers else ())}
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        if is_peft_model(outer) and outer.base_model is backbone:  # a prompt; LoRA's layers are off by now
+            releases.put_backbone(transformer, Bare(backbone))
+        yield
+    finally:
+        releases.put_backbone(transformer, outer)
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, trainable in frozen.items():  # enabling makes an adapter trainable that was not
+            parameter.requires_grad = trainable

@@ -1,0 +1,35 @@
+"""The Transformers of what was given as a model of Sentence Transformers, or an error that says what to give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .._arguments import in_words, loading
+from ..errors import UnsupportedModelError
+from . import cross_encoders as cross
+from . import sentence_transformers as releases
+
+
+def pipeline(model: Any) -> tuple[nn.Module, list[tuple[str, Any]]]:
+    """Return the module that hooks of ``model`` go on, and what takes texts in it, with paths.
+
+    Raises:
+        TypeError: If ``model`` is no module: a name, a list, a class, None.
+        UnsupportedModelError: If it is a module that has no Transformer: a ``PeftModel``, an ``AutoModel``.
+    """
+    root = cross.root_of(model)
+    if not isinstance(root, nn.Module):
+        raise TypeError(f"expected a SentenceTransformer, got {in_words(model)}: {loading(model)}")
+    found = cross.inputs_of(root)
+    if not found:
+        kind = releases.peft_class()
+        what = "its backbone or its adapter"
+        if kind is not None and isinstance(model, kind):
+            what = "the PeftModel; peft_hooks.add_prompt_adapter(model, peft_config) puts an adapter into one"
+        raise UnsupportedModelError(
+            f"expected a Sentence Transformers model, got {in_words(model)}, which has no Transformer module: give the "
+            f"SentenceTransformer itself, not {what}"
+        )
+    return root, found

@@ -1,0 +1,218 @@
+"""Ready-made contracts: what Sentence Transformers' own modules take and return, their declared widths included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from .._arguments import need_module
+from ..compat import cross_encoders as cross
+from ..compat import sentence_transformers as releases
+from ..compat import st_modules as modules
+from .bindings import Bindings
+from .hook import AssertDimensions, OnError
+from .spec import Contract
+
+Both = tuple[Contract, Contract]
+
+TOKENS = {"token_embeddings": "float: batch seq hidden", "attention_mask": "batch seq"}
+# Virtual tokens have no ids, so the ids have a length of their own.
+TRANSFORMER = {**TOKENS, "input_ids": "batch ..."}
+
+
+class Check(NamedTuple):
+    """A ready-made hook and its module."""
+
+    path: str
+    module: nn.Module
+    hook: AssertDimensions
+
+
+def contract_of(module: nn.Module) -> Both | None:
+    """Return what a module of Sentence Transformers takes and returns, or None for any other module.
+
+    Args:
+        module: A Transformer, Pooling, Dense, Normalize, LayerNorm, Dropout, CNN, LSTM, WordEmbeddings, WordWeights,
+            WeightedLayerPooling, SpladePooling, MultiVectorMask or Router, or a subclass with the same forward.
+
+    Returns:
+        The contracts of its inputs and outputs, as ``AssertDimensions`` takes them.
+
+    Raises:
+        TypeError: If ``module`` is no module.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("ignore")  # the import is deprecated since 5.4
+        >>> from sentence_transformers.models import Dense
+        >>> from peft_hooks import contract_of
+        >>> contract_of(Dense(384, 128))[0]
+        {'sentence_embedding!': 'float: batch _in_features=384'}
+    """
+    need_module(module, "contract_of")
+    make = _CONTRACTS.get(modules.kind_of(module) or "")
+    return None if make is None else make(module)
+
+
+def checks(
+    model: nn.Module,
+    *,
+    causes: Mapping[int, str] | None = None,
+    on_error: OnError = "raise",
+) -> Iterator[Check]:
+    """Yield a hook for every module of ``model`` that has a contract, with shared bindings.
+
+    Each forward begins with the first module of the pipeline, and with every Transformer. After a module of an unknown
+    kind nothing is bound: it may change any dimension.
+    """
+    bindings = Bindings()
+    steps = {module: path for path, module in modules.steps_of(model)}
+    first = next(iter(model.children()), None) if isinstance(model, nn.Sequential) else None
+    for path, module in model.named_modules():
+        contract = contract_of(module)
+        starts = module is first or modules.kind_of(module) == "Transformer"
+        ends = contract is None and module in steps
+        if contract is None and not starts and not ends:
+            continue
+        inputs, outputs = contract or ({}, {})
+        hook = AssertDimensions(
+            inputs,
+            outputs,
+            bindings=bindings,
+            starts=starts,
+            ends=ends,
+            causes=causes,
+            on_error=on_error,
+            unless=modules.FLATTENED,
+        )
+        yield Check(path, module, hook)
+
+
+def causes_of(model: nn.Module) -> dict[int, str]:
+    """Return what a difference of so many positions means: the virtual tokens of the adapters in any model."""
+    way_out = "extend the mask on the left, torch.nn.functional.pad(mask, (virtual_tokens, 0), value=1)"
+    if cross.inputs_of(model):
+        way_out = "attach the mask hooks, peft_hooks.register_prompt_mask_hooks(model)"
+    causes: dict[int, str] = {}
+    kind = releases.peft_class()
+    wrapped: list[Any] = [] if kind is None else [module for module in model.modules() if isinstance(module, kind)]
+    for peft_model in wrapped:
+        for name, config in peft_model.peft_config.items():
+            if config.is_prompt_learning:
+                what = f"num_virtual_tokens of the {releases.method_of(config)} adapter {name!r}"
+                causes.setdefault(config.num_virtual_tokens, f"{what}: {way_out}")
+    return causes
+
+
+def _transformer(module: Any) -> Both:
+    return {}, TRANSFORMER
+
+
+def _pooling(module: Any) -> Both:
+    width, pooled = releases.pooling_widths(module)
+    tokens = {
+        "token_embeddings!": f"float: batch seq _width={width}",
+        "attention_mask": "batch seq",
+        "token_weights_sum": "batch",
+    }
+    return tokens, {"sentence_embedding": f"float: batch _pooled={pooled}"}
+
+
+def _dense(module: Any) -> Both:
+    return _one_feature(module, f"_in_features={module.in_features}", f"_out_features={module.out_features}")
+
+
+def _normalize(module: Any) -> Both:
+    return _one_feature(module, "_width", "_width", required=False)
+
+
+def _layer_norm(module: Any) -> Both:
+    return _one_feature(module, f"_dimension={module.dimension}", f"_dimension={module.dimension}")
+
+
+def _one_feature(module: Any, taken: str, returned: str, required: bool = True) -> Both:
+    """Return the contract of a module that maps the last dimension of one feature."""
+    read, write = modules.names_in_and_out(module)
+    rows = {"sentence_embedding": "batch", "token_embeddings": "batch seq"}.get(read, "batch ...")
+    inputs = {f"{read}!" if required else read: f"float: {rows} {taken}"}
+    return inputs, {write: f"float: {rows} {returned}"}
+
+
+def _cnn(module: Any) -> Both:
+    inputs = {"token_embeddings!": f"float: batch seq _in_channels={modules.token_width(module)}"}
+    kept = {"attention_mask": "batch seq"}
+    wide = f"float: batch seq _out_channels={module.embeddings_dimension}"
+    return {**inputs, **kept}, {"token_embeddings": wide}
+
+
+def _lstm(module: Any) -> Both:
+    inputs = {
+        "token_embeddings!": f"float: batch seq _width={modules.token_width(module)}",
+        "attention_mask": "batch seq",
+        "sentence_lengths!": "int: batch",
+    }
+    return inputs, {"token_embeddings": f"float: batch seq _hidden={module.embeddings_dimension}"}
+
+
+def _word_embeddings(module: Any) -> Both:
+    wide = f"float: batch seq _width={module.embeddings_dimension}"
+    outputs = {"token_embeddings": wide, "attention_mask": "batch seq", "sentence_lengths": "batch"}
+    return {"input_ids!": "int: batch seq"}, outputs
+
+
+def _word_weights(module: Any) -> Both:
+    inputs = {
+        "token_embeddings!": "float: batch seq _width",
+        "attention_mask!": "batch seq",
+        "input_ids!": "int: batch seq",
+    }
+    return inputs, {"token_embeddings": "float: batch seq _width", "token_weights_sum": "batch"}
+
+
+def _weighted_layers(module: Any) -> Both:
+    # Since 5.4 a pipeline that has no layers is let pass, and gets the last one in place of the weighted mean.
+    layers, tokens = modules.layers_of(module), f"batch seq _width={modules.token_width(module)}"
+    stacked = "_layers" if layers is None else f"_layers={layers}"
+    return {"all_layer_embeddings!": f"float: {stacked} {tokens}"}, {"token_embeddings": f"float: {tokens}"}
+
+
+def _splade(module: Any) -> Both:
+    declared = modules.token_width(module)  # learnt in the first forward if it was not given
+    vocabulary = "_vocabulary" if declared is None else f"_vocabulary={declared}"
+    inputs = {"token_embeddings!": f"float: batch seq {vocabulary}", "attention_mask": "batch seq"}
+    return inputs, {"sentence_embedding": f"float: batch {vocabulary}"}
+
+
+def _multi_vector_mask(module: Any) -> Both:
+    tokens = {"token_embeddings": "float: batch seq _width", "attention_mask": "batch seq"}
+    asked = {"input_ids": "batch seq", "query_expansion_positions": "batch seq"}
+    return {**tokens, **asked}, tokens
+
+
+def _router(module: Any) -> Both | None:
+    """Return what all routes agree on."""
+    ends = [contract_of(route[-1]) if route else None for route in modules.routes_of(module)]
+    known = [end[1] for end in ends if end is not None]
+    if not known or len(known) < len(ends) or any(other != known[0] for other in known):
+        return None
+    return {}, known[0]
+
+
+_CONTRACTS: dict[str, Callable[[Any], Both | None]] = {
+    "CNN": _cnn,
+    "Dense": _dense,
+    "Dropout": _normalize,
+    "LSTM": _lstm,
+    "LayerNorm": _layer_norm,
+    "MultiVectorMask": _multi_vector_mask,
+    "Normalize": _normalize,
+    "Pooling": _pooling,
+    "Router": _router,
+    "SpladePooling": _splade,
+    "Transformer": _transformer,
+    "WeightedLayerPooling": _weighted_layers,
+    "WordEmbeddings": _word_embeddings,
+    "WordWeights": _word_weights,
+}

@@ -1,0 +1,132 @@
+"""Where the tensors of a contract are: in a dict, by a parameter's name, inside tuples, or the output itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+from .._format import shape_of, tensors_in
+from ..errors import close_matches
+from ..hooks.call import Call
+from ..hooks.signatures import of_class, positional
+
+MISSING: Any = None
+"""What is returned for a tensor that is not there: None, which stands in many a features dict, is no tensor either."""
+
+_SHOWN = 8
+
+
+def input_of(call: Call, parts: tuple[str, ...]) -> Any:
+    """Return what ``parts`` name among a call's arguments, or MISSING.
+
+    That is: nothing, the first argument itself; a key of the first argument, if it is a dict; a number, a positional
+    argument; or a parameter of ``forward``. Each further part goes one step deeper.
+    """
+    first = call.first
+    if not parts:
+        return first
+    root = parts[0]
+    is_mapping = isinstance(first, (dict, Mapping))  # dict first: the abstract class is slow to ask
+    if is_mapping:
+        value = first.get(root)
+        if value is not None:
+            return value if len(parts) == 1 else _inside(value, parts[1:])
+    if root in call.kwargs:
+        return _inside(call.kwargs[root], parts[1:])
+    if is_mapping and len(parts) == 1 and len(call.args) <= 1:
+        return MISSING
+    index = int(root) if root.isdigit() else _index_of(call.module, root)
+    return _inside(call.args[index], parts[1:]) if index < len(call.args) else MISSING
+
+
+def output_of(output: Any, parts: tuple[str, ...]) -> Any:
+    """Return what ``parts`` name in an output, or MISSING. ``"output"`` is the output itself, as no part is."""
+    if not parts:
+        return output
+    if isinstance(output, (dict, Mapping)):
+        value = output.get(parts[0])
+        if value is not None:
+            return value if len(parts) == 1 else _inside(value, parts[1:])
+    return _inside(output, parts[1:] if parts[0] == "output" else parts)
+
+
+def _inside(value: Any, parts: tuple[str, ...]) -> Any:
+    for part in parts:
+        if value is None or isinstance(value, Tensor):
+            return MISSING
+        if isinstance(value, (dict, Mapping)):
+            value = value.get(part)
+        elif part.isdigit() and isinstance(value, (tuple, list)):
+            value = value[int(part)] if int(part) < len(value) else MISSING
+        else:
+            value = getattr(value, part, MISSING)
+    return value
+
+
+def _index_of(module: nn.Module, name: str) -> int:
+    names = parameters_of(module)
+    return names.index(name) if name in names else len(names)
+
+
+def parameters_of(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the positional parameters of a module's ``forward``."""
+    kind: Any = type(module)
+    return positional(kind.forward, 1) if is_compiling() else of_class(kind)
+
+
+def stacked(value: Any) -> torch.Size | str | None:
+    """Return the shape of a list or tuple of tensors as if they were stacked.
+
+    Returns:
+        A text that says what is wrong, if they cannot be stacked; None for anything that is no such list.
+    """
+    if not isinstance(value, (tuple, list)) or not value or not all(isinstance(part, Tensor) for part in value):
+        return None
+    shape = value[0].shape
+    for index, part in enumerate(value):
+        if part.shape != shape:
+            return f"holds {shape_of(value[0])} at 0, but {shape_of(part)} at {index}"
+    return torch.Size((len(value), *shape))
+
+
+def shown(value: Any) -> str:
+    """Write a tensor's shape, ``[2, 9]``, or that of a list of tensors: ``3 x [2, 9]``."""
+    return shape_of(value) if isinstance(value, Tensor) else f"{len(value)} x {shape_of(value[0])}"
+
+
+def not_there(key: str, there: Any) -> str:
+    """Say that a tensor is missing, with what is there and what comes close to its name."""
+    found = list(tensors_in(there))
+    close = close_matches(key, (name for name, _ in found)).partition("; there are")[0]
+    listed = ", ".join(f"{name or 'a tensor'} {shape_of(tensor)}" for name, tensor in found[:_SHOWN])
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    missing = f"there is no {key!r}{close or '.'}" if key else "it is no tensor."
+    return f"{missing} There is: {listed or _kind(there)}{more}"
+
+
+def all_inputs(call: Call) -> dict[str, Any]:
+    """Return a call's arguments by name: those in a features dict by their keys, the others by the parameter's name."""
+    names = parameters_of(call.module)
+    named = {names[index] if index < len(names) else str(index): value for index, value in enumerate(call.args)}
+    named |= call.kwargs
+    first = call.first
+    if isinstance(first, Mapping):
+        named = {name: value for name, value in named.items() if value is not first}
+        named = {**first, **named}
+    return named
+
+
+def all_outputs(output: Any) -> Any:
+    """Return an output so that its tensors have names."""
+    if dataclasses.is_dataclass(output) and not isinstance(output, (type, Mapping)):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    return {"output": output} if isinstance(output, Tensor) else output
+
+
+def _kind(value: Any) -> str:
+    return f"no tensor in {type(value).__name__}" if value else "nothing" if value is not None else "None"

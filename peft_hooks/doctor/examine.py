@@ -1,0 +1,216 @@
+"""One examination of a model: every check of ``diagnose``, with the hooks as they are."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..compat import sentence_transformers as releases
+from ..prompts.attach import handle_of
+from ..tracing.session import trace_shapes
+from .checks import check_adapters, check_hooks, check_positions, paths_to_count, room_for_text
+from .diagnosis import Run
+from .findings import LOOK, PAD_RIGHT, Finding, Seen, check_seen, text_rows_moved
+from .invariance import check_padding_invariance
+from .ribbon import Kind, Row
+from .watch import counting, hooked_paths, padded, seen_in, tokenizers_of, watching
+
+LONGEST_TRIED = 1024  # tokens: above that, a forward takes too long on a processor
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found with the hooks as they were."""
+
+    findings: tuple[Finding, ...]
+    runs: tuple[Run, ...]
+    tolerance: float
+    rows: tuple[Row, ...]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the forward raised, so that the rest could not be checked."""
+        return any(run.own and run.error is not None for run in self.runs)
+
+
+def examine(model: nn.Module, texts: Sequence[str], tolerance: float | None) -> Examination:
+    """Run every check on the model as it is now, on each route if it is a Router."""
+    routes = [{"task": route} for route in releases.routes_of(model)] or [{}]
+    return merged([Examiner(model, texts, tolerance, route).run() for route in routes])
+
+
+def merged(found: Sequence[Examination]) -> Examination:
+    """Join what was found on each route: everything, but a hook has to be silent on all of them."""
+    silent = [{(f.code, f.place) for f in one.findings if f.code == "PH008"} for one in found]
+    everywhere = set.intersection(*silent)
+    findings = {(f.code, f.place): f for one in found for f in one.findings}
+    kept = [f for key, f in sorted(findings.items()) if key[0] != "PH008" or key in everywhere]
+    sides = dict.fromkeys(run.padding for one in found for run in one.runs)
+    runs = [
+        max((r for one in found for r in one.runs if r.padding == side), key=lambda run: run.badness) for side in sides
+    ]
+    worst = max(found, key=lambda one: len(one.findings))
+    return Examination(tuple(kept), tuple(runs), max(one.tolerance for one in found), worst.rows)
+
+
+class Examiner:
+    """Runs every check on one model, and one route of it.
+
+    Args:
+        model: The model.
+        texts: What is encoded.
+        tolerance: What counts as the same; None for rounding.
+        route: What ``encode`` is to be told.
+    """
+
+    def __init__(self, model: nn.Module, texts: Sequence[str], tolerance: float | None, route: dict[str, Any]) -> None:
+        self.model = model
+        self.texts = texts
+        self.tolerance = tolerance
+        self.options = {**dense(model), **route}
+        sides = {tokenizer.padding_side for tokenizer in tokenizers_of(model)}
+        self.own = sides.pop() if len(sides) == 1 else "right"
+
+    def run(self) -> Examination:
+        """Run every check."""
+        findings, seen, error = self._first_batch()
+        tolerance = self.tolerance or 0.0
+        if error is None:
+            alone = [self._watched([text]) for text in self.texts]
+            tolerance = self.tolerance or _rounding(self.model, alone)
+            runs = tuple(self._run(side, tolerance) for side in (self.own, *{"left", "right"} - {self.own}))
+            moved = any(text_rows_moved(one, each) > tolerance for one in seen for _, found in alone for each in found)
+            findings += _check_runs(findings, runs, moved, seen[0].transformer if seen else "encode()")
+            findings = _padding_cure(findings, runs)
+        else:
+            runs = (Run(self.own, True, False, None, tolerance, f"{type(error).__name__}: {error}"),)
+        for path, transformer in releases.transformers_of(self.model):
+            findings += check_positions(path, transformer, self._try_long(transformer))
+        return Examination(tuple(findings), runs, tolerance, rows_of(seen))
+
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the embeddings of ``texts`` as one batch."""
+        model: Any = self.model
+        options = {"convert_to_tensor": True, "show_progress_bar": False, **self.options}
+        return torch.as_tensor(model.encode(list(texts), batch_size=len(texts), **options)).detach().double().cpu()
+
+    def _first_batch(self) -> tuple[list[Finding], list[Seen], Exception | None]:
+        """Encode all texts at once, and check what was seen. An error is a finding; what was seen before it counts."""
+        model, handle, error = self.model, handle_of(self.model), None
+        hooked, position_0 = hooked_paths(model), handle is not None and handle.options.virtual_tokens == "pool"
+        with counting(model, paths_to_count(model)) as calls, watching(model) as events:
+            try:
+                self.encode(self.texts)
+            except Exception as raised:  # whatever a library raises is the finding
+                error = raised
+        seen = list(seen_in(events, gradients=error is None))
+        findings = [found for one in seen for found in check_seen(one, position_0)]
+        findings += check_adapters(model, {one.transformer.split("'")[1]: one.virtual for one in seen})
+        if error is None:
+            findings += check_hooks(model, hooked, calls)
+        else:
+            findings.append(self._raised(error))
+        return findings, seen, error
+
+    def _raised(self, error: Exception) -> Finding:
+        """PH012: encode again under a trace, which knows where and why."""
+        where, cause, cure = "encode()", "", None
+        with trace_shapes(self.model) as trace:
+            try:
+                self.encode(self.texts)
+            except Exception as again:
+                error = again
+        if trace.failure is not None:
+            where, cause, cure = trace.failure.where, trace.failure.cause, trace.failure.cure
+        first = (str(error).strip().splitlines() or [""])[0]
+        sentence = f"The forward stops: {cause}" if cause else "The forward stops."
+        return Finding("PH012", where, sentence, f"{type(error).__name__}: {first}", cure or LOOK)
+
+    def _run(self, side: str, tolerance: float) -> Run:
+        """Encode alone and in batches, padded on one side."""
+        own = side == self.own
+        try:
+            with padded(self.model, side):
+                report = check_padding_invariance(self.model, self.texts, tolerance=tolerance, **self.options)
+        except Exception as error:  # such as the hooks' own refusal of left padding
+            return Run(side, own, False, None, tolerance, error=f"{type(error).__name__}: {error}")
+        return Run(side, own, False, report.largest_difference, tolerance)
+
+    def _try_long(self, transformer: Any) -> str:
+        found = room_for_text(transformer)
+        if found is None:
+            return ""
+        tokens = min(transformer.max_seq_length or found[0], found[0])
+        if tokens > LONGEST_TRIED:
+            return f"a text of {tokens} tokens was not tried"
+        try:
+            self.encode(["so " * tokens])
+        except Exception as error:
+            return f"a text of {tokens} tokens raises {type(error).__name__}"
+        return f"a text of {tokens} tokens goes through, past what the backbone was trained on"
+
+    def _watched(self, texts: list[str]) -> tuple[float, list[Seen]]:
+        """Return the largest component of the embeddings, and what was seen."""
+        with watching(self.model) as events:
+            found = self.encode(texts)
+        return float(found.abs().nan_to_num(nan=0.0).max()), list(seen_in(events))
+
+
+def rows_of(seen: Sequence[Seen]) -> tuple[Row, ...]:
+    """Return what stood at each position of the first batch, and what Pooling counted, for a ribbon."""
+    if not seen or seen[0].counted is None or seen[0].counted.shape != seen[0].rows.shape[:2] or seen[0].virtual < 0:
+        return ()
+    rows = []
+    for number, (mask, counted) in enumerate(zip(seen[0].text_mask.tolist(), seen[0].counted.tolist())):
+        kinds: list[Kind] = ["virtual"] * seen[0].virtual
+        kinds += ["text" if kept else "padding" for kept in mask]
+        rows.append(Row(chr(ord("A") + number % 26), kinds, counted))
+    return tuple(rows)
+
+
+def _padding_cure(findings: list[Finding], runs: Sequence[Run]) -> list[Finding]:
+    """Give padding on the right as the cure of what is wrong on the left only."""
+    if not runs or runs[0].padding != "left" or not runs[1].same or runs[0].same:
+        return findings
+    moved = ("PH002", "PH007", "PH011")
+    return [replace(f, cure=PAD_RIGHT, cured=True) if f.code in moved else f for f in findings]
+
+
+def _check_runs(findings: list[Finding], runs: Sequence[Run], moved: bool, place: str) -> list[Finding]:
+    """PH007 and PH011: the embedding moves with its batch, for the backbone's positions or for no reason known."""
+    own, other = runs
+    if own.same:
+        return []
+    numbers = f"moves by {own.shown} alone and in batches padded on the {own.padding}"
+    right = f"; by {other.shown} padded on the {other.padding}"
+    if moved and own.padding == "left":
+        sentence = (
+            "Padding on the left shifts the positions of the text, so that its embedding depends on how long the other "
+            "texts of the batch are."
+        )
+        return [Finding("PH007", place, sentence, numbers + right, LOOK)]
+    if any(found.code in ("PH001", "PH002") for found in findings):
+        return []
+    at = place if moved else f"behind {place}"
+    tokens = "the token embeddings of a text move, too" if moved else "the token embeddings of a text stay the same"
+    sentence = f"An embedding depends on what else is in its batch, for no reason that is known here: {tokens}."
+    return [Finding("PH011", at, sentence, numbers + right, LOOK)]
+
+
+def _rounding(model: nn.Module, alone: Sequence[tuple[float, Any]]) -> float:
+    """Rounding, for this precision and this size of embeddings."""
+    half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
+    largest = max((size for size, _ in alone if math.isfinite(size)), default=1.0)
+    return (1e-2 if half else 1e-4) * max(1.0, largest)
+
+
+def dense(model: Any) -> dict[str, Any]:
+    """SparseEncoder gives sparse tensors unless told otherwise."""
+    sparse = "convert_to_sparse_tensor" in inspect.signature(model.encode).parameters
+    return {"convert_to_sparse_tensor": False} if sparse else {}

@@ -1,0 +1,184 @@
+"""``check_padding_invariance``: the proof that a user can run on a model of his own."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._arguments import in_words, loading, refuse_meta, texts_given
+from ..compat import sentence_transformers as releases
+
+
+@dataclass(frozen=True)
+class TextDifference:
+    """How far one text's embedding moves with the batch it is in."""
+
+    text: str
+    difference: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class PaddingReport:
+    """What ``check_padding_invariance`` found. True in a condition if the embeddings are the same alone and in batches.
+
+    Attributes:
+        differences: For every text, the largest difference of a component between alone and any batch, and the size of
+            that batch.
+        tolerance: What counts as the same.
+        what: What was compared: ``"embeddings"``, of a CrossEncoder ``"scores"``.
+
+    Example:
+        >>> from peft_hooks import check_padding_invariance
+        >>> from peft_hooks.testing import tiny_model
+        >>> report = check_padding_invariance(tiny_model("bert"), ["a cat", "the dog sleeps on the warm sofa"])
+        >>> report.ok, len(report.differences), report.largest_difference < 1e-5
+        (True, 2, True)
+        >>> print(report)
+        2 embeddings are the same alone and in any batch tried: largest difference ... (tolerance 1e-04), of ...
+    """
+
+    differences: tuple[TextDifference, ...]
+    tolerance: float
+    what: str = "embeddings"
+
+    @property
+    def worst(self) -> TextDifference:
+        """The text that moves most."""
+        return max(self.differences, key=lambda row: row.difference)
+
+    @property
+    def largest_difference(self) -> float:
+        """The largest difference of a component over all texts and batches."""
+        return self.worst.difference
+
+    @property
+    def ok(self) -> bool:
+        """Whether no embedding moves by more than the tolerance. A NaN differs infinitely."""
+        return all(row.difference <= self.tolerance for row in self.differences)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        count, verdict = len(self.differences), "depend on their batch"
+        if self.ok:
+            verdict = "are the same alone and in any batch tried"
+        worst = self.worst
+        shown = worst.text if len(worst.text) <= 60 else worst.text[:57] + "..."
+        return (
+            f"{count} {self.what} {verdict}: largest difference {worst.difference:.2e} "
+            f"(tolerance {self.tolerance:.0e}), of {shown!r} in a batch of {worst.batch_size}"
+        )
+
+
+def check_padding_invariance(
+    model: nn.Module,
+    texts: Sequence[str | Sequence[str]],
+    *,
+    batch_sizes: Sequence[int] | None = None,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+    **encode_options: Any,
+) -> PaddingReport:
+    """Encode each text alone and in batches with others, and report the largest difference.
+
+    Works with and without hooks, and leaves the model as it is. Texts of different lengths make the check: a batch of
+    equal lengths has no padding.
+
+    Args:
+        model: A ``SentenceTransformer``, ``SparseEncoder``, ``MultiVectorEncoder`` or ``CrossEncoder``, or a module
+            with an ``encode`` that takes its options and returns one tensor or array ``[texts, ...]``.
+        texts: At least two texts, better of very different lengths; for a ``CrossEncoder`` pairs of texts.
+        batch_sizes: Sizes of batches to try, each over the texts in a shuffled order. By default 2, 3 and all at once.
+        tolerance: Largest difference of a component that counts as the same; half precision needs about 1e-2.
+        seed: Of the shuffling.
+        **encode_options: Passed on to ``model.encode``, such as ``prompt_name="query"``, or to ``model.predict``.
+
+    Returns:
+        The report; ``bool(report)`` is the verdict, ``print(report)`` says it.
+
+    Raises:
+        TypeError: If ``texts`` is no list of texts, or for a ``CrossEncoder`` of pairs, or ``model`` has no ``encode``.
+        ValueError: If there are fewer than two texts, or a batch size is not a whole number from 1.
+        UnsupportedModelError: If the model is on the meta device.
+
+    Example:
+        >>> from peft_hooks import check_padding_invariance
+        >>> from peft_hooks.testing import TEXTS, tiny_model
+        >>> bool(check_padding_invariance(tiny_model("bert", pooling="cls"), TEXTS, batch_sizes=[2, 6]))
+        True
+    """
+    pairs = releases.is_cross_encoder(model)
+    if not pairs and not isinstance(model, nn.Module):
+        raise TypeError(f"expected a SentenceTransformer, got {in_words(model)}: {loading(model)}")
+    if not pairs and not hasattr(model, "encode"):
+        raise TypeError(f"expected a SentenceTransformer, got {in_words(model)}: it has no encode()")
+    if isinstance(model, nn.Module):
+        refuse_meta(model)
+    texts = texts_given(texts, pairs)
+    sizes = _checked_sizes(batch_sizes, len(texts))
+    encode = _scorer(model, encode_options) if pairs else _encoder(model, encode_options)
+    alone = [encode([text])[0] for text in texts]
+    names = [text if isinstance(text, str) else " | ".join(map(str, text)) for text in texts]
+    rows = [TextDifference(name, 0.0, 1) for name in names]
+    shuffle = random.Random(seed)
+    for size in sizes:
+        order = shuffle.sample(range(len(texts)), len(texts))
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            for index, found in zip(batch, encode([texts[index] for index in batch])):
+                difference = _difference(found, alone[index])
+                if difference > rows[index].difference:
+                    rows[index] = TextDifference(names[index], difference, len(batch))
+    return PaddingReport(tuple(rows), tolerance, "scores" if pairs else "embeddings")
+
+
+def _checked_sizes(sizes: Any, count: int) -> list[int]:
+    if sizes is None:
+        return sorted({2, min(3, count), count})
+    if isinstance(sizes, (int, str)) or not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"batch_sizes={sizes!r}: give a list of whole numbers from 1, such as [2, 8]")
+    return list(sizes)
+
+
+Encode = Callable[[list[Any]], list[Tensor]]
+"""Gives one tensor for each text of a batch."""
+
+
+def _encoder(model: Any, options: dict[str, Any]) -> Encode:
+    known = inspect.signature(model.encode).parameters
+    dense = {"convert_to_tensor": True, "convert_to_sparse_tensor": False}
+    # A MultiVectorEncoder gives a list of tensors whatever it is told.
+    ours = {"show_progress_bar": False, **{key: value for key, value in dense.items() if key in known}, **options}
+
+    def encode(batch: list[Any]) -> list[Tensor]:
+        found = model.encode(batch, batch_size=len(batch), **ours)
+        return [torch.as_tensor(row).double().cpu() for row in found]
+
+    return encode
+
+
+def _scorer(model: Any, options: dict[str, Any]) -> Encode:
+    ours = {"show_progress_bar": False, "convert_to_tensor": True, **options}
+
+    def score(batch: list[Any]) -> list[Tensor]:
+        found = model.predict([list(pair) for pair in batch], batch_size=len(batch), **ours)
+        return [torch.as_tensor(row).double().cpu() for row in found]
+
+    return score
+
+
+def _difference(found: Tensor, alone: Tensor) -> float:
+    """Return the largest difference of a component; of vectors of another number of tokens, infinity."""
+    if found.shape != alone.shape:
+        return math.inf
+    moved = (found - alone).abs()
+    return float(moved.masked_fill(moved.isnan(), math.inf).max()) if moved.numel() else 0.0

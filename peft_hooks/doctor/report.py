@@ -1,0 +1,208 @@
+"""How a diagnosis is shown, and the table of what each method does on the installed releases."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from .._format import difference
+from .diagnosis import versions
+from .ribbon import legend, ribbon
+
+if TYPE_CHECKING:
+    from .diagnosis import Diagnosis, Run
+    from .findings import Finding
+    from .stack import Cell
+
+WIDEST = 100  # a table across a whole wide screen is hard to read
+RIGHT, WRONG = "green", "bold red"
+INDENT = 7  # where a finding's text begins, behind its code
+
+
+class Page:
+    """A console, and how titles and sentences look on it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.width = min(console.width, WIDEST)
+
+    def title(self, title: str) -> None:
+        """Begin a part."""
+        self.console.print()
+        self.console.print(Rule(Text(title, style="bold"), align="left", style="dim"), width=self.width)
+
+    def say(self, sentence: str, style: str = "", indent: int = 0, first: str = "", first_style: str = "") -> None:
+        """Print a sentence, wrapped; ``first`` stands before it, in the indent."""
+        lines = [""]
+        for number, line in enumerate(sentence.splitlines()):
+            room = self.width - 1
+            lead = " " * indent if number else first.ljust(indent)
+            wrapper = textwrap.TextWrapper(room, initial_indent=lead, subsequent_indent=" " * indent)
+            # Paths, calls and error texts are to be copied: a long word sticks out rather than being cut.
+            wrapper.break_long_words = wrapper.break_on_hyphens = False
+            lines += wrapper.wrap(line)
+        text = Text("\n".join(lines[1:]), style=style)
+        text.stylize(first_style, 0, len(first))
+        self.console.print(text, soft_wrap=True)
+
+    def versions(self) -> None:
+        """Say what is installed."""
+        self.say(", ".join(f"{name} {number}" for name, number in versions().items()), style="dim")
+
+
+def show(console: Console, diagnosis: Diagnosis, name: str = "") -> None:
+    """Show a diagnosis: the model, how its embeddings move, the findings, the verdict."""
+    page = Page(console)
+    page.versions()
+    _show_model(page, diagnosis, name)
+    if diagnosis.runs:
+        _show_runs(page, diagnosis)
+    if any(sum(row.counted) for row in diagnosis.rows) and {"PH002", "PH006"} & {f.code for f in diagnosis.findings}:
+        page.title("What Pooling counted in one batch, position by position")
+        console.print(ribbon(diagnosis.rows, page.width, console.options.ascii_only))
+        console.print()
+        console.print(legend(diagnosis.rows, console.options.ascii_only))
+    if diagnosis.findings:
+        page.title("What is wrong")
+        for number, finding in enumerate(diagnosis.findings):
+            if number:
+                console.print()
+            _show_finding(page, finding)
+    if diagnosis.refusal:
+        page.title("Why the hooks refuse this model as it is")
+        page.say(diagnosis.refusal)
+    page.title("Verdict")
+    word, style = ("healthy", RIGHT) if diagnosis.ok else ("UNHEALTHY", WRONG)
+    page.say(diagnosis.verdict + ".", indent=len(word) + 2, first=word, first_style=style)
+
+
+def _show_model(page: Page, diagnosis: Diagnosis, name: str) -> None:
+    model = diagnosis.model
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    if name:
+        grid.add_row("from", Text(name))
+    grid.add_row("model", Text(f"{model['class']}: " + ", ".join(model["modules"])))
+    grid.add_row("adapter", Text("\n".join(model["adapters"]) or "none"))
+    grid.add_row("hooks", Text(model["hooks"] or "none of this library"))
+    cut = f"cut at {model['max_seq_length']} tokens" if model["max_seq_length"] is not None else "not cut"
+    grid.add_row("texts", Text(f"{cut}, padded on the {model['padding_side']}"))
+    page.console.print(grid, width=page.width)
+
+
+def _show_runs(page: Page, diagnosis: Diagnosis) -> None:
+    page.title("Is an embedding the same alone and in a batch?")
+    rounding = f"; up to {difference(diagnosis.tolerance)} is rounding" if diagnosis.tolerance else ""
+    page.say(
+        f"{diagnosis.texts} texts of different lengths, each encoded alone and then in batches, where the shorter ones "
+        f"are padded. The largest difference of a component{rounding}."
+    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 3, 0, 0), pad_edge=False)
+    table.add_column("padding")
+    table.add_column("as it is", no_wrap=True)
+    if diagnosis.tried:
+        table.add_column("with the hooks", no_wrap=True)
+    for side in dict.fromkeys(run.padding for run in diagnosis.runs):
+        runs = [run for run in diagnosis.runs if run.padding == side]
+        cells = [next((_run_text(run) for run in runs if run.hooks is hooks), Text("-")) for hooks in (False, True)]
+        own = "its tokenizer's" if runs[0].own else "if you set it so"
+        table.add_row(f"{side}, {own}", *cells[: 2 if diagnosis.tried else 1])
+    page.console.print(table, width=page.width)
+
+
+def _run_text(run: Run) -> Text:
+    if run.error is not None:
+        refused = run.error.startswith("UnsupportedModelError")
+        return Text("refused" if refused else f"raises {run.error.partition(':')[0]}", "" if refused else WRONG)
+    # What the tokenizer does not do harms no one yet.
+    style = RIGHT if run.same else WRONG if run.own else "yellow"
+    return Text(f"same, to {run.shown}" if run.same else f"moves by {run.shown}", style)
+
+
+def _show_finding(page: Page, finding: Finding) -> None:
+    page.console.print(
+        Text.assemble((finding.code.ljust(INDENT), WRONG), (finding.name, "bold"), f", at {finding.place}"),
+        width=page.width,
+    )
+    page.say(finding.sentence, indent=INDENT)
+    for word, text in (("measured", finding.measured), ("cure", finding.cure)):
+        lead = " " * INDENT + word
+        page.say(text, indent=INDENT + 10, first=lead, style="dim" if word == "measured" else "")
+    if finding.cured:
+        page.say("tried: with it, this is gone", indent=INDENT + 10, style=RIGHT)
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Return findings as a table."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("code", "what", "where", "measured", "cure"):
+        table.add_column(title, overflow="fold")
+    for found in findings:
+        table.add_row(*map(Text, (found.code, found.name, found.place, found.measured, found.cure)))
+    return table
+
+
+def as_text(diagnosis: Diagnosis, width: int = 80) -> str:
+    """Return a diagnosis as plain text."""
+    console = Console(file=StringIO(), width=width, color_system=None, highlight=False, legacy_windows=False)
+    show(console, diagnosis)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text.rstrip()
+
+
+def show_native(console: Console, cells: Sequence[Cell]) -> None:
+    """Show what each PEFT method does on the installed releases."""
+    page = Page(console)
+    page.versions()
+    page.title("What each PEFT method does with these releases")
+    page.say(
+        "Measured just now on tiny random models. Right: the embedding of every text, alone and in a padded batch, is "
+        "the one computed by hand. Wrong by: the largest difference of a component."
+    )
+    errors = list(dict.fromkeys(cell.detail for cell in cells if cell.detail))
+    for backbone, padding in dict.fromkeys((cell.backbone, cell.padding) for cell in cells):
+        page.console.print()
+        page.say(f"{backbone}, padded on the {padding}", style="bold")
+        rows = [cell for cell in cells if cell.backbone == backbone]
+        page.console.print(_native_table(rows, errors))
+    for number, error in enumerate(errors, 1):
+        page.say(error, indent=4, first=f"[{number}]", style="dim")
+    page.title("Verdict")
+    for title, hooks in (("Without hooks", False), ("With hooks", True)):
+        count = _count([cell for cell in cells if cell.hooks is hooks])
+        console.print(Text.assemble((f"{title:<15}", "bold"), count))
+
+
+def _native_table(cells: Sequence[Cell], errors: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("\nmethod", no_wrap=True, min_width=13)
+    for pooling in dict.fromkeys(cell.pooling for cell in cells):
+        table.add_column(f"{pooling} pooling\nwithout hooks", no_wrap=True, min_width=13)
+        table.add_column("\nwith hooks", no_wrap=True, min_width=10)
+    for method in dict.fromkeys(cell.method for cell in cells):
+        table.add_row(method, *(_cell_text(cell, errors) for cell in cells if cell.method == method))
+    return table
+
+
+def _cell_text(cell: Cell, errors: Sequence[str]) -> Text:
+    number = f" [{errors.index(cell.detail) + 1}]" if cell.detail else ""
+    if cell.outcome == "wrong":
+        return Text(f"wrong by {(cell.distance or 0):.2f}", WRONG)
+    styles = {"right": RIGHT, "raises": WRONG, "refused": "", "missing": "dim"}
+    return Text(cell.outcome + number, styles[cell.outcome])
+
+
+def _count(cells: Iterable[Cell]) -> str:
+    outcomes = [cell.outcome for cell in cells if cell.outcome != "missing"]
+    counts = {kind: outcomes.count(kind) for kind in ("right", "wrong", "raises", "refused")}
+    shown = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
+    return f"{shown} (of {len(outcomes)})"

@@ -1,0 +1,138 @@
+"""``diagnose``: runs a model on real sentences, as it is and with the hooks, and says what is wrong with it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from .._arguments import in_words, refuse_meta, texts_given
+from ..compat import sentence_transformers as releases
+from ..compat.pipeline import pipeline
+from ..errors import HookError, UnsupportedModelError
+from ..hooks.dispatcher import compiled_part
+from ..prompts.attach import handle_of, prompt_mask_hooks
+from .diagnosis import Diagnosis, patient
+from .examine import Examination, examine
+from .findings import PAD_RIGHT, Finding
+from .watch import padded, unchanged
+
+TEXTS: tuple[str, ...] = (
+    "Refunds?",
+    "How do I get my money back?",
+    "Our shop is open from nine to six.",
+    "Return it within 30 days with the receipt, and we refund the full price.",
+    "The train to Geneva leaves from platform four at a quarter past seven; change in Lausanne for the lake.",
+    "To change your password, open the settings page, choose Security, type the old password once and the new one "
+    "twice, and press Save; your other devices are signed out within a few minutes, and we send you a message.",
+)
+"""What a model is tried on: sentences of clearly different lengths, so that every batch has padding."""
+
+
+def diagnose(model: nn.Module, texts: Sequence[str] | None = None, *, tolerance: float | None = None) -> Diagnosis:
+    """Find what goes wrong without a word in a Sentence Transformers model, with or without an adapter.
+
+    The texts are encoded alone and in batches, padded on the right and on the left, with the model as it is and, if it
+    has a prompt adapter and no hooks, with the hooks. The model, its tokenizer, its hooks and the random states are
+    left as they were; hooks of your own on the model do run. Not thread-safe.
+
+    Args:
+        model: A ``SentenceTransformer``.
+        texts: At least two texts of different lengths; by default six English sentences.
+        tolerance: The largest difference of a component that counts as the same. By default 1e-4, in half precision
+            1e-2, times the largest component where that is over 1.
+
+    Returns:
+        The diagnosis: ``findings``, ``ok``, ``to_dict()``; ``print`` shows it.
+
+    Raises:
+        TypeError: If ``model`` is no module or ``texts`` is one string.
+        ValueError: If there are fewer than two texts.
+        UnsupportedModelError: If the model is not one that gives a vector for a text.
+        HookError: If the model is compiled: PyTorch leaves out what would watch it.
+
+    Example:
+        >>> from peft_hooks import diagnose
+        >>> from peft_hooks.testing import TEXTS, tiny_model
+        >>> diagnose(tiny_model("bert"), TEXTS[:2]).ok
+        True
+    """
+    texts = _checked(model, TEXTS if texts is None else texts)
+    with unchanged(model):
+        native = examine(model, texts, tolerance)
+        hooked, call, refusal = _with_hooks(model, texts, tolerance)
+        findings = tuple(_with_cure(finding, hooked, call) for finding in native.findings)
+        runs = native.runs + (() if hooked is None else tuple(replace(run, hooks=True) for run in hooked.runs))
+        left = () if hooked is None else tuple(sorted({found.code for found in hooked.findings}))
+        tolerance = native.tolerance or (hooked.tolerance if hooked is not None else 0.0)
+        return Diagnosis(findings, runs, tolerance, len(texts), patient(model), call, refusal, left, native.rows)
+
+
+def _with_hooks(
+    model: nn.Module, texts: Sequence[str], tolerance: float | None
+) -> tuple[Examination | None, str, str | None]:
+    """Examine the model with the hooks on, if it has a prompt adapter and no hooks.
+
+    Returns:
+        What was found, or None; the call that attaches the hooks; why they refuse the model, or None. Where they refuse
+        it for padding on the left only, padding on the right is a part of the call.
+    """
+    options = _options(model)
+    call = f"peft_hooks.register_prompt_mask_hooks(model{''.join(f', {k}={v}' for k, v in options.items())})"
+    prompts = any(releases.prompt_configs(transformer) for _, transformer in releases.transformers_of(model))
+    if handle_of(model) is not None or not prompts:
+        return None, call, None
+    refusal = None
+    for side in ("", "right"):
+        try:
+            with padded(model, side) if side else nullcontext(), prompt_mask_hooks(model, **options):
+                return examine(model, texts, tolerance), f"{PAD_RIGHT}\n{call}" if side else call, refusal
+        except UnsupportedModelError as error:
+            refusal = refusal or str(error)
+    return None, call, refusal
+
+
+_OTHER_TOOLS = "peft_hooks.check_padding_invariance(model, texts) and peft_hooks.trace_shapes(model)"
+
+
+def _checked(model: Any, texts: Any) -> list[str]:
+    """Raise what ``diagnose`` raises of its arguments."""
+    refuse_meta(pipeline(model)[0])
+    given: list[str] = texts_given(texts)
+    encode: Any = getattr(model, "encode", None)
+    if encode is None:
+        raise UnsupportedModelError(
+            f"{in_words(model)} gives no embeddings to compare: diagnose a SentenceTransformer, or use {_OTHER_TOOLS}"
+        )
+    if "convert_to_tensor" not in inspect.signature(encode).parameters:
+        raise UnsupportedModelError(
+            f"a {type(model).__name__} gives several vectors for a text, which are not compared here: diagnose a "
+            f"SentenceTransformer, or use {_OTHER_TOOLS}"
+        )
+    for path, _ in model.named_modules():
+        if compiled_part(model, path) is not None:
+            raise HookError(
+                f"{path or type(model).__name__!r} is compiled, so that nothing can watch it: diagnose first"
+            )
+    return given
+
+
+def _with_cure(finding: Finding, hooked: Examination | None, call: str) -> Finding:
+    """Put the hooks in place of another cure if the finding was gone with them."""
+    if hooked is None or hooked.stopped or any(found.code == finding.code for found in hooked.findings):
+        return finding
+    return replace(finding, cure=call, cured=True)
+
+
+def _options(model: nn.Module) -> dict[str, int]:
+    """Return what the hooks need to be told: multitask prompt tuning needs a task."""
+    tasks: Iterator[Any] = (
+        encoder
+        for _, transformer in releases.transformers_of(model)
+        for encoder in releases.prompt_encoders(transformer, "MULTITASK_PROMPT_TUNING")
+    )
+    return {"task_id": 0} if next(tasks, None) is not None else {}

@@ -1,0 +1,1 @@
+"""Named, ordered forward hooks on any module."""

@@ -1,0 +1,1 @@
+"""The hooks that make PEFT's virtual tokens right in a Sentence Transformers model."""

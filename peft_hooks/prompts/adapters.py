@@ -1,0 +1,217 @@
+"""``add_prompt_adapter``: an adapter where the forward really runs, and the hooks with it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from .._arguments import in_words
+from ..compat import backbones
+from ..compat import cross_encoders as cross
+from ..compat import peft_state as state
+from ..compat import sentence_transformers as releases
+from ..compat.pipeline import pipeline
+from ..errors import UnsupportedModelError
+from .attach import HookHandle, handle_of, register_prompt_mask_hooks
+from .plan import options_of
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+def add_prompt_adapter(
+    model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **options: Any
+) -> HookHandle:
+    """Put a PEFT adapter on the Transformer of a Sentence Transformers model, make it active, and attach the hooks.
+
+    Sentence Transformers' own ``add_adapter`` refuses prompt learning, which ``transformers.integrations.peft`` calls
+    out of scope, as nothing that can be injected into a module; and assigning to ``model[0].auto_model`` does nothing
+    since 5.4. What PEFT cannot infer of the backbone, or infers wrongly (``token_dim`` of DistilBERT and ALBERT,
+    key-value heads of a prefix: https://github.com/huggingface/peft/pull/2883), is filled in; values that the config
+    has are kept. The config itself is not changed. If anything is refused, the model is as it was.
+
+    Args:
+        model: A ``SentenceTransformer``, with or without an adapter. A second one must be of the same PEFT method.
+        peft_config: A ``PromptTuningConfig``, ``PromptEncoderConfig``, ``MultitaskPromptTuningConfig``,
+            ``PrefixTuningConfig``, ``CartridgeConfig`` or ``LoraConfig``.
+        adapter_name: What the adapter goes by.
+        **options: As in ``register_prompt_mask_hooks``; with hooks on already, they must be the same or left out.
+
+    Returns:
+        The handle of the hooks.
+
+    Raises:
+        TypeError: If ``model`` is no module, ``peft_config`` no PEFT config, ``adapter_name`` no name, or an option is
+            unknown.
+        UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
+        ValueError: If the name is taken, the config has no virtual tokens, or PEFT refuses it.
+
+    Example:
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks import add_prompt_adapter
+        >>> from peft_hooks.testing import tiny_model
+        >>> model = tiny_model("distilbert")
+        >>> handle = add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4))
+        >>> {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+        {'...prompt_encoder.default.embedding.weight': (4, 32)}
+    """
+    if not isinstance(adapter_name, str) or not adapter_name:
+        raise TypeError(f"adapter_name={adapter_name!r}: give a name, such as 'default'")
+    given, (model, transformer) = model, _the_transformer(model)
+    config = _filled_in(peft_config, transformer)
+    handle, former = handle_of(model), releases.backbone_of(transformer)
+    wanted = options_of(options) if options or handle is None else handle.options
+    if handle is not None and handle.options != wanted:
+        register_prompt_mask_hooks(model, **options)  # raises, and says how to replace
+    with _all_or_nothing(transformer, handle):
+        if hasattr(former, "peft_config"):
+            if adapter_name in former.peft_config:
+                raise ValueError(f"an adapter named {adapter_name!r} is there already: give another adapter_name")
+            former.add_adapter(adapter_name, config)
+            former.set_adapter(adapter_name)
+        else:
+            from peft import get_peft_model
+
+            releases.put_backbone(transformer, get_peft_model(former, config, adapter_name))
+        if handle is None:
+            return register_prompt_mask_hooks(given, **options)
+        handle.refresh()
+        return handle
+
+
+def remove_prompt_adapter(model: nn.Module, adapter_name: str = "default") -> HookHandle | None:
+    """Delete an adapter: PEFT up to 0.17 raises for prompt learning, and later ones leave a model that cannot run.
+
+    If it was the active one, the first of the others becomes active. With the last one the ``PeftModel`` and the hooks
+    go, and the backbone is in its place, frozen as PEFT made it.
+
+    Args:
+        model: A ``SentenceTransformer`` with an adapter.
+        adapter_name: Which one.
+
+    Returns:
+        The handle of the hooks, or None if there are none (any more).
+
+    Raises:
+        TypeError: If ``model`` is no module.
+        UnsupportedModelError: If it has not one Transformer, or an adapter that ``model.add_adapter()`` put in.
+        ValueError: If there is no adapter of that name.
+
+    Example:
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks import add_prompt_adapter, remove_prompt_adapter
+        >>> from peft_hooks.testing import tiny_model
+        >>> model = tiny_model("bert")
+        >>> handle = add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4))
+        >>> handle = add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=8), "long")
+        >>> remove_prompt_adapter(model, "long") is handle
+        True
+        >>> remove_prompt_adapter(model) is None, handle.active
+        (True, False)
+    """
+    model, transformer = _the_transformer(model)
+    handle, peft_model = handle_of(model), releases.backbone_of(transformer)
+    names = state.adapter_names(transformer)
+    if adapter_name not in names or not state.is_peft_model(peft_model):
+        known = ", ".join(map(repr, names)) or "none"
+        raise ValueError(f"there is no adapter named {adapter_name!r} on this model; there are: {known}")
+    others = [name for name in names if name != adapter_name]
+    if others:
+        if peft_model.active_adapter == adapter_name:
+            peft_model.set_adapter(others[0])
+        releases.drop_adapter(peft_model, adapter_name)
+        if handle is not None:
+            handle.refresh()
+        return handle
+    if handle is not None:
+        handle.remove()
+    backbone = releases.plain_backbone(transformer)
+    if not peft_model.active_peft_config.is_prompt_learning:
+        peft_model.base_model.unload()
+        vars(backbone).pop("peft_config", None)
+    else:
+        state.unwrap_heads(backbone)
+    releases.put_backbone(transformer, backbone)
+    return None
+
+
+@contextlib.contextmanager
+def _all_or_nothing(transformer: Any, handle: HookHandle | None) -> Iterator[None]:
+    """Put the backbone, its adapters, what is frozen and the hooks back as they were if the block raises."""
+    former = releases.backbone_of(transformer)
+    attributes, adapters = set(vars(former)), set(getattr(former, "peft_config", ()))
+    active = getattr(former, "active_adapter", None)
+    frozen = {parameter: parameter.requires_grad for parameter in former.parameters()}
+    children = dict(former.named_children())
+    try:
+        yield
+    except BaseException:
+        wrapped = releases.backbone_of(transformer)
+        if wrapped is not former:
+            releases.put_backbone(transformer, former)
+            if hasattr(wrapped.base_model, "unload"):  # LoRA's layers are in the backbone itself
+                wrapped.base_model.unload()
+        for name in set(getattr(former, "peft_config", ())) - adapters if adapters else ():
+            former.set_adapter(active)
+            releases.drop_adapter(former, name)
+        for name, child in children.items():
+            if getattr(former, name) is not child:  # SEQ_CLS wraps the head, to train and save it
+                setattr(former, name, child)
+        for key in set(vars(former)) - attributes:
+            delattr(former, key)
+        for parameter, trainable in frozen.items():
+            parameter.requires_grad = trainable
+        if handle is not None and not handle.active:
+            handle.refresh()
+        raise
+
+
+def _the_transformer(model: Any) -> tuple[nn.Module, Any]:
+    """Return the module that hooks of ``model`` go on, and its one Transformer."""
+    root, found = pipeline(model)
+    if len(found) != 1:
+        places = ", ".join(repr(path) for path, _ in found)
+        raise UnsupportedModelError(
+            f"expected a Sentence Transformers model with one Transformer module, got {in_words(model)} with "
+            f"{places}: put the adapter on by hand, then call register_prompt_mask_hooks(model)"
+        )
+    transformer = found[0][1]
+    if releases.has_adapter(transformer) and not hasattr(releases.backbone_of(transformer), "active_peft_config"):
+        raise UnsupportedModelError(
+            "the backbone has an adapter that model.add_adapter() put in, beside which a PeftModel cannot stand: take "
+            "it off with `model.delete_adapter(name)`, or add to a model that is loaded anew"
+        )
+    return root, transformer
+
+
+def _filled_in(peft_config: Any, transformer: Any) -> Any:
+    """Return a copy of the config with what the backbone tells."""
+    from peft import PeftConfig as Config
+
+    if not isinstance(peft_config, Config):
+        raise TypeError(
+            f"expected a PEFT config such as PromptTuningConfig(num_virtual_tokens=10), got {in_words(peft_config)}"
+        )
+    config: Any = copy.deepcopy(peft_config)
+    tokens = config.num_virtual_tokens if config.is_prompt_learning else 1
+    if not isinstance(tokens, int) or tokens < 1:
+        raise ValueError(
+            f"num_virtual_tokens={tokens!r}: give how many virtual tokens there are, such as "
+            f"{type(config).__name__}(num_virtual_tokens=10)"
+        )
+    config.task_type = config.task_type or cross.task_type(transformer)
+    backbone = releases.plain_backbone(transformer)
+    if config.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and not hasattr(backbone, "prepare_inputs_for_generation"):
+        raise ValueError(
+            f'task_type="{config.task_type}" is for models that generate text, and the backbone is '
+            f"{in_words(backbone)}: leave task_type out"
+        )
+    if config.is_prompt_learning:
+        for key, value in backbones.backbone_sizes(transformer, releases.method_of(config)).items():
+            if getattr(config, key, None) is None:
+                setattr(config, key, value)
+    return config

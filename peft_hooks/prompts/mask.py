@@ -1,0 +1,200 @@
+"""The hooks that tell the rest of the pipeline of virtual tokens: on the Transformer, and on Pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .._format import shape_of
+from ..compat.sentence_transformers import active_virtual_tokens, adapter_summary, pooling_modes
+from ..errors import DimensionError
+from ..hooks.call import Call, Hook
+from . import tensors as ft
+
+VirtualTokens = Literal["auto", "pool", "ignore", "strip"]
+Expected = int | Callable[[nn.Module], int] | None
+
+
+def check_policy(virtual_tokens: str) -> None:
+    """Raise ValueError unless ``virtual_tokens`` is one of the four policies."""
+    if virtual_tokens not in get_args(VirtualTokens):
+        known = ", ".join(repr(policy) for policy in get_args(VirtualTokens))
+        raise ValueError(f"virtual_tokens={virtual_tokens!r} is not a policy: choose one of {known}")
+
+
+class ExtendPromptMask(Hook):
+    """Make a Transformer's attention mask as long as its token embeddings. Goes on the Transformer module.
+
+    PEFT's prompt methods put virtual tokens in front of the text inside the backbone, and the features keep the mask
+    of the text. This hook measures how many there are, ``token_embeddings.size(1)`` less the input's length, and so is
+    right on releases that extend the mask themselves (3.3 to 6.1, as float32, and for prefix tuning too, which is
+    wrong) and on those that do not. It works on a copy of the features: the caller's dict stays as it was.
+    Reported in https://github.com/huggingface/sentence-transformers/issues/2995; that virtual tokens count, as ones, is
+    the decision of https://github.com/huggingface/sentence-transformers/pull/3000, where it was asked for zeros, too.
+
+    The module takes a dict with ``input_ids``, ``[batch, seq]``, or ``inputs_embeds``, and ``attention_mask``,
+    ``[batch, seq]`` of any dtype, and returns one with ``token_embeddings``, ``float[batch, virtual + seq, hidden]``.
+    The mask that comes out is ``[batch, virtual + seq]``, of the dtype and on the device that it came in with.
+
+    Args:
+        virtual_tokens: ``"auto"`` and ``"pool"`` count virtual tokens, ``"ignore"`` keeps them with a mask of 0,
+            ``"strip"`` cuts them from ``token_embeddings`` and ``all_layer_embeddings`` and leaves the mask.
+        expected: How many virtual tokens the adapter adds, or a function of the Transformer that tells; None trusts
+            the measure. None found is always fine: LoRA, prefix tuning, a switched-off adapter.
+
+    Raises:
+        ValueError: If ``virtual_tokens`` is no policy.
+        DimensionError: In the forward, if there are fewer rows than tokens, or another number than expected.
+
+    Example:
+        >>> from peft_hooks import ExtendPromptMask, HookRegistry
+        >>> from peft_hooks.testing import tiny_features
+        >>> import torch
+        >>> transformer = torch.nn.Identity()  # gives the three virtual tokens back that the features have already
+        >>> with HookRegistry(transformer).attached(ExtendPromptMask(expected=3), to=""):
+        ...     transformer(tiny_features(batch=2, seq=4, virtual_tokens=3))["attention_mask"]
+        tensor([[1, 1, 1, 1, 1, 1, 1],
+                [1, 1, 1, 1, 1, 1, 0]])
+    """
+
+    def __init__(self, virtual_tokens: VirtualTokens = "auto", expected: Expected = active_virtual_tokens) -> None:
+        check_policy(virtual_tokens)
+        self.virtual_tokens = virtual_tokens
+        self._expected = expected
+
+    def before(self, call: Call) -> None:
+        call.first = dict(call.first)
+
+    def after(self, call: Call, output: Any) -> Any:
+        given, embeddings = call.given_first, output.get("token_embeddings")
+        length = ft.input_length(given)
+        shape: Sequence[int] = () if embeddings is None else embeddings.shape
+        if length is None or len(shape) != 3:
+            return None  # not a Transformer that gives one row per token: a CrossEncoder's scores, an image
+        found: int = shape[1] - length
+        mask = given.get("attention_mask")
+        if found == 0:
+            return None if mask is None else {**output, "attention_mask": mask}
+        expected = self._expected(call.module) if callable(self._expected) else self._expected
+        if found < 0 or (expected is not None and found != expected):
+            raise DimensionError(_other_length(call, embeddings, length, expected))
+        if mask is None:
+            mask = embeddings.new_ones((embeddings.size(0), length), dtype=torch.int64)
+        if self.virtual_tokens == "strip":
+            return _text_only({**output, "attention_mask": mask}, found)
+        return {**output, "attention_mask": ft.extend_mask(mask, found, counted=self.virtual_tokens != "ignore")}
+
+
+def _other_length(call: Call, embeddings: Tensor, length: int, expected: int | None) -> str:
+    found = int(embeddings.size(1)) - length
+    return (
+        f"{call.where}: token_embeddings is {shape_of(embeddings)} for an input of {length} tokens, "
+        f"{abs(found)} position{'s' if abs(found) != 1 else ''} {'more' if found > 0 else 'fewer'}, but "
+        f"{adapter_summary(call.module)} adds {expected or 0}. A hook or module in between changed the length: "
+        f"`with peft_hooks.HookRegistry(model).attached(LogShapes(), to='**')` shows where"
+    )
+
+
+def _text_only(features: dict[str, Any], virtual: int) -> dict[str, Any]:
+    """Cut the first ``virtual`` rows from the token embeddings and from every hidden state."""
+    features["token_embeddings"] = features["token_embeddings"][:, virtual:]
+    if "all_layer_embeddings" in features:
+        features["all_layer_embeddings"] = tuple(layer[:, virtual:] for layer in features["all_layer_embeddings"])
+    return features
+
+
+class PreparePooling(Hook):
+    """Give Pooling what it is to count, and give back the text's own rows after it. Goes on the Pooling module.
+
+    - ``cls`` reads the text's own first token, after the prompt where the prompt is left out; with
+      ``virtual_tokens="pool"`` it reads position 0, as 3.3 to 5.3 did.
+    - A prompt that is left out (``include_prompt=False``) is left out at its real place, behind the virtual tokens;
+      with ``"pool"`` the first ``prompt_length`` positions are, as 3.3 to 6.1 did.
+    - Weighted means and left-out prompts do not depend on where the padding is, in any release.
+    - With ``"auto"``, what follows Pooling (``output_value="token_embeddings"``) sees one row per token of the text.
+
+    Args:
+        virtual_tokens: The policy, as in ``ExtendPromptMask``.
+        missing: How many tokens of a prompt ``prompt_length`` does not count, as in releases before 5.0.
+
+    Raises:
+        ValueError: If ``virtual_tokens`` is no policy.
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import HookRegistry, PreparePooling
+        >>> from peft_hooks.testing import tiny_features
+        >>> class First(torch.nn.Module):
+        ...     pooling_mode = "cls"
+        ...     def forward(self, features):
+        ...         return {**features, "sentence_embedding": features["cls_token_embeddings"]}
+        >>> features = {**tiny_features(batch=2, seq=6, virtual_tokens=3), "attention_mask": torch.ones(2, 9)}
+        >>> pooling = First()
+        >>> with HookRegistry(pooling).attached(PreparePooling(), to=""):
+        ...     pooled = pooling(features)
+        >>> torch.equal(pooled["sentence_embedding"], features["token_embeddings"][:, 3])  # not a virtual token
+        True
+        >>> pooled["token_embeddings"].shape  # one row for each token of the text
+        torch.Size([2, 6, 8])
+    """
+
+    def __init__(self, virtual_tokens: VirtualTokens = "auto", missing: int = 0) -> None:
+        check_policy(virtual_tokens)
+        self.virtual_tokens = virtual_tokens
+        self.missing = missing
+
+    def before(self, call: Call) -> None:
+        features = call.first
+        embeddings, mask = features.get("token_embeddings"), features.get("attention_mask")
+        length = ft.input_length(features)
+        if embeddings is None or mask is None or length is None:
+            return
+        shape = embeddings.shape  # asked once, as in `input_length`
+        if len(shape) != 3 or mask.shape != shape[:2]:
+            return  # nothing to prepare, or wrong: AssertDimensions says what
+        virtual = shape[1] - length
+        modes, leaves_out = pooling_modes(call.module), _leaves_out_prompt(call.module, features)
+        if virtual == 0 and not leaves_out and modes.isdisjoint(("cls", "weightedmean")):
+            return
+        call.first = features = dict(features)
+        call.notes[self] = virtual
+        start = virtual if self.virtual_tokens == "auto" else 0
+        if leaves_out or "weightedmean" in modes:
+            embeddings, mask = ft.padding_last(embeddings, mask)
+            features.update(token_embeddings=embeddings, attention_mask=mask)
+        if leaves_out:
+            features["prompt_length"] = features["prompt_length"] + self.missing
+            mask = ft.leave_out(mask, start, features["prompt_length"])
+            if start:  # Pooling leaves out from position 0, which is right for the text alone
+                del features["prompt_length"]
+                features["attention_mask"] = mask
+        if "cls" in modes and (virtual or "cls_token_embeddings" not in features):
+            if self.virtual_tokens == "pool" and virtual:
+                # A copy: before 5.4, max pooling overwrites what is not counted in place (c0af86c0).
+                features["cls_token_embeddings"] = embeddings[:, 0].clone()
+            else:
+                first = ft.first_counted(mask[:, start:]) + start
+                features["cls_token_embeddings"] = ft.take_rows(embeddings, first)
+
+    def after(self, call: Call, output: Any) -> Any:
+        virtual = call.notes.get(self)
+        if virtual is None:
+            return None
+        given = call.given_first
+        restored = dict(output)
+        for key in ("token_embeddings", "attention_mask", "prompt_length", "cls_token_embeddings"):
+            if key in given:
+                restored[key] = given[key]
+            else:
+                restored.pop(key, None)
+        if self.virtual_tokens == "auto" and virtual:
+            restored["attention_mask"] = restored["attention_mask"][:, virtual:]
+            return _text_only(restored, virtual)
+        return restored
+
+
+def _leaves_out_prompt(pooling: nn.Module, features: Mapping[str, Any]) -> bool:
+    return "prompt_length" in features and not getattr(pooling, "include_prompt", True)

@@ -1,0 +1,253 @@
+"""``SharePrompt``: the virtual tokens of a causal decoder run once, not once for each row of the batch.
+
+In a causal backbone the virtual tokens stand first and see only themselves: their keys, values and hidden states are
+the same in every row. PEFT repeats the prompt for each row, and the backbone computes it as often.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+from ..compat.kv_cache import empty_cache, repeated
+from ..compat.torch_internals import calls_of
+from ..hooks.call import Call, Hook
+
+
+class TextSize:
+    """The size of the text that a Transformer runs on.
+
+    Attributes:
+        module: The Transformer; None where a size is noted with no Transformer running.
+        batch: Rows.
+        length: Positions of the text alone, padding included.
+        uneven: Whether the prompt's rows differ: a network with dropout made each.
+        alone: Whether the virtual tokens run by themselves now.
+    """
+
+    __slots__ = ("alone", "batch", "length", "module", "uneven")
+
+    def __init__(self, module: nn.Module | None, batch: int, length: int) -> None:
+        self.module = module
+        self.batch = batch
+        self.length = length
+        self.uneven = self.alone = False
+
+
+class _Running(threading.local):
+    size: TextSize | None = None
+
+
+# Not on a hook: one hook runs in many threads, and travels with a copied or pickled model.
+_running = _Running()
+
+
+def text_size() -> TextSize | None:
+    """Return the size of the text of the Transformer that runs in this thread, if ``NoteTextSize`` is on it."""
+    size = _running.size
+    # After a KeyboardInterrupt no hook takes the note down, and what the backbone is given next is not of this text.
+    return size if size is None or size.module is None or calls_of(size.module) else None
+
+
+def virtual_tokens_alone() -> bool:
+    """Tell whether what runs in this thread is the virtual tokens by themselves, one row in place of the batch."""
+    size = _running.size
+    return size is not None and size.alone
+
+
+@contextlib.contextmanager
+def noted(batch: int, length: int) -> Iterator[None]:
+    """Have the size of a text noted for the length of a block."""
+    former, _running.size = text_size(), TextSize(None, batch, length)
+    try:
+        yield
+    finally:
+        _running.size = former
+
+
+class NoteTextSize(Hook):
+    """Note the size of the text while a Transformer runs. Goes on the Transformer module.
+
+    Inside of PEFT nothing tells any more which positions are virtual tokens and which the text's. It has to run after
+    every other pre-hook on the module: where one of them raises, nothing takes the note down again.
+    """
+
+    def before(self, call: Call) -> None:
+        if is_compiling():
+            return
+        features = call.first
+        text = features.get("input_ids") if isinstance(features, Mapping) else None
+        call.notes[self] = text_size()
+        _running.size = TextSize(call.module, *text.shape) if isinstance(text, Tensor) and text.dim() == 2 else None
+
+    def after(self, call: Call, output: Any) -> None:
+        self._take_down(call)
+
+    def failed(self, call: Call, error: BaseException) -> None:
+        self._take_down(call)
+
+    def _take_down(self, call: Call) -> None:
+        if self in call.notes:
+            _running.size = call.notes[self]
+
+
+class SharePrompt(Hook):
+    """Run the virtual tokens of a causal backbone once per forward. Goes on PEFT's ``base_model``, the backbone.
+
+    The virtual tokens are cut from ``inputs_embeds`` and run as a batch of one; the text runs after their keys and
+    values, given to every row as ``past_key_values``; their hidden states are put back in front of every row. The
+    output is what it would have been, to rounding, and so are the gradients. Nothing is kept for the next forward.
+
+    It steps aside, and the forward runs as it would have, where there is nothing to win (one row), and where that would
+    not be the same: dropout or gradient checkpointing in training, attentions that are asked for, keys and values or
+    position ids that the caller gives, a backbone that was switched to attend to both sides, ``torch.compile``.
+
+    Args:
+        longest: Step aside for virtual tokens and text longer than this together: a sliding window's length.
+
+    Example:
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks import add_prompt_adapter
+        >>> from peft_hooks.testing import TEXTS, tiny_model
+        >>> model = tiny_model("llama", pooling="lasttoken")
+        >>> handle = add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4))
+        >>> print(handle.describe().remarks[0])
+        virtual tokens of Transformer '0': computed once for all rows of a batch
+        >>> shared = model.encode(list(TEXTS))
+        >>> with handle.switched(share_prompt=False):
+        ...     bool(abs(model.encode(list(TEXTS)) - shared).max() < 1e-5)
+        True
+    """
+
+    def __init__(self, longest: int | None = None) -> None:
+        self.longest = longest
+
+    def before(self, call: Call) -> None:
+        virtual = self._virtual_tokens(call)
+        if not virtual:
+            return
+        backbone, kwargs = call.module, call.kwargs
+        rows, mask, positions = kwargs["inputs_embeds"], kwargs["attention_mask"], kwargs.get("position_ids")
+        common = {**kwargs, "use_cache": True, "return_dict": True}
+        alone = {**common, "inputs_embeds": rows[:1, :virtual], "attention_mask": mask[:1, :virtual]}
+        after = {**common, "inputs_embeds": rows[:, virtual:]}
+        if positions is not None:
+            alone["position_ids"], after["position_ids"] = positions[:1, :virtual], positions[:, virtual:]
+        # `forward`, not a call: the hooks on the backbone, this one among them, belong to the call that is running.
+        size: Any = text_size()
+        size.alone = True
+        try:
+            prompt = backbone.forward(**alone, past_key_values=empty_cache(backbone))
+        finally:
+            size.alone = False
+        after["past_key_values"] = repeated(prompt["past_key_values"], rows.size(0))
+        call.notes[self] = prompt
+        call.args, call.kwargs = (), after
+
+    def _virtual_tokens(self, call: Call) -> int:
+        """Return how many rows in front are virtual tokens that can be shared; 0 to step aside."""
+        size = None if is_compiling() else text_size()
+        rows, mask = call.kwargs.get("inputs_embeds"), call.kwargs.get("attention_mask")
+        if size is None or size.uneven or size.batch < 2 or not size.length or rows is None or mask is None:
+            return 0
+        virtual: int = rows.size(1) - size.length
+        fits = rows.size(0) == size.batch and mask.shape == rows.shape[:2] and virtual > 0
+        if not fits or (self.longest is not None and rows.size(1) > self.longest):
+            return 0
+        if call.args or _asks_for_more(call) or attends_to_both_sides(getattr(call.module, "config", None)):
+            return 0
+        return 0 if _has_random(call.module) else virtual
+
+    def after(self, call: Call, output: Any) -> Any:
+        prompt = call.notes.get(self)
+        if prompt is None:
+            return None
+        asked, config = call.given_kwargs, call.module.config
+        fields = {key: output[key] for key in output}
+        last = output["last_hidden_state"]
+        fields["last_hidden_state"] = joined = _join(prompt["last_hidden_state"], last)
+        if "hidden_states" in fields:
+            layers = zip(prompt["hidden_states"], output["hidden_states"], strict=True)
+            fields["hidden_states"] = tuple(joined if own is last else _join(first, own) for first, own in layers)
+        if not _said(asked, "use_cache", config):
+            fields.pop("past_key_values", None)
+        whole = type(output)(**fields)
+        return whole if _said(asked, "return_dict", config) else whole.to_tuple()
+
+
+def _said(kwargs: Mapping[str, Any], option: str, config: Any) -> bool:
+    """Return an option of a backbone's forward: of the call, or else of the config."""
+    value = kwargs.get(option)
+    return bool(getattr(config, option, True) if value is None else value)
+
+
+def _join(prompt: Tensor, text: Tensor) -> Tensor:
+    return torch.cat([prompt.expand(text.size(0), -1, -1), text], dim=1)
+
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+# What can be cut in two, or leaves the rows as they are.
+_KNOWN = frozenset(["attention_mask", "inputs_embeds", "output_hidden_states", "return_dict"])
+
+
+def _asks_for_more(call: Call) -> bool:
+    """Tell whether the backbone is given or asked for anything else: keys and values, attentions, segment ids."""
+    for key, value in call.kwargs.items():
+        if value is None or value is False or key in _KNOWN:
+            continue
+        if key != "position_ids" or call.given_kwargs.get(key) is not None:  # ours are the same in every row
+            return True
+    config = getattr(call.module, "config", None)
+    return bool(getattr(config, "output_attentions", False) or getattr(config, "output_router_logits", False))
+
+
+def attends_to_both_sides(config: Any) -> bool:
+    """Tell whether a decoder's config says that its tokens see those that come after them."""
+    return getattr(config, "is_causal", None) is False or bool(getattr(config, "use_bidirectional_attention", False))
+
+
+def _has_random(module: nn.Module) -> bool:
+    """Tell whether two forwards of a module differ, or one runs in parts twice: only while it is being trained."""
+    return module.training and any(map(_is_random, module.modules()))
+
+
+def _is_random(module: Any) -> bool:
+    """Tell whether a module that is being trained draws random numbers, or runs twice (gradient checkpointing)."""
+    if not module.training:
+        return False
+    if isinstance(module, _DROPOUTS):
+        return bool(module.p > 0)
+    # Attention has its probability as a number, `attention_dropout`; an LSTM has `dropout`, OPT `layerdrop`.
+    own = vars(module)
+    return bool(own.get("gradient_checkpointing")) or any(
+        isinstance(value, float) and value > 0 and ("drop" in name or "jitter" in name) for name, value in own.items()
+    )
+
+
+class EncodePromptOnce(Hook):
+    """Run a prompt's network on one row, not on every row of the batch. Goes on the adapter's prompt encoder.
+
+    PEFT gives the same indices for every row: to prefix tuning's network (``prefix_projection``) and multitask prompt
+    tuning in every release, to P-tuning's in 0.10.
+    """
+
+    def before(self, call: Call) -> None:
+        size, indices = None if is_compiling() else text_size(), call.first
+        if size is None or size.batch < 2 or indices.dim() != 2 or indices.size(0) != size.batch:
+            return
+        if _has_random(call.module):
+            size.uneven = True
+            return
+        call.first = indices[:1]
+        call.notes[self] = size.batch
+
+    def after(self, call: Call, output: Any) -> Any:
+        batch = call.notes.get(self)
+        return None if batch is None else output.expand(batch, *output.shape[1:])

@@ -1,0 +1,79 @@
+"""The option ``share_prompt``: which hooks it asks for, and what ``handle.describe()`` says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from typing import Any, Literal
+
+from torch import nn
+
+from ..compat import sentence_transformers as releases
+from ..errors import UnsupportedModelError
+from ..hooks.call import Hook
+from .sharing import EncodePromptOnce, NoteTextSize, SharePrompt
+from .sharing_probe import longest_shared, why_not_shared
+
+Share = Literal["auto", True, False]
+
+# Their prompt encoder is a network, or gives a row to every row of the batch.
+_ENCODED = ("P_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING")
+
+
+def check_share(share_prompt: Any) -> None:
+    """Raise ValueError unless ``share_prompt`` is one of its three values."""
+    if not any(share_prompt is value for value in (True, False)) and share_prompt != "auto":
+        raise ValueError(f"share_prompt={share_prompt!r} is not a choice: take one of 'auto', True, False")
+
+
+def hooks_of_sharing(
+    path: str, transformer: Any, share_prompt: Share, proven: Container[str] | None
+) -> Iterator[tuple[str, Hook, nn.Module]]:
+    """Yield the hooks that keep one Transformer's prompt from being computed for each row: name, hook, module.
+
+    Args:
+        path: Where the Transformer is.
+        transformer: The Transformer.
+        share_prompt: The option.
+        proven: The names of the hooks that need not be proven again, or None to prove by a small forward.
+
+    Raises:
+        UnsupportedModelError: If ``share_prompt`` is True, and the backbone cannot share its virtual tokens.
+    """
+    if share_prompt is False or not releases.prompt_configs(transformer):
+        return
+    name, reason = f"share:{path}", None
+    if proven is None:
+        reason = why_not_shared(transformer)
+        if reason is not None and share_prompt is True:
+            raise UnsupportedModelError(
+                f'Transformer {path!r}: share_prompt=True, but {reason}: leave it at "auto", which computes the '
+                f"virtual tokens for every row where they cannot be shared"
+            )
+    shared = reason is None if proven is None else name in proven
+    outer = releases.backbone_of(transformer)
+    encoders = [encoder for method in _ENCODED for encoder in releases.prompt_encoders(transformer, method)]
+    for number, encoder in enumerate(encoders):
+        yield f"once:{path}:{number}", EncodePromptOnce(), encoder
+    if shared:
+        yield name, SharePrompt(longest_shared(transformer)), outer.base_model
+    if shared or encoders:
+        yield f"size:{path}", NoteTextSize(), transformer
+
+
+def remarks(model: nn.Module, share_prompt: Share, names: Container[str]) -> Iterator[str]:
+    """Yield a line for each Transformer with virtual tokens: whether they are shared, or why not.
+
+    Args:
+        model: The model.
+        share_prompt: The option.
+        names: The names of the hooks that are on the model.
+    """
+    for path, transformer in releases.transformers_of(model):
+        methods = {releases.method_of(config) for config in releases.prompt_configs(transformer).values()}
+        if methods.isdisjoint(releases.PREFIX_METHODS) and methods:
+            where = f"virtual tokens of Transformer {path!r}"
+            if f"share:{path}" in names:
+                yield f"{where}: computed once for all rows of a batch"
+            else:
+                reason = "share_prompt=False" if share_prompt is False else why_not_shared(transformer)
+                yield f"{where}: computed for every row: {reason or 'it could be shared now: `handle.refresh()`'}"

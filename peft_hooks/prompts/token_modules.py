@@ -1,0 +1,149 @@
+"""Hooks for modules that work on tokens between the Transformer and Pooling: WordWeights, LSTM, CNN, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..compat import st_modules as modules
+from ..errors import UnsupportedModelError
+from ..hooks.call import Call, Hook
+from . import tensors as ft
+
+
+def _virtual_tokens(features: Any) -> int:
+    """Return how many rows of the token embeddings are more than the input has tokens; 0 where that cannot be told."""
+    embeddings, length = features.get("token_embeddings"), ft.input_length(features)
+    if embeddings is None or length is None or embeddings.dim() != 3:
+        return 0
+    return max(int(embeddings.size(1)) - length, 0)
+
+
+class WeighVirtualTokens(Hook):
+    """Give virtual tokens the weight of unknown words. Goes on a WordWeights module.
+
+    WordWeights looks weights up by ``input_ids``, of which virtual tokens have none, and raises. While it runs, they
+    are looked up as token 0 and masked out; then their rows are weighted with ``unknown_word_weight``.
+    """
+
+    def before(self, call: Call) -> None:
+        features = call.first
+        virtual = _virtual_tokens(features)
+        if virtual and features["attention_mask"].size(1) == features["token_embeddings"].size(1):
+            ids, mask = features["input_ids"], features["attention_mask"]
+            text = ft.extend_mask(mask[:, virtual:], virtual, counted=False)
+            call.first = {**features, "input_ids": ft.extend_mask(ids, virtual, counted=False), "attention_mask": text}
+
+    def after(self, call: Call, output: Any) -> Any:
+        given = call.given_first
+        if call.first is given:
+            return None
+        virtual, mask = _virtual_tokens(given), given["attention_mask"]
+        weight = call.module.unknown_word_weight
+        rows = torch.cat([given["token_embeddings"][:, :virtual] * weight, output["token_embeddings"][:, virtual:]], 1)
+        total = output["token_weights_sum"] + weight * mask[:, :virtual].sum(dim=1)
+        restored = {"input_ids": given["input_ids"], "attention_mask": mask}
+        return {**output, **restored, "token_embeddings": rows, "token_weights_sum": total}
+
+
+class ScoreVirtualTokens(Hook):
+    """Let a skiplist and a query expansion look at the text's tokens. Goes on a MultiVectorMask module.
+
+    Only where the policy keeps virtual tokens: with ``"auto"`` and ``"strip"`` none come here.
+    """
+
+    def before(self, call: Call) -> None:
+        features = call.first
+        virtual = _virtual_tokens(features)
+        if virtual and features["attention_mask"].size(1) == features["token_embeddings"].size(1):
+            by_token = {key: features[key] for key in ("input_ids", "query_expansion_positions") if key in features}
+            wide = {key: ft.extend_mask(value, virtual, counted=False) for key, value in by_token.items()}
+            call.first = {**features, **wide}
+
+    def after(self, call: Call, output: Any) -> Any:
+        given = call.given_first
+        if call.first is given:
+            return None
+        virtual, mask = _virtual_tokens(given), output["attention_mask"]
+        kept = given["attention_mask"][:, :virtual].to(mask.dtype)
+        by_token = {key: given[key] for key in ("input_ids", "query_expansion_positions") if key in given}
+        return {**output, **by_token, "attention_mask": torch.cat([kept, mask[:, virtual:]], dim=1)}
+
+
+class CountVirtualTokens(Hook):
+    """Add the virtual tokens to ``sentence_lengths``, by which an LSTM cuts padding off. Goes on an LSTM module."""
+
+    def before(self, call: Call) -> None:
+        features = call.first
+        virtual = _virtual_tokens(features)
+        if virtual and "sentence_lengths" in features:
+            call.first = {**features, "sentence_lengths": features["sentence_lengths"] + virtual}
+
+    def after(self, call: Call, output: Any) -> Any:
+        given = call.given_first
+        return None if call.first is given else {**output, "sentence_lengths": given["sentence_lengths"]}
+
+
+class SilencePadding(Hook):
+    """Let a CNN read zeros where padding is, as at the end of a text without padding. Goes on a CNN module.
+
+    A Transformer gives padding rows that are not zero, and a kernel wider than one token reads them beside the text's:
+    the embedding depends on the batch, with an adapter and without. Padding between virtual tokens and a left-padded
+    text goes to the end while the CNN runs.
+    """
+
+    def before(self, call: Call) -> None:
+        features = call.first
+        embeddings, mask = features.get("token_embeddings"), features.get("attention_mask")
+        if embeddings is None or mask is None or mask.shape != embeddings.shape[:2]:
+            return
+        order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+        call.notes[self] = order
+        rows = _reordered(embeddings.masked_fill((mask == 0).unsqueeze(-1), 0), order)
+        call.first = {**features, "token_embeddings": rows, "attention_mask": mask.gather(1, order)}
+
+    def after(self, call: Call, output: Any) -> Any:
+        order = call.notes.pop(self, None)
+        if order is None:
+            return None
+        mask, rows = call.given_first["attention_mask"], output["token_embeddings"]
+        return {**output, "attention_mask": mask, "token_embeddings": _reordered(rows, order.argsort(dim=1))}
+
+    def failed(self, call: Call, error: BaseException) -> None:
+        call.notes.pop(self, None)
+
+
+def _reordered(rows: Tensor, order: Tensor) -> Tensor:
+    return rows.gather(1, order.unsqueeze(-1).expand_as(rows))
+
+
+_HOOKS: dict[str, type[Hook]] = {
+    "CNN": SilencePadding,
+    "LSTM": CountVirtualTokens,
+    "MultiVectorMask": ScoreVirtualTokens,
+    "WordWeights": WeighVirtualTokens,
+}
+
+
+def hooks_of_token_modules(model: nn.Module) -> Iterator[tuple[str, Hook, nn.Module]]:
+    """Yield the hooks that modules between Transformer and Pooling need: path, hook, module."""
+    for path, module in modules.steps_of(model):
+        hook = _HOOKS.get(modules.kind_of(module) or "")
+        if hook is not None:
+            yield path, hook(), module
+
+
+def refuse_token_modules(model: nn.Module) -> None:
+    """Raise UnsupportedModelError for an LSTM that nothing before it can give the lengths of the texts."""
+    before: list[str | None] = []
+    for path, module in modules.steps_of(model):
+        kind = modules.kind_of(module)
+        if kind == "LSTM" and "Transformer" in before and None not in before and "WordEmbeddings" not in before:
+            raise UnsupportedModelError(
+                f"LSTM {path!r} needs the feature sentence_lengths, which only WordEmbeddings gives, and before it "
+                f"comes a Transformer: take the LSTM out, or put a module before it that sets sentence_lengths"
+            )
+        before.append(kind)

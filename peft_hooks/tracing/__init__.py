@@ -1,0 +1,1 @@
+"""Shapes of every module in a forward, and why one failed."""

@@ -1,0 +1,1 @@
+"""From an exception in a forward to its cause."""

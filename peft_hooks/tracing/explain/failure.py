@@ -1,0 +1,153 @@
+"""``Failure``: why a traced forward raised, as data and as the note that the exception gains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..leaves import Leaf
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One size of a disagreement, and where it comes from.
+
+    Attributes:
+        size: The size.
+        leaf: The tensor or parameter that has it: ``"features.attention_mask"``.
+        shape: Its shape.
+        dimension: Which of its dimensions.
+        source: Who bound it, for a reader: ``"which first came out of Transformer '0'"``.
+        path: The path of the module that bound it, or None.
+    """
+
+    size: int
+    leaf: str
+    shape: tuple[int, ...]
+    dimension: int
+    source: str
+    path: str | None
+
+    def __str__(self) -> str:
+        shape = ", ".join(map(str, self.shape))
+        return f"{self.size} is dimension {self.dimension} of {self.leaf} [{shape}]{self.source and ', ' + self.source}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known about a cause.
+
+    Attributes:
+        kind: ``"virtual tokens"``, ``"length"``, ``"batch"``, ``"width"``, ``"transposed"``, ``"rank"``, ``"dtype"``,
+            ``"device"``, ``"none"``, ``"key"``, ``"argument"``, ``"index"``, ``"hook"`` or ``"unknown"``.
+        cause: A sentence.
+        cure: The call that mends it, or where to look; None if there is none to give.
+        bounds: The sizes that disagree, and who bound them.
+        culprit: The path of the module that the trouble first came out of, or None.
+    """
+
+    kind: str
+    cause: str
+    cure: str | None = None
+    bounds: tuple[Bound, ...] = ()
+    culprit: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a forward raised.
+
+    Attributes:
+        path: The innermost traced module that raised, or the module whose hook raised.
+        module: Its class name.
+        forward: The number of the forward.
+        call: Which call of the module in this forward.
+        row: The index of the call in ``trace.rows``, or None if the hook raised before it began.
+        inputs: What went into the module.
+        error: The exception's class name.
+        message: The exception's message.
+        hook: The hook that raised, or None if the model itself did.
+        inside: The module inside that really raised, where it is not traced; or None.
+        source: The line of code that raised, as ``"pooling.py:188: ..."``, or None.
+        finding: The cause.
+    """
+
+    path: str
+    module: str
+    forward: int
+    call: int
+    row: int | None
+    inputs: tuple[Leaf, ...]
+    error: str
+    message: str
+    hook: str | None
+    inside: str | None
+    source: str | None
+    finding: Finding
+
+    @property
+    def where(self) -> str:
+        """The module for a reader: ``"Pooling '1'"``."""
+        return f"{self.module} {self.path!r}"
+
+    @property
+    def kind(self) -> str:
+        """The kind of the cause."""
+        return self.finding.kind
+
+    @property
+    def cause(self) -> str:
+        """The likely cause, as a sentence."""
+        return self.finding.cause
+
+    @property
+    def cure(self) -> str | None:
+        """What mends it, or None if that is not known."""
+        return self.finding.cure
+
+    @property
+    def culprit(self) -> str | None:
+        """The path of the module that the trouble first came out of, or None."""
+        return self.finding.culprit
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes that disagree."""
+        return tuple(bound.size for bound in self.finding.bounds)
+
+    @property
+    def dimension(self) -> int | None:
+        """The dimension that disagrees, of the first tensor that has it."""
+        return self.finding.bounds[0].dimension if self.finding.bounds else None
+
+    @property
+    def summary(self) -> str:
+        """Who raised what, as one line."""
+        inside = f", inside it {self.inside}" if self.inside else ""
+        if self.hook is not None:
+            return f"{self.hook} on {self.where} raised {self.error}{inside}; the model itself did not"
+        return f"{self.where} raised {self.error} in its call {self.call} of forward {self.forward}{inside}"
+
+    def __str__(self) -> str:
+        lines = [f"peft_hooks: {self.summary}"]
+        if self.source:
+            lines.append(f"  at {self.source}")
+        if self.inputs:
+            lines.append("  it was given:")
+            width = max(len(leaf.name) for leaf in self.inputs)
+            lines += [f"    {leaf.name.ljust(width)}  {str(leaf)[len(leaf.name) + 1 :]}" for leaf in self.inputs]
+        lines += [f"  {bound}" for bound in self.finding.bounds]
+        lines.append(f"  cause: {self.cause}")
+        if self.cure:
+            lines.append(f"  cure: {self.cure}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the failure as what JSON can hold."""
+        names = ("path", "module", "forward", "call", "row", "error", "message", "hook", "inside", "source")
+        more = ("kind", "cause", "cure", "culprit", "dimension")
+        return {
+            **{name: getattr(self, name) for name in (*names, *more)},
+            "inputs": [leaf.to_dict() for leaf in self.inputs],
+            "bounds": [{**vars(bound), "shape": list(bound.shape)} for bound in self.finding.bounds],
+        }

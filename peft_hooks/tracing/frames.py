@@ -1,0 +1,68 @@
+"""What a trace keeps of each call, and of what each thread is doing, while forwards run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .leaves import Raw
+
+if TYPE_CHECKING:
+    from .recorder import Tap
+
+
+class Frame:
+    """One call of one module, while it runs and afterwards. Holds no tensor and no exception."""
+
+    __slots__ = (
+        "around",
+        "call",
+        "forward",
+        "index",
+        "inputs",
+        "outputs",
+        "parent",
+        "path",
+        "raised",
+        "state",
+        "tap",
+        "thread",
+    )
+
+    def __init__(self, tap: Tap, path: str, thread: Thread, parent: Frame | None, around: object) -> None:
+        self.tap = tap
+        self.path = path
+        self.thread = thread.name
+        self.forward = thread.forward
+        self.parent = parent
+        self.call = 0
+        self.index = -1
+        self.inputs: list[Raw] | tuple[()] = ()
+        self.outputs: list[Raw] | tuple[()] = ()
+        self.state = "running"
+        self.around = around  # the error that is being handled around the forward
+        self.raised = 0  # id of the last error that left this call, or a recorded one inside it
+
+
+class Thread:
+    """What one thread is doing: the calls it is in, and which forward they belong to."""
+
+    def __init__(self) -> None:
+        self.name = threading.current_thread().name
+        self.stack: list[Frame] = []
+        self.forward = 0
+        self.calls: dict[str, int] = {}
+        self.outermost: set[str] = set()
+        self.failing: int | None = None  # the innermost recorded call that the error on its way left
+
+    def enter(self, path: str, numbers: Iterator[int]) -> None:
+        """Begin a forward, unless ``path`` goes on with the one that the last outermost call belongs to.
+
+        Sentence Transformers before 5.7 never calls the whole model, only its modules one by one.
+        """
+        if not self.forward or path in self.outermost or not path or "" in self.outermost:
+            self.forward = next(numbers)
+            self.calls = {}
+            self.outermost = set()
+        self.outermost.add(path)

@@ -1,0 +1,172 @@
+"""What a value handed to a module is made of: every leaf by its own name, as plain data that keeps no tensor alive.
+
+``collect`` runs inside every traced forward, so it appends bare tuples; ``Leaf`` is made of them when someone looks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._format import dtype_of, padding_of
+
+Raw = tuple[Any, ...]
+"""``(name, shape, dtype, device, id, stats)`` of a tensor, ``(name, text)`` of anything else."""
+
+_MOST = 256  # leaves of one call: the hidden states of the deepest models fit, a list of a thousand ids does not
+_DEEPEST = 6
+_SHOWN_ROWS = 8
+
+
+class Stats(NamedTuple):
+    """What was read of a tensor's values, with ``stats=True`` only.
+
+    Attributes:
+        kept: How many positions a mask keeps; None if it is no mask.
+        total: How many elements there are.
+        padding: Where a mask has its padding: ``none``, ``left``, ``right``, ``inside`` or ``mixed``.
+        rows: Runs of a mask's first rows, ``((kept, length), ...)`` each.
+        nonfinite: How many elements are NaN or infinite.
+    """
+
+    kept: int | None
+    total: int
+    padding: str
+    rows: tuple[tuple[tuple[bool, int], ...], ...]
+    nonfinite: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One leaf of what went into or came out of a module.
+
+    Attributes:
+        name: ``"features.token_embeddings"`` on the way in, ``"token_embeddings"`` or ``"output"`` on the way out.
+        shape: The tensor's shape; None if the leaf is no tensor.
+        dtype: The tensor's dtype.
+        device: The tensor's device.
+        text: What a leaf that is no tensor is: ``"None"``, ``"True"``, ``"10"``, or its class.
+        stats: What was read of the values, with ``stats=True``.
+        identity: The tensor's ``id``, to follow it from call to call while a forward runs.
+    """
+
+    name: str
+    shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    text: str = ""
+    stats: Stats | None = None
+    identity: int = dataclasses.field(default=0, compare=False, repr=False)
+
+    @property
+    def key(self) -> str:
+        """The last part of the name: ``"token_embeddings"``."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def size(self) -> str:
+        """Dtype and shape, ``"f32[2,18,384]"``, or what the leaf is."""
+        if self.shape is None or self.dtype is None:
+            return self.text
+        where = "" if self.device is None or self.device.type != "meta" else " on meta"
+        return f"{dtype_of(self.dtype)}[{','.join(map(str, self.shape))}]{where}"
+
+    def __str__(self) -> str:
+        line = f"{self.name} {self.size}"
+        if self.stats is not None and self.stats.kept is not None:
+            line += f" kept {self.stats.kept}/{self.stats.total} pad {self.stats.padding}"
+        if self.stats is not None and self.stats.nonfinite:
+            line += f" ({self.stats.nonfinite} not finite)"
+        return line
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the leaf as what JSON can hold."""
+        if self.shape is None:
+            return {"name": self.name, "value": self.text}
+        data: dict[str, Any] = {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+        }
+        if self.stats is not None:
+            data["stats"] = self.stats._asdict()
+        return data
+
+
+def as_leaf(raw: Raw) -> Leaf:
+    """Make a ``Leaf`` of what ``collect`` appended."""
+    if len(raw) == 2:
+        return Leaf(raw[0], text=raw[1])
+    name, shape, dtype, device, identity, stats = raw
+    return Leaf(name, tuple(int(size) for size in shape), dtype, device, "", stats, identity)
+
+
+def collect(found: list[Raw], name: str, value: Any, stats: bool = False, depth: int = 0) -> None:
+    """Append every leaf of ``value`` to ``found``: tensors in dicts, tuples, model outputs, dataclasses and caches.
+
+    Args:
+        found: Grows by one tuple for each leaf, up to a limit.
+        name: The name of ``value``; a leaf inside it is called ``name.key``, or ``key`` if ``name`` is empty.
+        value: Anything.
+        stats: Whether to read values.
+        depth: How deep the value sits.
+    """
+    if type(value) is Tensor or isinstance(value, Tensor):
+        found.append((name, value.shape, value.dtype, value.device, id(value), _stats(name, value) if stats else None))
+    elif value is None or value is True or value is False or type(value) is int:
+        found.append((name, str(value)))
+    elif len(found) > _MOST or depth > _DEEPEST:
+        if not found or found[-1][0] != "...":
+            found.append(("...", "more"))
+    else:
+        inner = _inside(value)
+        if inner is None:
+            found.append((name, type(value).__name__))
+            return
+        for key, part in inner:
+            collect(found, f"{name}.{key}" if name else str(key), part, stats, depth + 1)
+
+
+def _inside(value: Any) -> Any:
+    """Return the parts of ``value`` with their names, or None if it is a leaf."""
+    if isinstance(value, (dict, Mapping)):  # dict first: the abstract class is slow to ask
+        return value.items()
+    if isinstance(value, (tuple, list)):
+        names = getattr(value, "_fields", None)
+        return zip(names, value) if names else enumerate(value)
+    if "Cache" in type(value).__name__ or type(value).__name__.endswith("Layer"):
+        # transformers' caches: keys and values in lists, or in one object for each layer; the rest is bookkeeping.
+        return [(key, part) for key, part in vars(value).items() if isinstance(part, (Tensor, list, dict, tuple))] or [
+            (key, part) for key, part in vars(value).items() if "cache" in key
+        ]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return None
+
+
+def _stats(name: str, tensor: Tensor) -> Stats | None:
+    if type(tensor.data) is not Tensor or tensor.device.type == "meta" or not tensor.numel():
+        return None
+    total = tensor.numel()
+    if name.endswith("mask") and tensor.dim() == 2:
+        kept = tensor.detach().bool().cpu()
+        rows = tuple(_runs(row) for row in kept[:_SHOWN_ROWS].tolist())
+        return Stats(int(kept.sum()), total, padding_of(kept), rows, 0)
+    if tensor.is_floating_point() and tensor.layout == torch.strided:
+        return Stats(None, total, "", (), int((~tensor.detach().isfinite()).sum()))
+    return None
+
+
+def _runs(row: list[bool]) -> tuple[tuple[bool, int], ...]:
+    runs: list[tuple[bool, int]] = []
+    for kept in row:
+        if runs and runs[-1][0] == kept:
+            runs[-1] = (kept, runs[-1][1] + 1)
+        else:
+            runs.append((kept, 1))
+    return tuple(runs)

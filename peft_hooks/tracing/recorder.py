@@ -1,0 +1,241 @@
+"""What ``trace_shapes`` puts on modules: one pre-hook and one forward hook of PyTorch's own on each.
+
+A ``Tap`` appends a ``Frame`` of bare tuples to its recorder's list; names, text and explanations are made when someone
+asks, or when a forward fails.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+from .frames import Frame, Thread
+from .leaves import Raw, collect
+from .model import find_adapters
+from .trace import ShapeTrace
+
+logger = logging.getLogger("peft_hooks")
+
+
+class Recorder:
+    """Everything that one trace has seen."""
+
+    def __init__(self, model: nn.Module, max_calls: int, stats: bool) -> None:
+        self.model = weakref.ref(model)
+        self.kind = type(model).__name__
+        self.max_calls = max_calls
+        self.stats = stats
+        self.frames: list[Frame] = []
+        self.taps: list[Tap] = []
+        self.numbers = itertools.count(1)
+        self.indices = itertools.count()
+        self.skipped: dict[str, int] = {}
+        self.trace: ShapeTrace | None = None
+        self.peft_models: list[tuple[str, nn.Module]] = []
+        self.local = threading.local()
+
+    def end(self) -> None:
+        """Let go of everything that would otherwise refer to itself in a circle.
+
+        A trace is then freed when the last reference to it is gone, and leaves nothing to the garbage collector, which
+        takes as long as many forwards where PyTorch and transformers are loaded.
+        """
+        if self.trace is not None:
+            self.trace._end(self.peft_models, self.taps)
+        self.trace = None
+        for tap in self.taps:
+            tap.recorder = None
+
+    def thread(self) -> Thread:
+        """Return the state of a thread that is seen for the first time."""
+        state = self.local.state = Thread()
+        return state
+
+    def keep(self, frame: Frame) -> None:
+        """Add a call to the trace. Threads may append out of order; the index has the last word."""
+        frame.index = next(self.indices)
+        self.frames.append(frame)
+
+    def left(self, frame: Frame, thread: Thread, error: BaseException) -> None:
+        """Note that ``error`` left a call; when it leaves the outermost one, the forward has failed."""
+        frame.state = "raised"
+        if frame.tap.recorded:
+            if frame.index < 0:
+                self.skipped[frame.path] -= 1
+                self.keep(frame)
+            if frame.raised != id(error):
+                thread.failing = frame.index
+            frame.raised = id(error)
+        if thread.stack:
+            thread.stack[-1].raised = frame.raised
+            return
+        forward, thread.forward = thread.forward, 0  # what follows is another forward
+        self._explain(error, forward, thread.failing)
+        thread.failing = None
+
+    def failed_outside(self, thread: Thread, error: BaseException, tap: Tap) -> None:
+        """Note that a hook of someone else raised before the outermost call could be recorded."""
+        thread.forward = 0
+        thread.enter(tap.path, self.numbers)
+        forward, thread.forward = thread.forward, 0
+        self._explain(error, forward, None)
+
+    def _explain(self, error: BaseException, forward: int, failing: int | None) -> None:
+        from .explain.entry import add_explanation, explain
+
+        model = self.model()
+        if model is None or self.trace is None:
+            return
+        try:
+            self.trace.adapters = find_adapters(self.peft_models)
+            self.trace.failure = explain(self.trace, model, error, forward, failing, Tap)
+            add_explanation(error, self.trace.failure)
+        except Exception:  # an error while explaining must not hide the error that is explained
+            logger.warning("the failed forward could not be explained", exc_info=True)
+
+
+class Tap:
+    """What the trace puts on a module. A copied or unpickled tap belongs to no trace and does nothing."""
+
+    def __init__(
+        self,
+        recorder: Recorder | None,
+        paths: tuple[str, ...],
+        kind: str = "",
+        names: tuple[str, ...] = (),
+        recorded: bool = True,
+        runs: bool = True,
+        leaf: bool = False,
+    ) -> None:
+        self.recorder = recorder
+        self.paths, self.path = paths, paths[0]
+        self.shared = len(paths) > 1
+        self.kind, self.names, self.recorded = kind, names, recorded
+        self.kept = 0
+        self.runs = runs  # whether there is a forward: a ModuleList has none
+        # Whether one hook is enough: nothing is called inside. The steps of a pipeline change their features in place.
+        self.leaf = leaf
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tap, (None, self.paths)
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorder = self.recorder
+        if recorder is None or is_compiling():
+            return
+        try:
+            thread = recorder.local.state
+        except AttributeError:
+            thread = recorder.thread()
+        stack = thread.stack
+        if stack and not self.path:
+            stack.clear()  # a KeyboardInterrupt runs no forward hook, and no model calls itself from inside
+        frame = self.begin(recorder, thread, sys.exc_info()[1])
+        if self.recorded:
+            self.record(frame, recorder, thread, args, kwargs)
+        stack.append(frame)
+
+    def whole(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Do the work of ``before`` and ``after`` at once, at half the cost: for a module with no others inside."""
+        recorder = self.recorder
+        if recorder is None or is_compiling():
+            return
+        try:
+            thread = recorder.local.state
+        except AttributeError:
+            thread = recorder.thread()
+        frame = self.begin(recorder, thread, None)
+        self.record(frame, recorder, thread, args, kwargs)
+        error = sys.exc_info()[1]
+        # An error that unwinds this very call has its traceback begin with PyTorch's frame, which called this hook;
+        # one that is being handled around the call begins further out.
+        trace = None if error is None else error.__traceback__
+        failed = trace is not None and trace.tb_frame is sys._getframe(1)
+        self.finish(frame, recorder, thread, output, error if failed else None)
+
+    def begin(self, recorder: Recorder, thread: Thread, around: object) -> Frame:
+        """Make the frame of a call, at its place among those that the thread is in."""
+        stack = thread.stack
+        path = self.path_in(stack) if self.shared else self.path
+        if not stack:
+            thread.enter(path, recorder.numbers)
+        return Frame(self, path, thread, stack[-1] if stack else None, around)
+
+    def record(
+        self, frame: Frame, recorder: Recorder, thread: Thread, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Note what goes into a call, and keep it unless there are many of this module."""
+        path = frame.path
+        thread.calls[path] = frame.call = thread.calls.get(path, 0) + 1
+        frame.inputs = self.inputs_of(args, kwargs, recorder.stats)
+        if self.kept < recorder.max_calls:
+            self.kept += 1
+            recorder.keep(frame)
+        else:
+            recorder.skipped[path] = recorder.skipped.get(path, 0) + 1
+
+    def inputs_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], stats: bool) -> list[Raw]:
+        """Return every leaf of what goes in, by the parameters' names."""
+        found: list[Raw] = []
+        names = self.names
+        for index, value in enumerate(args):
+            name = names[index] if index < len(names) else f"args.{index}"
+            if type(value) is Tensor and not stats:  # most of what goes into a module; every microsecond counts here
+                found.append((name, value.shape, value.dtype, value.device, id(value), None))
+            else:
+                collect(found, name, value, stats)
+        for name, value in kwargs.items():
+            collect(found, name, value, stats)
+        return found
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        recorder = self.recorder
+        if recorder is None or is_compiling():
+            return
+        try:
+            thread = recorder.local.state
+        except AttributeError:
+            thread = recorder.thread()
+        stack, error = thread.stack, sys.exc_info()[1]
+        if not stack or stack[-1].tap is not self:
+            # A pre-hook of someone else raised before ours ran, or the block began while this module ran.
+            if error is not None and not stack:
+                recorder.failed_outside(thread, error, self)
+            return
+        frame = stack.pop()
+        around, frame.around = frame.around, None
+        self.finish(frame, recorder, thread, output, None if error is around else error)
+
+    def finish(
+        self, frame: Frame, recorder: Recorder, thread: Thread, output: Any, error: BaseException | None
+    ) -> None:
+        """Note what came out of a call, or the error that left it."""
+        if not self.recorded or (error is not None and output is None):
+            pass  # nothing came out
+        elif type(output) is Tensor and not recorder.stats:
+            frame.outputs = [("output", output.shape, output.dtype, output.device, id(output), None)]
+        else:
+            outputs: list[Raw] = []
+            collect(outputs, "" if isinstance(output, (dict, Mapping)) else "output", output, recorder.stats)
+            frame.outputs = outputs
+        if error is not None:
+            recorder.left(frame, thread, error)
+        else:
+            frame.state = "done"
+
+    def path_in(self, stack: list[Frame]) -> str:
+        """Return the path of a shared module under which it is called now: the one inside the caller."""
+        for frame in reversed(stack):
+            inside = f"{frame.path}." if frame.path else ""
+            for path in self.paths:
+                if path.startswith(inside):
+                    return path
+        return self.paths[0]

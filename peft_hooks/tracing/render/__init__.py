@@ -1,0 +1,1 @@
+"""A trace as text, SVG and HTML."""

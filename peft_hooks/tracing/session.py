@@ -1,0 +1,120 @@
+"""``trace_shapes``: what goes through every module while a block runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._arguments import need_module
+from ..compat.cross_encoders import root_of
+from ..compat.sentence_transformers import find_roles
+from ..compat.torch_internals import has_children
+from ..hooks.selectors import Selector
+from ..hooks.selectors import select as find
+from ..hooks.signatures import of_class, positional
+from .model import find_peft_models
+from .recorder import Recorder, Tap
+from .trace import ShapeTrace
+
+
+@contextlib.contextmanager
+def trace_shapes(
+    model: nn.Module,
+    *,
+    depth: int | None = None,
+    select: Selector | None = None,
+    max_calls: int = 100,
+    stats: bool = False,
+) -> Iterator[ShapeTrace]:
+    """Record what goes into every module and what comes out, for the length of a block.
+
+    Shapes, dtypes and devices only: no tensor is kept alive. If a forward raises, the error goes on rising with a note
+    (https://peps.python.org/pep-0678) that says where, on what and why, and ``trace.failure`` holds the same. Blocks
+    nest, threads are told apart, and nothing stays on the model. Modules whose ``forward`` is called directly run no
+    hooks: ``trace.gaps`` names them.
+
+    Args:
+        model: Any ``nn.Module``.
+        depth: How many levels of modules below the model are recorded; all by default.
+        select: Record only these modules: a role, path, glob, module class, module or predicate, as in
+            ``HookRegistry.attach``.
+        max_calls: How many calls of one module are kept; further ones are counted in ``trace.skipped``, except one that
+            fails.
+        stats: Read values, too: what masks keep, and how many elements are not finite. Synchronises with the device.
+
+    Yields:
+        The trace, which fills up while the block runs.
+
+    Raises:
+        TypeError: If ``model`` is not an ``nn.Module``.
+        ValueError: If ``depth`` is negative or ``max_calls`` is less than 1.
+        SelectorError: If ``select`` matches no module.
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import trace_shapes
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
+        >>> with trace_shapes(model) as trace:
+        ...     _ = model(torch.zeros(4, 2))
+        >>> [f"{row.path} {row.module}: {row.outputs[0]}" for row in trace.rows]
+        [' Sequential: output f32[4,3]', '0 Linear: output f32[4,3]', '1 ReLU: output f32[4,3]']
+    """
+    model = root_of(model)
+    need_module(model, "trace_shapes")
+    if max_calls < 1 or (depth is not None and depth < 0):
+        raise ValueError(f"max_calls must be at least 1 and depth not negative, got {max_calls} and {depth}")
+    recorder = Recorder(model, max_calls, stats)
+    recorder.trace = trace = ShapeTrace(recorder.kind, recorder.frames, recorder.skipped, stats)
+    handles: list[Any] = []
+    try:
+        paths: dict[nn.Module, tuple[str, ...]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            paths[module] = (*paths.get(module, ()), path)
+        recorder.peft_models = find_peft_models(paths)
+        chosen = None if select is None else {module for _, module in find(model, select, find_roles)}
+        for module, tap in _taps(recorder, paths, depth, chosen):
+            if tap.leaf:
+                handles.append(module.register_forward_hook(tap.whole, with_kwargs=True, always_call=True))
+            else:
+                handles.append(module.register_forward_pre_hook(tap.before, with_kwargs=True))
+                handles.append(module.register_forward_hook(tap.after, always_call=True))
+            recorder.taps.append(tap)
+        yield trace
+    finally:
+        for handle in handles:
+            handle.remove()
+        recorder.end()
+
+
+def _taps(
+    recorder: Recorder,
+    paths: Mapping[nn.Module, tuple[str, ...]],
+    depth: int | None,
+    chosen: Collection[nn.Module] | None,
+) -> Iterator[tuple[nn.Module, Tap]]:
+    """Yield a tap for every module to record, and for the model and its children: they tell forwards apart."""
+    for module, places in paths.items():
+        # The depth of a shared module is that of its highest place.
+        level = _level(places[0]) if len(places) == 1 else min(map(_level, places))
+        recorded = (chosen is None or module in chosen) and (depth is None or level <= depth)
+        if (recorded or level <= 1) and not isinstance(module, torch.jit.ScriptModule):
+            runs = type(module).forward is not nn.Module.forward
+            leaf = level > 1 and not has_children(module)
+            yield module, Tap(recorder, places, type(module).__name__, parameters_of(module), recorded, runs, leaf)
+
+
+def _level(path: str) -> int:
+    return path.count(".") + 1 if path else 0
+
+
+def parameters_of(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the positional parameters of a module's forward."""
+    own = vars(module).get("forward")
+    if own is not None:  # PEFT leaves one on a model whose adapter was disabled
+        return positional(own, 0)
+    kind: Any = type(module)
+    return of_class(kind)

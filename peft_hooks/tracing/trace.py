@@ -1,0 +1,261 @@
+"""``ShapeTrace``: what ``trace_shapes`` saw, as data. How it looks is in ``_trace_text`` and ``_trace_html``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from .leaves import Leaf, as_leaf
+from .model import Adapter, Gap, find_adapters, find_gaps
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .diff import TraceDiff
+    from .explain.failure import Failure
+
+_TOKENS = ("token_embeddings", "last_hidden_state")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One call of one module.
+
+    Attributes:
+        index: Where the row stands in ``trace.rows``, in the order in which the calls began.
+        path: The module's path; a shared module's path is the one under which it was called.
+        module: The module's class name.
+        also: Other paths of a shared module.
+        forward: The number of the forward that the call belongs to, from 1.
+        call: Which call of this path in this forward it is, from 1.
+        parent: The index of the traced call around it, or None.
+        thread: The name of the thread.
+        inputs: What went in, as it was when the call began, by the parameters' names.
+        outputs: What came out.
+        state: ``"done"``, ``"raised"``, or ``"running"`` if neither was seen.
+    """
+
+    index: int
+    path: str
+    module: str
+    also: tuple[str, ...]
+    forward: int
+    call: int
+    parent: int | None
+    thread: str
+    inputs: tuple[Leaf, ...]
+    outputs: tuple[Leaf, ...]
+    state: str
+
+    @property
+    def where(self) -> str:
+        """The module for a reader: ``"Pooling '1'"``."""
+        return f"{self.module} {self.path!r}"
+
+    @property
+    def came(self) -> tuple[Leaf, ...]:
+        """The tensors that went in."""
+        return tuple(leaf for leaf in self.inputs if leaf.shape is not None)
+
+    @property
+    def went(self) -> tuple[Leaf, ...]:
+        """The tensors that came out and did not go in under the same key, with the same shape and dtype."""
+        known = {(leaf.key, leaf.shape, leaf.dtype) for leaf in self.came}
+        return tuple(
+            leaf for leaf in self.outputs if leaf.shape is not None and (leaf.key, leaf.shape, leaf.dtype) not in known
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as what JSON can hold."""
+        plain = {name: getattr(self, name) for name in ("index", "path", "module", "forward", "call", "parent")}
+        return {
+            **plain,
+            "also": list(self.also),
+            "thread": self.thread,
+            "state": self.state,
+            "inputs": [leaf.to_dict() for leaf in self.inputs],
+            "outputs": [leaf.to_dict() for leaf in self.outputs],
+        }
+
+
+class ShapeTrace(Sequence[Row]):
+    """What went through a model's modules. ``print`` shows it as text, a notebook as a picture.
+
+    Attributes:
+        model: The model's class name.
+        skipped: How many calls of a path were not kept, beyond ``max_calls``.
+        stats: Whether values were read.
+        failure: Why the last forward that failed did so, or None.
+        adapters: The model's active adapters that learn prompts. Known when the block is over, or a forward failed.
+
+    Example:
+        >>> import torch
+        >>> from peft_hooks import trace_shapes
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3))
+        >>> with trace_shapes(model) as trace:
+        ...     _ = model(torch.zeros(4, 2))
+        >>> print(trace)
+        Sequential: 1 forward, 2 calls of 2 modules
+        <BLANKLINE>
+        (model)  Sequential  input f32[4,2] -> output f32[4,3]
+        0        Linear      input f32[4,2] -> output f32[4,3]
+    """
+
+    def __init__(self, model: str, frames: Sequence[Any], skipped: Mapping[str, int], stats: bool) -> None:
+        self.model = model
+        self.skipped = skipped
+        self.stats = stats
+        self.failure: Failure | None = None
+        self.adapters: tuple[Adapter, ...] = ()
+        self._frames: Sequence[Any] = frames
+        self._taps: Sequence[Any] = ()
+        self._over = False
+        self._rows: tuple[Row, ...] | None = None
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Every recorded call, in the order in which they began."""
+        if self._rows is not None:
+            return self._rows
+        rows = tuple(_row(frame) for frame in sorted(self._frames, key=lambda frame: frame.index))
+        if self._over:
+            self._rows, self._frames = rows, rows
+        return rows
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """The modules that ran without being called, so that PyTorch ran no hook on them. Known after the block."""
+        return find_gaps(self._taps, {row.path for row in self.rows})
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    @property
+    def forwards(self) -> tuple[int, ...]:
+        """The numbers of the forwards that were seen."""
+        return tuple(sorted({row.forward for row in self.rows}))
+
+    def calls(self, path: str) -> tuple[Row, ...]:
+        """Return the calls of the module at ``path``."""
+        return tuple(row for row in self.rows if row.path == path or path in row.also)
+
+    @property
+    def text_length(self) -> int | None:
+        """How many positions the text of the first forward takes, padding included, or None if it does not tell."""
+        return text_length(self.rows)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many rows an adapter put in front of the text's: measured, as lengths of outputs less those of inputs."""
+        rows = self.rows
+        length = text_length(rows)
+        if length is None:
+            return 0
+        longer = [
+            leaf.shape[1] - length
+            for row in rows
+            for leaf in (*row.outputs, *row.came)
+            if leaf.shape is not None
+            and len(leaf.shape) == 3
+            and leaf.shape[1] > length
+            and (leaf.key in _TOKENS or (leaf.key == "inputs_embeds" and self.adapters))
+        ]
+        known = {adapter.virtual_tokens for adapter in self.adapters}
+        return next((extra for extra in longer if extra in known or not known), 0)
+
+    def diff(self, other: ShapeTrace) -> TraceDiff:
+        """Compare with another trace, module by module and call by call.
+
+        Wrappers that PEFT puts into paths (``base_model``) do not hinder: a base model can be compared with an adapted.
+        """
+        from .diff import compare
+
+        return compare(self, other)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as what JSON can hold."""
+        return {
+            "model": self.model,
+            "virtual_tokens": self.virtual_tokens,
+            "adapters": [adapter._asdict() for adapter in self.adapters],
+            "gaps": [gap._asdict() for gap in self.gaps],
+            "skipped": dict(self.skipped),
+            "failure": None if self.failure is None else self.failure.to_dict(),
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+    def to_json(self, path: str | Path) -> None:
+        """Write ``to_dict()`` to a file."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+
+    def to_html(self, path: str | Path) -> None:
+        """Write one self-contained page: the flow of shapes as a picture, and a table of all modules."""
+        from .render.html import page
+
+        Path(path).write_text(page(self), encoding="utf-8")
+
+    def table(self, *, fold: bool = True) -> Table:
+        """Return a rich table of the calls, layers of one kind folded into one."""
+        from .render.text import table
+
+        return table(self, fold)
+
+    def __str__(self) -> str:
+        from .render.text import text
+
+        return text(self)
+
+    def __repr__(self) -> str:
+        failed = "" if self.failure is None else f", failed in {self.failure.where}"
+        return f"ShapeTrace({self.model}, {len(self)} calls{failed})"
+
+    def _repr_html_(self) -> str:
+        from .render.html import fragment
+
+        return fragment(self)
+
+    def _end(self, peft_models: Sequence[tuple[str, nn.Module]], taps: Sequence[Any]) -> None:
+        """Note what can be known when the block is over. Rows are made of what was recorded when someone looks."""
+        self.adapters = find_adapters(peft_models)
+        self._taps = taps
+        self._over = True
+
+
+def text_length(rows: Sequence[Row]) -> int | None:
+    """Return the length of the first ``input_ids`` that went into a call, or of the first ``inputs_embeds``."""
+    for key, rank in (("input_ids", 2), ("inputs_embeds", 3)):
+        for row in rows:
+            for leaf in row.came:
+                if leaf.key == key and leaf.shape is not None and len(leaf.shape) == rank:
+                    return leaf.shape[1]
+    return None
+
+
+def _row(frame: Any) -> Row:
+    parent = frame.parent
+    while parent is not None and parent.index < 0:
+        parent = parent.parent
+    return Row(
+        index=frame.index,
+        path=frame.path,
+        module=frame.tap.kind,
+        also=tuple(path for path in frame.tap.paths if path != frame.path),
+        forward=frame.forward,
+        call=frame.call,
+        parent=None if parent is None else parent.index,
+        thread=frame.thread,
+        inputs=tuple(as_leaf(raw) for raw in frame.inputs),
+        outputs=tuple(as_leaf(raw) for raw in frame.outputs),
+        state=frame.state,
+    )
