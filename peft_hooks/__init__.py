@@ -8,11 +8,11 @@ Where each hook sits, for ``V`` virtual tokens::
     tokenizer              input_ids, attention_mask [batch, seq]; padding on the left or right
       |
       v
-    Transformer            model[0]            <- ExtendPromptMask: measures V, makes the mask [batch, V + seq]
+    Transformer            model[0]            <- PutPaddingLast: rolls every row, so that its text comes first
+      |                                           ExtendPromptMask: measures V, makes the mask [batch, V + seq]
       |  PeftModel         inputs_embeds [batch, V + seq, hidden], or a cache of V keys and values
       |    prompt_encoder                      <- SelectTask: multitask prompt tuning's task
-      |    backbone                            <- AlignPositions: positions that padding does not move
-      |                                           SharePrompt: virtual tokens once, not once for each row
+      |    backbone                            <- SharePrompt: virtual tokens once, not once for each row
       v
     Pooling                model[1]            <- PreparePooling: cls and prompts at their real place
       |                    token_embeddings [batch, V + seq, hidden], attention_mask [batch, V + seq]
@@ -29,7 +29,7 @@ What you need, and the name for it:
     to train, keep and share   PromptTrainer, save, load
     why a shape is wrong       trace_shapes -> ShapeTrace, assert_dimensions, contract_of, AssertDimensions, LogShapes
     hooks of your own          Hook, Call, HookRegistry; peft_hooks.testing for their tests
-    the hooks one by one       ExtendPromptMask, PreparePooling, AlignPositions, SelectTask, SharePrompt
+    the hooks one by one       ExtendPromptMask, PreparePooling, PutPaddingLast, SelectTask, SharePrompt
     what can be raised         PeftHooksError: HookError, HookNameError, SelectorError, UnsupportedModelError,
                                DimensionError (or DimensionWarning), LoadError, SaveError
 
@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from .prompts.adapters import add_prompt_adapter, remove_prompt_adapter
     from .prompts.attach import HookHandle, prompt_mask_hooks, register_prompt_mask_hooks
     from .prompts.mask import ExtendPromptMask, PreparePooling
-    from .prompts.positions import AlignPositions
+    from .prompts.padding import PutPaddingLast
     from .prompts.sharing import SharePrompt
     from .prompts.task import SelectTask
     from .prompts.without import without_adapter
@@ -90,7 +90,6 @@ if TYPE_CHECKING:
     from .trainer import PromptTrainer
 
 __all__ = [
-    "AlignPositions",
     "AssertDimensions",
     "Call",
     "Diagnosis",
@@ -109,6 +108,7 @@ __all__ = [
     "PeftHooksError",
     "PreparePooling",
     "PromptTrainer",
+    "PutPaddingLast",
     "SaveError",
     "SelectTask",
     "SelectorError",
@@ -159,7 +159,7 @@ _HOMES = {
         "ExtendPromptMask",
         "PreparePooling",
     ),
-    "prompts.positions": ("AlignPositions",),
+    "prompts.padding": ("PutPaddingLast",),
     "hooks.registry": ("HookRegistry",),
     "checkpoints.saving": ("save",),
     "prompts.sharing": ("SharePrompt",),

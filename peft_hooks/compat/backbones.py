@@ -55,50 +55,11 @@ def position_count(transformer: Any) -> int | None:
     return count - position_offset(transformer)
 
 
-# Backbones that add a bias by distance in the sequence, whatever the position ids.
-_BIASED_BY_DISTANCE = ("t5", "mt5", "umt5", "mpnet", "deberta", "deberta-v2", "xlnet")
-
-# Backbones that number tokens by the mask themselves; OPT takes position ids since transformers 4.48.
-_NUMBERED_BY_MASK = ("opt",)
-
-
-def distance_over_padding(transformer: Any) -> str | None:
-    """Return how the backbone measures distance over padding, where position ids cannot help, or None."""
-    backbone = releases.plain_backbone(transformer)
-    config = backbone.config
-    kind = getattr(config, "model_type", "")
-    virtual = max((config.num_virtual_tokens for config in releases.prompt_configs(transformer).values()), default=0)
-    fixed = None
-    if kind not in _NUMBERED_BY_MASK and position_offset(transformer) == 0:
-        if not accepts(backbone, "position_ids"):
-            fixed = f"the forward of {kind} takes no position ids"
-        elif backbone is releases.backbone_of(transformer):
-            fixed = "an adapter that add_adapter() put in leaves no module to give position ids to"
-    if not virtual:  # padding stands outside of the text, where nothing but learned positions sees it
-        return fixed if _has_learned_positions(backbone) else None
-    relative = str(getattr(config, "position_embedding_type", "") or "").startswith("relative")
-    if kind in _BIASED_BY_DISTANCE or relative:
-        return f"{kind} weighs tokens by their distance"
-    if fixed is not None:
-        return fixed
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    window = getattr(config, "local_attention", 2 * window if window else None)
-    longest = transformer.max_seq_length
-    if window and (longest is None or longest + virtual > window // 2):
-        return f"{kind} attends within a window of {window // 2}, less than max_seq_length and the virtual tokens"
-    return None
-
-
 def window_of(config: Any) -> int | None:
     """Return how many positions a layer of the backbone attends over at most, or None if all see all before them."""
     names = ("sliding_window", "attention_chunk_size", "window_size")
     found = [getattr(config, name, None) for name in names if getattr(config, f"use_{name}", True)]
     return min((window for window in found if isinstance(window, int) and window > 0), default=None)
-
-
-def _has_learned_positions(backbone: nn.Module) -> bool:
-    names = ("position_embeddings", "wpe", "embed_positions")
-    return any(isinstance(getattr(module, name, None), nn.Embedding) for module in backbone.modules() for name in names)
 
 
 def backbone_sizes(transformer: Any, method: str) -> dict[str, int]:

@@ -8,14 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UnsupportedModelError
-from ..hooks.call import Hook
-from ..prompts.classifier import PadOnLeft, ReadText
 from . import backbones
 from . import sentence_transformers as releases
 
 # What the classifiers of transformers read, each compared with scores computed by hand.
-_READ_FIRST = frozenset(
+READ_FIRST = frozenset(
     [
         "albert",
         "bert",
@@ -31,7 +28,7 @@ _READ_FIRST = frozenset(
         "xlm-roberta",
     ]
 )
-_READ_LAST = frozenset(["gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"])
+READ_LAST = frozenset(["gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"])
 
 TO_LOAD = (
     "`model = CrossEncoder(base_model)`, `model.model = PeftModel.from_pretrained(model.model, path)` (since 5.4 "
@@ -118,63 +115,9 @@ def head_reads(transformer: Any) -> str | None:
     kind = backbones.model_type(transformer)
     if kind == "modernbert" and releases.plain_backbone(transformer).config.classifier_pooling == "mean":
         return "mean"
-    return "first" if kind in _READ_FIRST else "last" if kind in _READ_LAST else None
+    return "first" if kind in READ_FIRST else "last" if kind in READ_LAST else None
 
 
 def has_unknown_head(transformer: Any) -> bool:
     """Tell whether this is a classifier of which it is not known what its head reads."""
     return is_classifier(transformer) and head_reads(transformer) is None
-
-
-def refuse_classifier(path: str, transformer: Any, virtual_tokens: str) -> None:
-    """Raise UnsupportedModelError if the scores of a classifier with an adapter cannot be right."""
-    if not is_classifier(transformer):
-        return
-    backbone, reads = releases.backbone_of(transformer), head_reads(transformer)
-    where = f"the classifier {type(releases.plain_backbone(transformer)).__name__} at {path!r}"
-    for name, config in releases.prompt_configs(transformer).items():
-        method = releases.method_of(config)
-        segments = "token_type_ids" in getattr(transformer.tokenizer, "model_input_names", ())
-        if segments and not type(backbone).__name__.endswith("ForSequenceClassification"):
-            raise UnsupportedModelError(
-                f"{where}: {type(backbone).__name__} drops the segment ids (token_type_ids) that tell the two texts of "
-                f'a pair apart: make the {method} adapter {name!r} with task_type="SEQ_CLS", or with '
-                f"peft_hooks.add_prompt_adapter(model, config)"
-            )
-        if method in releases.PREFIX_METHODS:
-            continue  # adds no rows to what the head reads
-        if reads is None:
-            raise UnsupportedModelError(
-                f"{where}: which row its head reads is not known, and with the {method} adapter {name!r} that may be a "
-                f"virtual token's or padding: use LORA, which adds no rows, or a backbone whose head is known: "
-                f"{', '.join(sorted(_READ_FIRST | _READ_LAST))}"
-            )
-        if reads == "mean" and virtual_tokens in ("ignore", "strip"):
-            raise UnsupportedModelError(
-                f"{where}: its head takes the mean of all rows itself, where virtual_tokens={virtual_tokens!r} cannot "
-                f'leave out those of the {method} adapter {name!r}: use "auto" or "pool", or classifier_pooling="cls"'
-            )
-
-
-def left_padding_of_head(transformer: Any) -> str | None:
-    """Return why a left-padded pair cannot be scored, or None."""
-    if is_classifier(transformer) and head_reads(transformer) == "first":
-        return "the head reads the first position, which is padding there"
-    return None
-
-
-def hooks_of_head(transformer: Any, virtual_tokens: str) -> Iterator[tuple[str, Hook, nn.Module]]:
-    """Yield the hooks that make the head read the text, but ``NoteTextLength``: name, hook, module."""
-    if not is_classifier(transformer) or not hasattr(releases.backbone_of(transformer), "active_peft_config"):
-        return
-    plain, reads = releases.plain_backbone(transformer), head_reads(transformer)
-    if reads == "last":
-        yield "ends", PadOnLeft(), plain
-    elif reads == "first" and virtual_tokens != "pool":
-        yield "head", ReadText(), _before_pooling(getattr(plain, plain.base_model_prefix))
-
-
-def _before_pooling(body: Any) -> nn.Module:
-    """Return what gives rows to the head: the layers, where the backbone itself pools as BERT and ALBERT do."""
-    layers: nn.Module = body.encoder if getattr(body, "pooler", None) is not None else body
-    return layers

@@ -78,14 +78,6 @@ def steps_of(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]
             yield inner, child
 
 
-def reads_padding(model: nn.Module) -> bool:
-    """Tell whether a module of a pipeline may read rows that the mask does not count.
-
-    A query expansion is read so; and what a module of an unknown kind reads is not known.
-    """
-    return any(kind_of(step) in (None, "MultiVectorMask") for _, step in steps_of(model))
-
-
 def outermost(model: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of these classes with their paths, each once, and look for no others inside of one.
 

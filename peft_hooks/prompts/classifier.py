@@ -1,16 +1,18 @@
-"""The hooks that make a sequence classifier's head read the text: ``NoteTextLength``, ``ReadText``, ``PadOnLeft``."""
+"""The hooks that make a sequence classifier's head read the text: ``NoteTextLength``, ``ReadText``, ``PutTextLast``."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from ..compat import cross_encoders as cross
+from ..compat import sentence_transformers as releases
 from ..compat.torch_internals import calls_of
+from ..errors import UnsupportedModelError
 from ..hooks.call import Call, Hook
 from . import tensors as ft
 
@@ -67,30 +69,74 @@ class ReadText(Hook):
         if noted is None or hidden.size(1) <= noted[0]:
             return None
         text = hidden[:, hidden.size(1) - noted[0] :]
-        if isinstance(output, tuple):
-            return (text, *output[1:])
-        return type(output)(**{**output, "last_hidden_state": text})
+        return _with_rows(output, text)
 
 
-class PadOnLeft(Hook):
-    """Move padding before the virtual tokens, so that a text ends at the last position. Goes on PEFT's ``base_model``.
+class PutTextLast(Hook):
+    """Roll the rows of a batch so that every text ends at the last one. Goes on the layers before a decoder's head.
 
     Classifiers on decoders score a text's last token, and find it by the padding in ``input_ids``. PEFT gives them
-    embeddings, from which they take the last position: in a right-padded batch, padding. On a left-padded batch the
-    padding stands between the virtual tokens and the text, where it moves positions and distances.
+    embeddings, from which they take the last row: padding. Where they get ids (a prefix, LoRA), rows stay.
     """
 
-    def before(self, call: Call) -> None:
-        kwargs = call.kwargs
-        rows, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
-        if rows is None or mask is None or mask.shape != rows.shape[:2]:
-            return
-        order = mask.to(torch.uint8).argsort(dim=1, stable=True)
-        moved = {
-            "inputs_embeds": rows.gather(1, order.unsqueeze(-1).expand_as(rows)),
-            "attention_mask": mask.gather(1, order),
-        }
-        for name in ("position_ids", "token_type_ids"):
-            if kwargs.get(name) is not None:
-                moved[name] = kwargs[name].gather(1, order)
-        call.kwargs = {**kwargs, **moved}
+    def after(self, call: Call, output: Any) -> Any:
+        mask, hidden = call.kwargs.get("attention_mask"), output[0]
+        given = call.kwargs.get("inputs_embeds")
+        if given is None or mask is None or mask.shape != hidden.shape[:2]:
+            return None
+        after_text = ft.first_counted(mask.flip(1)) * -1
+        return _with_rows(output, ft.take(hidden, ft.rolled(after_text, mask.size(1))))
+
+
+def _with_rows(output: Any, hidden: Tensor) -> Any:
+    """Return the output of a backbone with other rows in it."""
+    if isinstance(output, tuple):
+        return (hidden, *output[1:])
+    return type(output)(**{**output, "last_hidden_state": hidden})
+
+
+def refuse_classifier(path: str, transformer: Any, virtual_tokens: str) -> None:
+    """Raise UnsupportedModelError if the scores of a classifier with an adapter cannot be right."""
+    if not cross.is_classifier(transformer):
+        return
+    backbone, reads = releases.backbone_of(transformer), cross.head_reads(transformer)
+    where = f"the classifier {type(releases.plain_backbone(transformer)).__name__} at {path!r}"
+    for name, config in releases.prompt_configs(transformer).items():
+        method = releases.method_of(config)
+        segments = "token_type_ids" in getattr(transformer.tokenizer, "model_input_names", ())
+        if segments and not type(backbone).__name__.endswith("ForSequenceClassification"):
+            raise UnsupportedModelError(
+                f"{where}: {type(backbone).__name__} drops the segment ids (token_type_ids) that tell the two texts of "
+                f'a pair apart: make the {method} adapter {name!r} with task_type="SEQ_CLS", or with '
+                f"peft_hooks.add_prompt_adapter(model, config)"
+            )
+        if method in releases.PREFIX_METHODS:
+            continue  # adds no rows to what the head reads
+        if reads is None:
+            raise UnsupportedModelError(
+                f"{where}: which row its head reads is not known, and with the {method} adapter {name!r} that may be a "
+                f"virtual token's or padding: use LORA, which adds no rows, or a backbone whose head is known: "
+                f"{', '.join(sorted(cross.READ_FIRST | cross.READ_LAST))}"
+            )
+        if reads == "mean" and virtual_tokens in ("ignore", "strip"):
+            raise UnsupportedModelError(
+                f"{where}: its head takes the mean of all rows itself, where virtual_tokens={virtual_tokens!r} cannot "
+                f'leave out those of the {method} adapter {name!r}: use "auto" or "pool", or classifier_pooling="cls"'
+            )
+
+
+def hooks_of_head(transformer: Any, virtual_tokens: str) -> Iterator[tuple[str, Hook, nn.Module]]:
+    """Yield the hooks that make the head read the text, but ``NoteTextLength``: name, hook, module."""
+    if not cross.is_classifier(transformer) or not hasattr(releases.backbone_of(transformer), "active_peft_config"):
+        return
+    plain, reads = releases.plain_backbone(transformer), cross.head_reads(transformer)
+    if reads == "last":
+        yield "ends", PutTextLast(), getattr(plain, plain.base_model_prefix)
+    elif reads == "first" and virtual_tokens != "pool":
+        yield "head", ReadText(), _before_pooling(getattr(plain, plain.base_model_prefix))
+
+
+def _before_pooling(body: Any) -> nn.Module:
+    """Return what gives rows to the head: the layers, where the backbone itself pools as BERT and ALBERT do."""
+    layers: nn.Module = body.encoder if getattr(body, "pooler", None) is not None else body
+    return layers

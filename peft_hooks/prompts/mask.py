@@ -66,7 +66,8 @@ class ExtendPromptMask(Hook):
         self._expected = expected
 
     def before(self, call: Call) -> None:
-        call.first = dict(call.first)
+        call.first = features = dict(call.first)
+        call.notes[self] = features.get("attention_mask")  # some releases put one of their own into the features
 
     def after(self, call: Call, output: Any) -> Any:
         given, embeddings = call.given_first, output.get("token_embeddings")
@@ -75,7 +76,7 @@ class ExtendPromptMask(Hook):
         if length is None or len(shape) != 3:
             return None  # not a Transformer that gives one row per token: a CrossEncoder's scores, an image
         found: int = shape[1] - length
-        mask = given.get("attention_mask")
+        mask = call.notes[self]
         if found == 0:
             return None if mask is None else {**output, "attention_mask": mask}
         expected = self._expected(call.module) if callable(self._expected) else self._expected
@@ -113,8 +114,14 @@ class PreparePooling(Hook):
       ``virtual_tokens="pool"`` it reads position 0, as 3.3 to 5.3 did.
     - A prompt that is left out (``include_prompt=False``) is left out at its real place, behind the virtual tokens;
       with ``"pool"`` the first ``prompt_length`` positions are, as 3.3 to 6.1 did.
-    - Weighted means and left-out prompts do not depend on where the padding is, in any release.
+    - With ``"ignore"``, weighted means count from the text's first token, as 6.2 does of itself.
     - With ``"auto"``, what follows Pooling (``output_value="token_embeddings"``) sees one row per token of the text.
+
+    It takes features whose rows are virtual tokens, text and padding, in this order, as ``PutPaddingLast`` and
+    ``ExtendPromptMask`` give them: ``token_embeddings``, ``float[batch, virtual + seq, hidden]``, ``attention_mask``,
+    ``[batch, virtual + seq]`` of any dtype, and ``input_ids``, ``int64[batch, seq]``, or ``inputs_embeds``.
+    Rows and masks keep dtype and device. What Sentence Transformers itself did:
+    https://github.com/huggingface/sentence-transformers/pull/3000
 
     Args:
         virtual_tokens: The policy, as in ``ExtendPromptMask``.
@@ -156,28 +163,34 @@ class PreparePooling(Hook):
         if len(shape) != 3 or mask.shape != shape[:2]:
             return  # nothing to prepare, or wrong: AssertDimensions says what
         virtual = shape[1] - length
-        modes, leaves_out = pooling_modes(call.module), _leaves_out_prompt(call.module, features)
-        if virtual == 0 and not leaves_out and modes.isdisjoint(("cls", "weightedmean")):
-            return
-        call.first = features = dict(features)
+        leaves_out = _leaves_out_prompt(call.module, features)
+        if virtual == 0 and not leaves_out:
+            return  # rows and mask are the text's, from its first token on
         call.notes[self] = virtual
-        start = virtual if self.virtual_tokens == "auto" else 0
-        if leaves_out or "weightedmean" in modes:
-            embeddings, mask = ft.padding_last(embeddings, mask)
-            features.update(token_embeddings=embeddings, attention_mask=mask)
+        call.first = features = dict(features)
+        modes = pooling_modes(call.module)
+        front = self._rows_before_text(features, virtual, leaves_out or "weightedmean" in modes)
         if leaves_out:
-            features["prompt_length"] = features["prompt_length"] + self.missing
-            mask = ft.leave_out(mask, start, features["prompt_length"])
-            if start:  # Pooling leaves out from position 0, which is right for the text alone
-                del features["prompt_length"]
-                features["attention_mask"] = mask
+            self._leave_out_prompt(features, front)
         if "cls" in modes and (virtual or "cls_token_embeddings" not in features):
-            if self.virtual_tokens == "pool" and virtual:
-                # A copy: before 5.4, max pooling overwrites what is not counted in place (c0af86c0).
-                features["cls_token_embeddings"] = embeddings[:, 0].clone()
-            else:
-                first = ft.first_counted(mask[:, start:]) + start
-                features["cls_token_embeddings"] = ft.take_rows(embeddings, first)
+            pooled = self.virtual_tokens == "pool" and virtual
+            features["cls_token_embeddings"] = _first_row(features, front, leaves_out and not pooled)
+
+    def _rows_before_text(self, features: dict[str, Any], virtual: int, by_position: bool) -> int:
+        """Return how many rows stand before the text; those that do not count go behind it where positions matter."""
+        if self.virtual_tokens == "ignore" and by_position:
+            for key in ("token_embeddings", "attention_mask"):
+                features[key] = features[key].roll(-virtual, 1)
+            return 0
+        return 0 if self.virtual_tokens == "pool" else virtual
+
+    def _leave_out_prompt(self, features: dict[str, Any], front: int) -> None:
+        length = features["prompt_length"] + self.missing
+        if front:
+            del features["prompt_length"]  # Pooling leaves out from position 0, which is right for the text alone
+            features["attention_mask"] = ft.leave_out(features["attention_mask"], front, length)
+        else:
+            features["prompt_length"] = length
 
     def after(self, call: Call, output: Any) -> Any:
         virtual = call.notes.get(self)
@@ -198,3 +211,18 @@ class PreparePooling(Hook):
 
 def _leaves_out_prompt(pooling: nn.Module, features: Mapping[str, Any]) -> bool:
     return "prompt_length" in features and not getattr(pooling, "include_prompt", True)
+
+
+def _first_row(features: Mapping[str, Any], front: int, leaves_out: bool) -> Tensor:
+    """Return the text's own first row, ``[batch, hidden]``: after the prompt if that is left out.
+
+    A copy: before 5.4, max pooling overwrites what is not counted in place (c0af86c0).
+    """
+    embeddings, mask = features["token_embeddings"], features["attention_mask"]
+    if not leaves_out:
+        first: Tensor = embeddings[:, front].clone()
+        return first
+    if "prompt_length" in features:  # which Pooling is yet to leave out
+        mask = ft.leave_out(mask, 0, features["prompt_length"])
+    index = ft.first_counted(mask[:, front:]) + front
+    return ft.take(embeddings, index.unsqueeze(1)).squeeze(1)

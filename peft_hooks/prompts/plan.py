@@ -8,19 +8,16 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..compat import backbones
 from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
-from ..compat import st_modules as modules
 from ..dimensions.contracts import causes_of, checks
 from ..errors import close_matches
 from ..hooks.call import Hook
 from ..hooks.log_shapes import LogShapes
-from .classifier import NoteTextLength
+from .classifier import NoteTextLength, hooks_of_head
 from .hidden_states import KeepHiddenStates, ReplayLayers
 from .mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
-from .positions import AlignPositions, RefuseLeftPadding
-from .refusals import refuse_left_padding
+from .padding import PutPaddingLast
 from .sharing_plan import Share, check_share, hooks_of_sharing
 from .task import SelectTask
 from .token_modules import hooks_of_token_modules
@@ -75,21 +72,22 @@ class Planned(NamedTuple):
 def plan(model: nn.Module, options: Options, proven: Container[str] | None = None) -> Iterator[Planned]:
     """Yield the hooks that ``model`` needs; those in ``proven`` that share a prompt need no proof."""
     poolings, missing = releases.poolings_of(model), releases.missing_in_prompt_length(model)
-    beyond = modules.reads_padding(model)
     for path, transformer in releases.transformers_of(model):
+        yield Planned(f"padding:{path}", PutPaddingLast(), transformer, MAKE - 1)
         if not releases.has_adapter(transformer):
             continue
         tokens_only = options.virtual_tokens == "auto" and not any(_in_reach(path, pooling) for pooling, _ in poolings)
         policy: VirtualTokens = "strip" if tokens_only else options.virtual_tokens
         yield Planned(f"mask:{path}", ExtendPromptMask(policy), transformer, MAKE)
         yield Planned(f"layers:{path}", ReplayLayers(), transformer, MAKE)
-        yield from _plan_backbone(path, transformer, transformer, options, beyond)
+        yield from _plan_backbone(path, transformer, transformer, options)
         for name, hook, module in hooks_of_sharing(path, transformer, options.share_prompt, proven):
             yield Planned(name, hook, module, LAST if module is transformer else MAKE)
         if options.log:
             yield Planned(f"log:{path}", LogShapes(), transformer, LOG)
     for path, holder in cross.holders_of(model):
-        yield from _plan_backbone(path, holder, holder.model, options, beyond=False)
+        yield Planned(f"padding:{path}", PutPaddingLast(restore=False), holder.model, MAKE - 1)
+        yield from _plan_backbone(path, holder, holder.model, options)
     for path, hook, module in hooks_of_token_modules(model):
         yield Planned(f"tokens:{path}", hook, module, MAKE)
     for path, pooling in poolings:
@@ -106,22 +104,16 @@ def _in_reach(path: str, pooling: str) -> bool:
     return not route or path.startswith(route + ".")
 
 
-def _plan_backbone(path: str, transformer: Any, entry: nn.Module, options: Options, beyond: bool) -> Iterator[Planned]:
-    """Yield what the adapter's own modules need: positions, a task, and right padding where nothing else helps.
+def _plan_backbone(path: str, transformer: Any, entry: nn.Module, options: Options) -> Iterator[Planned]:
+    """Yield what the adapter's own modules need: hidden states, a head that reads the text, a task.
 
-    ``entry`` is the module that the text goes into; ``beyond``, whether padding after the text is read.
+    ``entry`` is the module that the text goes into.
     """
     outer = releases.backbone_of(transformer)
-    distance = refuse_left_padding(path, transformer)
-    if distance is not None:
-        yield Planned(f"padding:{path}", RefuseLeftPadding(distance), entry, MAKE - 1)
     if hasattr(outer, "active_peft_config"):
         yield Planned(f"hidden:{path}", KeepHiddenStates(), outer.base_model, MAKE)
-        if backbones.accepts(releases.plain_backbone(transformer), "position_ids"):
-            hook = AlignPositions(backbones.position_offset(transformer), beyond)
-            yield Planned(f"positions:{path}", hook, outer.base_model, MAKE)
-    for name, head_hook, module in cross.hooks_of_head(transformer, options.virtual_tokens):
+    for name, head_hook, module in hooks_of_head(transformer, options.virtual_tokens):
         yield Planned(f"text:{path}", NoteTextLength(), entry, MAKE)
-        yield Planned(f"{name}:{path}", head_hook, module, MAKE - 1)  # padding has its place before it is counted
+        yield Planned(f"{name}:{path}", head_hook, module, MAKE)
     for number, encoder in enumerate(releases.prompt_encoders(transformer, "MULTITASK_PROMPT_TUNING")):
         yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), encoder, MAKE)

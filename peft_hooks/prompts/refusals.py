@@ -14,7 +14,7 @@ from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
 from ..compat.pipeline import pipeline
 from ..errors import UnsupportedModelError
-from .positions import left_padding_message
+from .classifier import refuse_classifier
 from .probes import prefix_is_used
 from .token_modules import refuse_token_modules
 
@@ -48,7 +48,7 @@ def refuse_options(model: nn.Module, task_id: int | None, virtual_tokens: str) -
     """Raise if ``model`` cannot follow the policy, or ``task_id`` is given and no adapter has such a task."""
     transformers = cross.inputs_of(model)
     for path, transformer in transformers:
-        cross.refuse_classifier(path, transformer, virtual_tokens)
+        refuse_classifier(path, transformer, virtual_tokens)
     if task_id is None:
         return
     encoders: list[Any] = [e for _, t in transformers for e in releases.prompt_encoders(t, "MULTITASK_PROMPT_TUNING")]
@@ -92,19 +92,6 @@ def _refuse_adapter(path: str, transformer: Any, name: str, config: Any) -> None
             raise UnsupportedModelError(
                 f"{where}: the backbone {backbones.model_type(transformer)!r} {reason}: use {advice}"
             )
-
-
-def refuse_left_padding(path: str, transformer: Any) -> str | None:
-    """Return why left padding cannot be right on this backbone, or None. Raise if the tokenizer pads on the left now.
-
-    Raises:
-        UnsupportedModelError: If it does.
-    """
-    reason = cross.left_padding_of_head(transformer) or backbones.distance_over_padding(transformer)
-    tokenizer = getattr(transformer, "tokenizer", None)
-    if reason is not None and getattr(tokenizer, "padding_side", "right") == "left":
-        raise UnsupportedModelError(left_padding_message(f"Transformer {path!r}", reason))
-    return reason
 
 
 def level_of_caller() -> int:

@@ -11,7 +11,6 @@ from ..compat import backbones
 from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
 from ..hooks.call import Call
-from . import tensors as ft
 from .probes import at_rest, can_measure
 from .sharing import SharePrompt, attends_to_both_sides, noted
 
@@ -83,13 +82,9 @@ def _measured(transformer: Any, backbone: nn.Module) -> str | None:
         with at_rest(backbone):
             batch = _Batch.for_backbone(backbone)
             given: dict[str, Any] = {"inputs_embeds": batch.rows, "attention_mask": batch.mask}
-            if backbones.accepts(backbone, "position_ids"):
-                offset = backbones.position_offset(transformer)
-                given["position_ids"] = ft.positions(batch.mask, VIRTUAL + LENGTH, offset)
             # Not all hidden states: newer releases put hooks on the layers when they are first asked for, for good.
             plain = backbone.forward(**given, return_dict=True)["last_hidden_state"]
-            call = Call(backbone, "", (), {key: value for key, value in given.items() if key != "position_ids"})
-            call.kwargs = given
+            call = Call(backbone, "", (), given)
             hook = SharePrompt()
             with noted(len(batch.rows), LENGTH):
                 hook.before(call)

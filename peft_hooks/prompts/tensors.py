@@ -36,21 +36,16 @@ def first_counted(mask: Tensor) -> Tensor:
     return mask.to(torch.int32).argmax(dim=1)
 
 
-def take_rows(token_embeddings: Tensor, index: Tensor) -> Tensor:
-    """Return ``token_embeddings[b, index[b]]`` for every row ``b``, ``[batch, hidden]``."""
-    wide = index.view(-1, 1, 1).expand(-1, 1, token_embeddings.size(2))
-    return token_embeddings.gather(1, wide).squeeze(1)
+def rolled(first: Tensor, length: int) -> Tensor:
+    """Return an order of ``length`` columns, ``int64[batch, length]``, that begins at column ``first`` in each row."""
+    columns = torch.arange(length, device=first.device)
+    return (columns + first.unsqueeze(1)).remainder_(length)
 
 
-def padding_last(token_embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move what is not counted to the end of each row and keep the order of what is, wherever the padding was.
-
-    Pooling's weighted mean and prompt exclusion read absolute positions in one release or another: before 6.2 and
-    before 6.0. In this layout all releases agree.
-    """
-    order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    wide = order.unsqueeze(-1).expand_as(token_embeddings)
-    return token_embeddings.gather(1, wide), mask.gather(1, order)
+def take(tensor: Tensor, order: Tensor) -> Tensor:
+    """Return ``tensor[b, order[b, i]]`` for every row ``b``: ``[batch, len, ...]`` in another order of dimension 1."""
+    wide = order.view(*order.shape, *(1,) * (tensor.dim() - 2))
+    return tensor.gather(1, wide.expand(*order.shape, *tensor.shape[2:]))
 
 
 def leave_out(mask: Tensor, start: int, length: int | Tensor) -> Tensor:
@@ -65,24 +60,3 @@ def leave_out(mask: Tensor, start: int, length: int | Tensor) -> Tensor:
         length = length.to(mask.device).view(-1, 1)
     position = torch.arange(mask.size(1), device=mask.device).unsqueeze(0)
     return mask.masked_fill((position >= start) & (position < start + length), 0)
-
-
-def positions(mask: Tensor, length: int, offset: int = 0, beyond: bool = True) -> Tensor:
-    """Return position ids of the last ``length`` columns, ``int64[batch, length]``, counted over what is not padding.
-
-    Args:
-        mask: ``[batch, past + length]`` of ones and zeros, virtual tokens included.
-        length: How many positions the backbone is given.
-        offset: The first position: ``padding_idx + 1`` in backbones of RoBERTa's kind, 0 in others.
-        beyond: Whether what follows the last counted token counts on, as the tokens of a query expansion do, which
-            are read although nothing attends to them. It takes three times as long.
-    """
-    counted = mask.cumsum(dim=1, dtype=torch.int64)
-    if beyond:
-        reached = mask.bool() | (counted == counted[:, -1:])  # what counts, and what follows the last that does
-        counted = reached.cumsum(dim=1)
-    if offset != 1:
-        counted.add_(offset - 1)
-    counted.clamp_min_(offset)
-    before = mask.size(1) - length
-    return counted[:, before:] if before else counted

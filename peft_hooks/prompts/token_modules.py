@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..compat import st_modules as modules
 from ..errors import UnsupportedModelError
@@ -91,8 +91,7 @@ class SilencePadding(Hook):
     """Let a CNN read zeros where padding is, as at the end of a text without padding. Goes on a CNN module.
 
     A Transformer gives padding rows that are not zero, and a kernel wider than one token reads them beside the text's:
-    the embedding depends on the batch, with an adapter and without. Padding between virtual tokens and a left-padded
-    text goes to the end while the CNN runs.
+    the embedding depends on the batch, with an adapter and without.
     """
 
     def before(self, call: Call) -> None:
@@ -100,24 +99,7 @@ class SilencePadding(Hook):
         embeddings, mask = features.get("token_embeddings"), features.get("attention_mask")
         if embeddings is None or mask is None or mask.shape != embeddings.shape[:2]:
             return
-        order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-        call.notes[self] = order
-        rows = _reordered(embeddings.masked_fill((mask == 0).unsqueeze(-1), 0), order)
-        call.first = {**features, "token_embeddings": rows, "attention_mask": mask.gather(1, order)}
-
-    def after(self, call: Call, output: Any) -> Any:
-        order = call.notes.pop(self, None)
-        if order is None:
-            return None
-        mask, rows = call.given_first["attention_mask"], output["token_embeddings"]
-        return {**output, "attention_mask": mask, "token_embeddings": _reordered(rows, order.argsort(dim=1))}
-
-    def failed(self, call: Call, error: BaseException) -> None:
-        call.notes.pop(self, None)
-
-
-def _reordered(rows: Tensor, order: Tensor) -> Tensor:
-    return rows.gather(1, order.unsqueeze(-1).expand_as(rows))
+        call.first = {**features, "token_embeddings": embeddings.masked_fill((mask == 0).unsqueeze(-1), 0)}
 
 
 _HOOKS: dict[str, type[Hook]] = {
