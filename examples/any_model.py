@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from peft_hooks import (
-    AlignPositions,
     Call,
     DimensionError,
     Hook,
     HookRegistry,
+    PutPaddingLast,
     assert_dimensions,
     check_padding_invariance,
     trace_shapes,
@@ -71,10 +71,9 @@ class TextOnly(Hook):
 
 
 def pooling_by_hand(model: Embedder) -> HookRegistry:
-    """Attach what a pooling by hand needs: the mask, and positions that do not depend on padding on the left."""
+    """Attach what a pooling by hand needs: the mask, and padding that stands behind the text."""
     registry = HookRegistry(model)
-    # base_model is the backbone inside of the PeftModel, which has the positions of text and virtual tokens.
-    registry.attach(AlignPositions(), to="backbone.base_model")
+    registry.attach(PutPaddingLast(), to="backbone")  # every row comes out where the tokenizer put it
     registry.attach(CountVirtualTokens(), to="pool")
     return registry
 
@@ -110,8 +109,8 @@ def main() -> None:
         console.print("[red]without hooks[/]", str(trace.failure), "\n", markup=True)
     registry = pooling_by_hand(model)
     console.print("[green]with hooks[/]", str(check_padding_invariance(model, TEXTS)))
-    with registry.disabled("AlignPositions"):
-        console.print("[red]without AlignPositions[/]", str(check_padding_invariance(model, TEXTS)))
+    with registry.disabled("PutPaddingLast"):
+        console.print("[red]without PutPaddingLast[/]", str(check_padding_invariance(model, TEXTS)))
     registry.clear()
 
     console.rule("[bold]A pipeline of transformers", align="left")

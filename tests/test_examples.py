@@ -92,7 +92,7 @@ def test_any_model_is_right_without_sentence_transformers(short: dict[str, str])
     assert "MeanPool 'pool' raised RuntimeError" in out
     assert "27 - 19 = 8 = num_virtual_tokens of the active PROMPT_TUNING adapter 'default'" in out
     assert number_after("with hooks 3 embeddings are the same alone and in any batch tried", out) < 1e-5
-    assert number_after("without AlignPositions 3 embeddings depend on their batch: largest difference", out) > 0.01
+    assert number_after("without PutPaddingLast 3 embeddings depend on their batch: largest difference", out) > 0.01
     assert "10 tokens give 18 rows without hooks, 10 with" in out
     assert "DimensionError Linear '2' output: the tensor is [3, 4], but classes = 5 is declared" in out
 

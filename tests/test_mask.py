@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from peft_hooks import Call, DimensionError, ExtendPromptMask, HookRegistry, PreparePooling
+from peft_hooks import Call, DimensionError, ExtendPromptMask, HookRegistry, PreparePooling, PutPaddingLast
 
 POLICIES = ["auto", "pool", "ignore", "strip"]
 DTYPES = [torch.int64, torch.int32, torch.bool, torch.float32, torch.uint8]
@@ -323,20 +323,21 @@ def extended(mask: list[list[int]], rows: list[list[int]], policy: str = "auto",
     return given
 
 
-@pytest.mark.parametrize(("mask", "rows"), [(RIGHT, RIGHT_ROWS), (LEFT, LEFT_ROWS)], ids=["right", "left"])
 @pytest.mark.parametrize(("policy", "expected"), [("auto", [11, 21]), ("pool", [71, 71]), ("ignore", [11, 21])])
-def test_cls_reads_the_texts_own_first_token_but_under_pool_position_0(
-    mask: Any, rows: Any, policy: str, expected: Any
-) -> None:
-    got, _ = pool(Pooling("cls"), extended(mask, rows, policy), policy)
+def test_cls_reads_the_texts_own_first_token_but_under_pool_position_0(policy: str, expected: Any) -> None:
+    got, _ = pool(Pooling("cls"), extended(RIGHT, RIGHT_ROWS, policy), policy)
     assert numbers(got["cls_token_embeddings"]) == expected
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_cls_of_a_text_without_virtual_rows_is_its_first_token(policy: str) -> None:
-    rows = [row[2:] for row in LEFT_ROWS]
-    got, _ = pool(Pooling("cls"), features_of(LEFT, token_embeddings=embed(rows)), policy)
-    assert numbers(got["cls_token_embeddings"]) == [11, 21]
+def test_a_text_without_virtual_rows_is_pooled_as_it_is(policy: str) -> None:
+    """Its first token is in position 0, where Pooling looks for it."""
+    given = features_of(RIGHT, token_embeddings=embed([row[2:] for row in RIGHT_ROWS]))
+    got, _ = pool(Pooling("cls"), given, policy)
+    assert "cls_token_embeddings" not in got
+    given["prompt_length"] = 1
+    got, _ = pool(Pooling("cls", include_prompt=False), given, policy)
+    assert numbers(got["cls_token_embeddings"]) == [12, 22]
 
 
 def test_a_cls_embedding_that_the_transformer_gives_stays_unless_there_are_virtual_tokens() -> None:
@@ -354,10 +355,11 @@ def test_a_cls_embedding_that_the_transformer_gives_stays_unless_there_are_virtu
 @pytest.mark.parametrize(
     "length", [1, torch.tensor([1]), torch.tensor([1, 1])], ids=["int", "tensor[1]", "tensor[batch]"]
 )
-@pytest.mark.parametrize(("mask", "rows"), [(RIGHT, RIGHT_ROWS), (LEFT, LEFT_ROWS)], ids=["right", "left"])
-def test_a_prompt_is_left_out_at_its_real_place(length: Any, mask: Any, rows: Any) -> None:
+def test_a_prompt_is_left_out_at_its_real_place(length: Any) -> None:
     """The prompt is the first token of each text: 11 and 21."""
-    got, output = pool(Pooling(("cls", "mean"), include_prompt=False), extended(mask, rows, prompt_length=length))
+    got, output = pool(
+        Pooling(("cls", "mean"), include_prompt=False), extended(RIGHT, RIGHT_ROWS, prompt_length=length)
+    )
     counted = [
         sorted(number for number, kept in zip(row, kept_row, strict=True) if kept)
         for row, kept_row in zip(numbers(got["token_embeddings"]), got["attention_mask"].tolist(), strict=True)
@@ -368,10 +370,9 @@ def test_a_prompt_is_left_out_at_its_real_place(length: Any, mask: Any, rows: An
     assert output["prompt_length"] is length
 
 
-@pytest.mark.parametrize(("mask", "rows"), [(RIGHT, RIGHT_ROWS), (LEFT, LEFT_ROWS)], ids=["right", "left"])
-def test_a_prompt_is_left_to_pooling_under_ignore_in_a_layout_where_all_releases_agree(mask: Any, rows: Any) -> None:
+def test_a_prompt_is_left_to_pooling_under_ignore_in_a_layout_where_all_releases_agree() -> None:
     got, _ = pool(
-        Pooling(("cls", "mean"), include_prompt=False), extended(mask, rows, "ignore", prompt_length=1), "ignore"
+        Pooling(("cls", "mean"), include_prompt=False), extended(RIGHT, RIGHT_ROWS, "ignore", prompt_length=1), "ignore"
     )
     assert got["prompt_length"] == 1
     first, second = numbers(got["token_embeddings"])
@@ -381,27 +382,25 @@ def test_a_prompt_is_left_to_pooling_under_ignore_in_a_layout_where_all_releases
 
 
 def test_a_prompt_is_left_out_from_position_0_under_pool() -> None:
-    got, _ = pool(Pooling("mean", include_prompt=False), extended(LEFT, LEFT_ROWS, prompt_length=1), "pool")
+    got, _ = pool(Pooling("mean", include_prompt=False), extended(RIGHT, RIGHT_ROWS, prompt_length=1), "pool")
     assert got["prompt_length"] == 1
     assert [row[0] for row in numbers(got["token_embeddings"])] == [71, 71]
     assert got["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]]
 
 
 def test_a_prompt_that_counts_is_not_touched() -> None:
-    got, output = pool(Pooling("mean", include_prompt=True), extended(LEFT, LEFT_ROWS, prompt_length=1))
+    got, output = pool(Pooling("mean", include_prompt=True), extended(RIGHT, RIGHT_ROWS, prompt_length=1))
     assert got["prompt_length"] == output["prompt_length"] == 1
-    assert got["attention_mask"].tolist() == [[1, 1, 0, 1, 1, 1], [1, 1, 0, 0, 1, 1]]
-
-
-@pytest.mark.parametrize(("mask", "rows"), [(RIGHT, RIGHT_ROWS), (LEFT, LEFT_ROWS)], ids=["right", "left"])
-@pytest.mark.parametrize("pooling", [Pooling("weightedmean"), OldPooling(pooling_mode_weightedmean_tokens=True)])
-def test_weighted_means_get_a_layout_without_padding_in_front(mask: Any, rows: Any, pooling: Any) -> None:
-    got, _ = pool(pooling, extended(mask, rows))
-    assert [row[:kept] for row, kept in zip(numbers(got["token_embeddings"]), (5, 4), strict=True)] == [
-        [71, 72, 11, 12, 13],
-        [71, 72, 21, 22],
-    ]
     assert got["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("pooling", [Pooling("weightedmean"), OldPooling(pooling_mode_weightedmean_tokens=True)])
+def test_weighted_means_count_from_the_first_row_that_counts(pooling: Any) -> None:
+    got, _ = pool(pooling, extended(RIGHT, RIGHT_ROWS))
+    assert numbers(got["token_embeddings"]) == RIGHT_ROWS
+    got, _ = pool(pooling, extended(RIGHT, RIGHT_ROWS, "ignore"), "ignore")
+    assert numbers(got["token_embeddings"]) == [row[2:] + row[:2] for row in RIGHT_ROWS]
+    assert got["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("pooling", [OldPooling(pooling_mode_cls_token=True), Pooling(["cls", "mean"])])
@@ -411,7 +410,7 @@ def test_the_modes_are_found_however_the_release_keeps_them(pooling: Any) -> Non
 
 @pytest.mark.parametrize("mode", ["mean", "max", "lasttoken", "mean_sqrt_len_tokens"])
 def test_other_modes_get_the_features_as_they_are(mode: str) -> None:
-    given = extended(LEFT, LEFT_ROWS)
+    given = extended(RIGHT, RIGHT_ROWS)
     got, _ = pool(Pooling(mode), given)
     assert all(got[key] is given[key] for key in given)
     assert "cls_token_embeddings" not in got
@@ -429,7 +428,7 @@ def test_under_auto_what_comes_out_has_one_row_per_token_of_the_text() -> None:
 @pytest.mark.parametrize("mode", ["mean", "cls", "weightedmean"])
 @pytest.mark.parametrize("policy", ["pool", "ignore"])
 def test_under_pool_and_ignore_what_comes_out_is_what_went_in(mode: str, policy: str) -> None:
-    given = extended(LEFT, LEFT_ROWS, policy)
+    given = extended(RIGHT, RIGHT_ROWS, policy)
     _, output = pool(Pooling(mode), given, policy)
     assert all(output[key] is given[key] for key in given)
     assert sorted(set(output) - set(given)) == ["sentence_embedding"]
@@ -437,7 +436,7 @@ def test_under_pool_and_ignore_what_comes_out_is_what_went_in(mode: str, policy:
 
 @pytest.mark.parametrize("mode", ["mean", "cls", "weightedmean"])
 def test_the_callers_features_stay_and_a_second_pass_through_pooling_gives_the_same(mode: str) -> None:
-    given = extended(LEFT, LEFT_ROWS, all_layer_embeddings=(embed(LEFT_ROWS),), prompt_length=1)
+    given = extended(RIGHT, RIGHT_ROWS, all_layer_embeddings=(embed(RIGHT_ROWS),), prompt_length=1)
     before = dict(given)
     pooling = Pooling(mode, include_prompt=False)
     first = pool(pooling, given)
@@ -476,7 +475,7 @@ def test_features_that_cannot_be_prepared_are_handed_on_as_they_are(broken: dict
 
 @pytest.mark.parametrize("mode", ["mean", "cls", "weightedmean"])
 def test_pooling_is_prepared_without_reading_a_value(mode: str) -> None:
-    given = {key: value.to("meta") for key, value in extended(LEFT, LEFT_ROWS).items()}
+    given = {key: value.to("meta") for key, value in extended(RIGHT, RIGHT_ROWS).items()}
     given["prompt_length"] = torch.tensor([1], device="meta")
     got, output = pool(Pooling(mode, include_prompt=False), given)
     assert got["token_embeddings"].shape == (2, 6, 2)
@@ -515,6 +514,18 @@ def by_hand(mode: str, policy: str, virtual: list[int], text: list[int], prompt:
     return plain_pooling(mode, rows, kept)
 
 
+class Embeds(nn.Module):
+    """A stand-in for a Transformer: each token's number as its row, behind those of virtual tokens."""
+
+    def __init__(self, virtual: list[int]) -> None:
+        super().__init__()
+        self.virtual = virtual
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        rows = [self.virtual + row for row in features["input_ids"].tolist()]
+        return {**features, "token_embeddings": embed(rows)}
+
+
 texts = st.lists(st.lists(st.integers(1, 50), min_size=3, max_size=5), min_size=1, max_size=3)
 
 
@@ -527,27 +538,30 @@ texts = st.lists(st.lists(st.integers(1, 50), min_size=3, max_size=5), min_size=
     prompt=st.sampled_from([None, 1, 2]),
     layout=st.randoms(use_true_random=False),
 )
-def test_a_text_is_pooled_the_same_alone_and_with_padding_anywhere(
+def test_a_text_is_pooled_the_same_alone_and_with_padding_on_either_side(
     mode: str, policy: Any, virtual: list[int], texts: list[list[int]], prompt: int | None, layout: Any
 ) -> None:
-    """Left, right, or in between: each row's text keeps its order and padding lies at random places."""
+    """Through the three hooks of a pipeline: each text lies anywhere in its row, with padding before and behind it."""
     length = max(map(len, texts)) + 1
-    mask, rows = [], []
+    mask, ids = [], []
     for text in texts:
-        places = sorted(layout.sample(range(length), len(text)))
-        row = [-1000] * length
-        for place, number in zip(places, text, strict=True):
-            row[place] = number
-        mask.append([int(place in places) for place in range(length)])
-        rows.append(virtual + row)
-    given = features_of(mask) | ({} if prompt is None else {"prompt_length": prompt})
-    handed_on = transform(hook_with(policy, expected=len(virtual)), given, {"token_embeddings": embed(rows)})
-    got, _ = pool(Pooling(mode, include_prompt=False), handed_on, policy)
+        before = layout.randint(0, length - len(text))
+        behind = length - len(text) - before
+        ids.append([-1000] * before + text + [-1000] * behind)
+        mask.append([0] * before + [1] * len(text) + [0] * behind)
+    given = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    given |= {} if prompt is None else {"prompt_length": prompt}
+    pooling = Pooling(mode, include_prompt=False)
+    model = nn.Sequential(Embeds(virtual), pooling)
+    registry = HookRegistry(model)
+    registry.attach(PutPaddingLast(), to="0", order=-1)
+    registry.attach(hook_with(policy, expected=len(virtual)), to="0")
+    registry.attach(PreparePooling(policy), to="1")
+    model(given)
+    got = pooling.got
     for index, text in enumerate(texts):
-        row, kept = (
-            numbers(got["token_embeddings"])[index],
-            [bool(one) for one in got["attention_mask"][index].tolist()],
-        )
+        row = numbers(got["token_embeddings"])[index]
+        kept = [bool(one) for one in got["attention_mask"][index].tolist()]
         left_out = got.get("prompt_length", 0)
         if mode == "cls" and "cls_token_embeddings" in got:
             found = float(numbers(got["cls_token_embeddings"])[index])

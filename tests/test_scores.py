@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from peft_hooks import HookRegistry
-from peft_hooks.prompts.classifier import NoteTextLength, PadOnLeft, ReadText
+from peft_hooks.prompts.classifier import NoteTextLength, PutTextLast, ReadText
 
 
 class Layers(nn.Module):
@@ -117,16 +117,16 @@ def test_no_row_more_than_the_text_is_left_alone() -> None:
 
 def test_hooks_pickle() -> None:
     """They hold nothing."""
-    for hook in (NoteTextLength(), ReadText(), PadOnLeft()):
+    for hook in (NoteTextLength(), ReadText(), PutTextLast()):
         assert vars(pickle.loads(pickle.dumps(hook))) == {}
 
 
-class Decoder(nn.Module):
-    """Returns what it was given."""
+class Rows(nn.Module):
+    """Returns the rows that it was given, as layers without a head do."""
 
-    def forward(self, **kwargs: Any) -> dict[str, Any]:
-        """Return the arguments."""
-        return kwargs
+    def forward(self, **kwargs: Any) -> Any:
+        """Return the rows first."""
+        return kwargs["inputs_embeds"] if "inputs_embeds" in kwargs else kwargs["input_ids"].unsqueeze(-1), "more"
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bool])
@@ -134,22 +134,19 @@ class Decoder(nn.Module):
     ("mask", "expected"),
     [
         ([1, 1, 1, 0, 0], [3, 4, 0, 1, 2]),
-        ([1, 0, 0, 1, 1], [1, 2, 0, 3, 4]),
         ([1, 1, 1, 1, 1], [0, 1, 2, 3, 4]),
-        ([0, 0, 1, 1, 1], [0, 1, 2, 3, 4]),
+        ([1, 0, 0, 0, 0], [1, 2, 3, 4, 0]),
+        ([0, 0, 0, 0, 0], [0, 1, 2, 3, 4]),
     ],
 )
-def test_padding_goes_before_the_virtual_tokens(mask: list[int], expected: list[int], dtype: torch.dtype) -> None:
-    """The text ends at the last position, in its order, with its mask and whatever goes by position."""
-    model = Decoder()
+def test_a_text_ends_at_the_last_row(mask: list[int], expected: list[int], dtype: torch.dtype) -> None:
+    """In its order; the rows that came are left as they were."""
+    model = Rows()
     rows, given = torch.arange(5.0).view(1, 5, 1), torch.tensor([mask]).to(dtype)
-    with HookRegistry(model).attached(PadOnLeft(), to=""):
-        found = model(inputs_embeds=rows, attention_mask=given, position_ids=torch.arange(5).view(1, 5), labels=7)
-    assert found["inputs_embeds"].flatten().tolist() == expected
-    assert found["position_ids"].tolist() == [expected]
-    assert found["attention_mask"].dtype is dtype
-    assert found["attention_mask"].int().tolist() == [sorted(mask)]
-    assert found["labels"] == 7
+    with HookRegistry(model).attached(PutTextLast(), to=""):
+        found = model(inputs_embeds=rows, attention_mask=given)
+    assert found[0].flatten().tolist() == expected
+    assert found[1] == "more"
     assert rows.flatten().tolist() == [0, 1, 2, 3, 4]
 
 
@@ -162,8 +159,8 @@ def test_padding_goes_before_the_virtual_tokens(mask: list[int], expected: list[
     ],
 )
 def test_what_is_no_prompt_is_left_alone(kwargs: dict[str, Any]) -> None:
-    """Ids, embeddings with no mask and a mask that counts a cache pass unchanged."""
-    model = Decoder()
-    with HookRegistry(model).attached(PadOnLeft(), to=""):
-        found = model(**kwargs)
-    assert all(found[key] is value for key, value in kwargs.items())
+    """Ids, by which a head finds the padding, embeddings with no mask, a mask that counts a cache."""
+    model = Rows()
+    truth = model(**kwargs)
+    with HookRegistry(model).attached(PutTextLast(), to=""):
+        assert torch.equal(model(**kwargs)[0], truth[0])

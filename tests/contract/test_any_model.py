@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from peft_hooks import (
-    AlignPositions,
     Call,
     DimensionError,
     Hook,
     HookRegistry,
+    PutPaddingLast,
     SelectTask,
     assert_dimensions,
     check_padding_invariance,
@@ -70,7 +70,7 @@ def test_a_pooling_by_hand_is_right_in_any_batch(example: Any, architecture: str
     assert_no_hooks_left(model, foreign=True)
 
 
-def test_without_aligned_positions_left_padding_moves_a_text(example: Any) -> None:
+def test_where_padding_stays_in_front_it_moves_a_text(example: Any) -> None:
     """The twin of the above: a mask that is right is not enough."""
     backbone, tokenizer, _ = of_transformers(DECODER, "left", "prompt_tuning")
     model = example.Embedder(backbone, tokenizer)
@@ -78,11 +78,11 @@ def test_without_aligned_positions_left_padding_moves_a_text(example: Any) -> No
     assert check_padding_invariance(model, TEXTS).largest_difference > 1e-2
 
 
-def test_a_roberta_counts_its_positions_from_two_unasked(example: Any) -> None:
+def test_a_roberta_which_counts_positions_from_two_needs_nothing_more(example: Any) -> None:
     backbone, tokenizer, known = of_transformers("xlm-roberta", "left", "prompt_tuning")
     model = example.Embedder(backbone, tokenizer)
     registry = HookRegistry(model)
-    registry.attach(AlignPositions(), to="backbone.base_model")
+    registry.attach(PutPaddingLast(), to="backbone")
     registry.attach(example.CountVirtualTokens(), to="pool")
     truth = torch.stack([rows.mean(dim=0) for rows in by_hand(known, "prompt_tuning")])
     assert distance(model.encode(TEXTS), truth) < 1e-4
@@ -120,7 +120,7 @@ def test_a_pipeline_gives_the_texts_own_rows(example: Any, side: str, method: st
     backbone, tokenizer, known = of_transformers(DECODER, side, method)
     features = pipeline("feature-extraction", model=backbone, tokenizer=tokenizer)
     registry = HookRegistry(features.model)
-    registry.attach(AlignPositions(), to="base_model")
+    registry.attach(PutPaddingLast(), to="")
     registry.attach(example.TextOnly(), to="")
     truth = by_hand(known, method)
     virtual = 0 if method in CACHE_METHODS else backbone.active_peft_config.num_virtual_tokens

@@ -140,12 +140,10 @@ def test_a_task_type_that_drops_segment_ids_is_refused() -> None:
         assert_scores(model)
 
 
-def test_left_padding_is_refused_where_the_head_reads_the_first_row() -> None:
-    """On an encoder position 0 of a left-padded row is padding: refused with the way out."""
-    model = adapted("bert", side="left")
-    with pytest.raises(UnsupportedModelError, match="the head reads the first position, which is padding there"):
-        register_prompt_mask_hooks(model)
-    model.tokenizer.padding_side = "right"
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta-v2", "distilbert"])
+def test_left_padding_is_right_where_the_head_reads_the_first_row(architecture: str) -> None:
+    """The text's own first row, not padding; the reference is of right-padded pairs, one at a time."""
+    model = adapted(architecture, side="left")
     with prompt_mask_hooks(model):
         assert_scores(model)
 

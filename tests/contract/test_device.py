@@ -13,17 +13,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from peft_hooks import (
-    AlignPositions,
     AssertDimensions,
     ExtendPromptMask,
     Hook,
     HookRegistry,
+    PutPaddingLast,
     prompt_mask_hooks,
     register_prompt_mask_hooks,
 )
 from peft_hooks.prompts.hidden_states import KeepHiddenStates, ReplayLayers
 from peft_hooks.prompts.mask import PreparePooling
-from peft_hooks.prompts.positions import RefuseLeftPadding
 from peft_hooks.prompts.task import SelectTask
 
 from ..methods import METHODS
@@ -114,20 +113,22 @@ def test_the_mask_is_extended_without_a_look_at_it(policy: Any, place: Place) ->
     assert found["attention_mask"].shape == found["token_embeddings"].shape[:2] == (BATCH, length)
 
 
-def test_positions_are_counted_without_a_look_at_the_mask(place: Place) -> None:
-    """The hook on the backbone."""
-    given, model = batch_at(place), HandOn()
+def test_padding_goes_last_without_a_look_at_the_mask(place: Place) -> None:
+    """The hook on the Transformer; on another model what comes out is rolled back."""
+    given = batch_at(place)
+    features = {key: given[key] for key in ("input_ids", "attention_mask")}
     with place.block():
-        HookRegistry(model).attach(AlignPositions(2), to="")
-        found = model(attention_mask=given["long_mask"], inputs_embeds=given["token_embeddings"])
-    assert found["position_ids"].shape == (BATCH, VIRTUAL + TEXT)
+        model = HandOn()
+        HookRegistry(model).attach(PutPaddingLast(), to="")
+        assert model(features)["input_ids"].shape == (BATCH, TEXT)
+        found = model(**features, last_hidden_state=given["token_embeddings"])
+    assert found["last_hidden_state"].shape == (BATCH, VIRTUAL + TEXT, WIDTH)
 
 
 OTHERS: list[Hook] = [
     AssertDimensions({"input_ids": "i64: batch seq", "attention_mask": "batch seq"}, {"token_embeddings": "batch _ 8"}),
     KeepHiddenStates(),
     ReplayLayers(),
-    RefuseLeftPadding("it is a test"),
 ]
 
 

@@ -1,0 +1,67 @@
+"""Backbones with recurrent layers beside attention, or none: the state that padding leaves behind is the text's ruin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from peft_hooks import check_padding_invariance, prompt_mask_hooks
+
+from .support import TEXTS, adapted, assert_right
+
+_LINEAR = {
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16}
+
+# No mixtures of experts: PyTorch multiplies their matrices in no float64, which the reference needs.
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "qwen3_next": {**_LINEAR, "mlp_only_layers": [0, 1, 2, 3]},
+    "qwen3_5_text": _LINEAR,
+    "olmo_hybrid": {**_LINEAR, "linear_num_key_heads": 4},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_experts": 1,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "falcon_h1": {"mamba_d_ssm": 32, **_MAMBA, "mamba_n_heads": 4},
+    "granitemoehybrid": {
+        **_MAMBA,
+        "layer_types": ["mamba", "attention", "mamba", "attention"],
+        "num_local_experts": 0,
+        "shared_intermediate_size": 32,
+    },
+    "bamba": {**_MAMBA, "attn_layer_indices": [1, 3]},
+    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 16, "block_types": ["recurrent", "attention"]},
+    "kimi_linear": {},
+    "mamba": {"state_size": 4, "time_step_rank": 4},
+    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16},
+}
+_SIZES = {"num_hidden_layers": 4, "num_key_value_heads": 2}
+
+
+def hybrid(architecture: str, side: str) -> Any:
+    """Return a tiny model with a prompt, or skip where the release has no such architecture."""
+    try:
+        return adapted(architecture, "prompt_tuning", padding_side=side, **_SIZES, **HYBRIDS[architecture])
+    except (ValueError, KeyError, ImportError, AttributeError, NotImplementedError) as error:
+        pytest.skip(f"{architecture} is not in this release, or not in this size: {error}")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("architecture", HYBRIDS)
+def test_a_text_is_the_same_alone_and_in_a_batch_on_either_side(architecture: str, side: str) -> None:
+    """And equal to one made by hand from a single text in float64, with no padding and no PEFT."""
+    model = hybrid(architecture, side)
+    with prompt_mask_hooks(model):
+        assert check_padding_invariance(model, TEXTS, tolerance=1e-4)
+        assert_right(model)
