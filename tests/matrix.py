@@ -40,7 +40,7 @@ ENCODERS = (
 )
 DECODERS = ("qwen2", "qwen3", "llama", "mistral", "gemma3_text", "gpt2", "opt", "phi3")
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean")
-BACKBONES = [(name, "right") for name in ENCODERS] + [(name, side) for name in DECODERS for side in ("right", "left")]
+BACKBONES = [(name, side) for name in ENCODERS + DECODERS for side in ("right", "left")]
 TOTAL = len(BACKBONES) * len(METHODS) * len(POOLINGS)
 TASK = 1
 TOLERANCE = 1e-4
