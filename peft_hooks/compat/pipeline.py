@@ -24,12 +24,23 @@ def pipeline(model: Any) -> tuple[nn.Module, list[tuple[str, Any]]]:
         raise TypeError(f"expected a SentenceTransformer, got {in_words(model)}: {loading(model)}")
     found = cross.inputs_of(root)
     if not found:
-        kind = releases.peft_class()
-        what = "its backbone or its adapter"
-        if kind is not None and isinstance(model, kind):
-            what = "the PeftModel; peft_hooks.add_prompt_adapter(model, peft_config) puts an adapter into one"
-        raise UnsupportedModelError(
-            f"expected a Sentence Transformers model, got {in_words(model)}, which has no Transformer module: give the "
-            f"SentenceTransformer itself, not {what}"
-        )
+        raise UnsupportedModelError(_no_transformer(model))
     return root, found
+
+
+def _no_transformer(model: nn.Module) -> str:
+    """Say what is missing in a module that has no Transformer, and what to give instead."""
+    if hasattr(model, "encode"):
+        parts = ", ".join(type(module).__name__ for module in model.children()) or "none"
+        return (
+            f"this {type(model).__name__} has no Transformer module (its modules: {parts}), so there is nothing that a "
+            f"PEFT adapter could be on: no hooks are needed"
+        )
+    kind = releases.peft_class()
+    what = "its backbone or its adapter"
+    if kind is not None and isinstance(model, kind):
+        what = "the PeftModel; peft_hooks.add_prompt_adapter(model, peft_config) puts an adapter into one"
+    return (
+        f"expected a Sentence Transformers model, got {in_words(model)}, which has no Transformer module: give the "
+        f"SentenceTransformer itself, not {what}"
+    )
