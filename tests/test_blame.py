@@ -164,6 +164,37 @@ def test_a_module_that_reads_its_own_text_alone_is_healthy(name: str, dtype: tor
     assert diagnosis.ok, str(diagnosis)
 
 
+class Encoder(nn.Module):
+    """Several layers, one of which attends to padding."""
+
+    def __init__(self, *masked: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(WIDTH, 4, 48, batch_first=True) for _ in masked)
+        self.masked = masked
+
+    def forward(self, features: Features) -> Features:
+        rows = features["token_embeddings"]
+        for layer, masked in zip(self.layers, self.masked):
+            rows = layer(rows * 1.0, src_key_padding_mask=~kept(features) if masked else None)
+        return {**features, "token_embeddings": rows}
+
+
+def test_the_layer_inside_in_which_it_begins_is_named() -> None:
+    torch.manual_seed(0)
+    model = with_part(Encoder(True, False, True), True, plain())  # type: ignore[arg-type]
+    (found,) = diagnose(model, TEXTS).findings
+    assert found.place == "Encoder '1'"
+    assert PADDING in found.sentence
+    assert " which begins in its " in found.sentence
+    assert "'1.layers.1" in found.sentence
+
+
+def test_a_module_that_does_it_by_itself_blames_no_other() -> None:
+    model = with_part(WRONG["mean of all"][0](), False, plain())
+    (found,) = diagnose(model, TEXTS).findings
+    assert "begins" not in found.sentence
+
+
 def test_only_the_modules_that_do_it_are_named() -> None:
     """Two of four, each by what it does itself: what comes in is the same in every trial."""
     model = with_part(WRONG["lstm"][0](), True, plain())
@@ -192,6 +223,7 @@ def test_a_backbone_that_takes_no_notice_of_the_mask_is_named() -> None:
     (found,) = diagnose(model, TEXTS).findings
     assert (found.code, found.place) == ("PH011", "Transformer '0'")
     assert PADDING in found.sentence
+    assert ".encoder.layer.0.attention" in found.sentence
 
 
 class Odd(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .findings import LOOK, Finding
+from .inside import first_inside
 
 Features = dict[str, Any]
 
@@ -69,8 +70,27 @@ def blamed(model: nn.Module, run: Callable[[], Any], measured: str) -> Iterator[
         name = type(taken.module).__name__
         pools = reasons[0] == _PADDING and _EMBEDDING not in taken.features
         code = "PH002" if pools and _EMBEDDING in _call(taken.module, taken.features) else "PH011"
-        sentence = f"{name} {' and '.join(reasons)}, so that an embedding depends on what else is in its batch."
+        does = " and ".join(reasons)
+        sentence = (
+            f"{name} {does}{_begins(taken, reasons[0])}, so that an embedding depends on what else is in its batch."
+        )
         yield Finding(code, f"{name} {taken.path!r}", sentence, measured, _CURES.get(reasons[0], LOOK))
+
+
+def _begins(taken: Taken, reason: str) -> str:
+    """Say in which of its submodules it begins, if it does not do it by itself."""
+    own = taken.kept if reason == _PADDING else torch.arange(taken.texts) == 0
+    if own is None or reason == _LENGTH:
+        return ""
+    changed = _replaced(taken.features, ~own)
+    inner = first_inside(
+        taken.module,
+        taken.path,
+        own,
+        lambda: _call(taken.module, taken.features),
+        lambda: _call(taken.module, changed),
+    )
+    return "" if inner is None else f", which begins in its {inner}"
 
 
 _PADDING = "reads positions of padding as if they were text"
