@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .._arguments import in_words, loading, refuse_meta, texts_given
 from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
-from .rounding import LARGEST, SAMPLES, dtypes_of, rounded_another_way
+from .rounding import LARGEST, MARGIN, SAMPLES, dtypes_of, rounded_another_way
 
 TOLERANCE = 1e-4  # of a component, where nothing else is asked for
 
@@ -181,19 +181,22 @@ def _asked_for(tolerance: float, size: float) -> tuple[float, str]:
 
 
 def _by_rounding(model: nn.Module, encode: Encode, texts: Sequence[Any], alone: Sequence[Tensor]) -> tuple[float, str]:
-    """Return what rounding alone makes of the texts, where that is more than the tolerance, and how that is said."""
+    """Return twice what rounding makes of the texts, where that is more than the tolerance, and how it is said."""
     moved = []
     for seed in range(SAMPLES):
         with rounded_another_way(model, seed):
             moved += [_difference(encode([text])[0], row) for text, row in zip(texts, alone)]
-    measured = max(filter(math.isfinite, moved), default=0.0)
+    measured = MARGIN * max(filter(math.isfinite, moved), default=0.0)
     allowed = min(measured, LARGEST * _size_of(alone))
     if allowed <= TOLERANCE:
         return TOLERANCE, f"tolerance {TOLERANCE:.0e}"
     kind = dtypes_of(model)
     if allowed < measured:
-        return allowed, f"allowed {allowed:.0e}: a quarter of the largest component; rounding in {kind} makes more"
-    return allowed, f"allowed {allowed:.0e}: what rounding in {kind} makes of this model, measured"
+        return (
+            allowed,
+            f"allowed {allowed:.0e}: a quarter of the largest component, less than what rounding in {kind} makes",
+        )
+    return allowed, f"allowed {allowed:.0e}: twice what rounding in {kind} makes of this model, measured"
 
 
 def _checked_sizes(sizes: Any, count: int) -> list[int]:
