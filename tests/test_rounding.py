@@ -12,23 +12,29 @@ from torch import nn
 from peft_hooks import check_padding_invariance, diagnose, prompt_mask_hooks
 from peft_hooks.testing import TEXTS
 
-from .contract.support import RELEASE, adapted, needs, plain, unchanged
+from .contract.support import RELEASE, adapted, needs, plain, put, unchanged
 from .methods import backbone_of
 
 HALF = [torch.float16, torch.bfloat16]
 DECODERS = [("llama", "lasttoken"), ("qwen3", "lasttoken"), ("gpt2", "lasttoken"), ("llama", "mean")]
 
 
-def enlarged(model: Any, size: float = 50.0) -> Any:
+def enlarged(architecture: str, side: str = "right", pooling: str = "lasttoken", size: float = 50.0) -> Any:
     """Scale a decoder's last norm, so that embeddings have components of about ``size``, as real decoders' have."""
+    model = plain(architecture, padding_side=side, pooling=pooling)
     backbone = backbone_of(model)
-    backbone = backbone.get_base_model() if hasattr(backbone, "active_peft_config") else backbone
     norm = backbone.norm if hasattr(backbone, "norm") else backbone.ln_f
-    largest = float(model.encode(list(TEXTS), convert_to_tensor=True).float().abs().max())
+    largest = float(model.encode(list(TEXTS), convert_to_tensor=True).abs().max())
     with torch.no_grad():
         for parameter in norm.parameters():
             parameter.mul_(size / largest)
     return model
+
+
+def tuned(dtype: torch.dtype, architecture: str = "llama", side: str = "left", pooling: str = "lasttoken") -> Any:
+    model = enlarged(architecture, side, pooling)
+    put(model, "prompt_tuning")
+    return model.to(dtype)
 
 
 class Mixed(nn.Module):
@@ -55,7 +61,7 @@ def test_large_components_with_the_hooks_are_the_same_in_every_dtype(
     architecture: str, pooling: str, side: str, dtype: torch.dtype
 ) -> None:
     """The doctor and the check, which says by what it judged; without the hooks the fault is found in each."""
-    model = enlarged(adapted(architecture, padding_side=side, pooling=pooling).float()).to(dtype)
+    model = tuned(dtype, architecture, side, pooling)
     with prompt_mask_hooks(model), unchanged(model):
         report = check_padding_invariance(model, TEXTS)
         assert report, str(report)
@@ -73,7 +79,7 @@ def test_large_components_with_the_hooks_are_the_same_in_every_dtype(
 def test_a_plain_decoder_in_half_precision_is_healthy(architecture: str, pooling: str, dtype: torch.dtype) -> None:
     needs(RELEASE >= (6, 2), "reads left padding in some poolings")
     side = "right" if architecture == "gpt2" else "left"
-    diagnosis = diagnose(enlarged(plain(architecture, padding_side=side, pooling=pooling)).to(dtype), TEXTS)
+    diagnosis = diagnose(enlarged(architecture, side, pooling).to(dtype), TEXTS)
     assert diagnosis.ok, str(diagnosis)
     assert "what rounding in" in diagnosis.runs[0].judged_by
     assert f"what rounding in {str(dtype)[6:]}" in " ".join(str(diagnosis).split())
@@ -84,8 +90,8 @@ def test_a_plain_decoder_in_half_precision_is_healthy(architecture: str, pooling
     ("dtype", "part"), [(torch.float32, 1e-3), (torch.float16, 0.1), (torch.bfloat16, 0.3)], ids=str
 )
 def test_a_fault_is_found_whatever_the_dtype_and_the_size(dtype: torch.dtype, part: float, large: bool) -> None:
-    model = plain("llama", pooling="lasttoken")
-    model = faulty(enlarged(model) if large else model, part).to(dtype)
+    model = enlarged("llama") if large else plain("llama", pooling="lasttoken")
+    faulty(model, part).to(dtype)
     assert not check_padding_invariance(model, TEXTS)
     (found,) = diagnose(model, TEXTS).findings
     assert (found.code, found.place) == ("PH011", "Mixed '2'")
@@ -101,7 +107,7 @@ def test_a_fault_is_found_in_embeddings_of_unit_length(dtype: torch.dtype) -> No
 
 
 def test_a_tolerance_that_is_asked_for_goes_by_the_size_of_the_embeddings() -> None:
-    model = enlarged(adapted("llama", padding_side="left", pooling="lasttoken")).to(torch.float16)
+    model = tuned(torch.float16)
     with prompt_mask_hooks(model):
         report = check_padding_invariance(model, TEXTS, tolerance=1e-2)
         assert report
