@@ -282,3 +282,47 @@ def test_hooks_on_a_static_embedding_are_refused_with_what_is_true() -> None:
     with pytest.raises(UnsupportedModelError, match=r"no Transformer module \(its modules: StaticEmbedding\)") as error:
         register_prompt_mask_hooks(static())
     assert "SentenceTransformer itself" not in str(error.value)
+
+
+class Coder(nn.Module):
+    """Another library's model, which encodes no texts."""
+
+    def encode(self, image: Any) -> Any:
+        return image
+
+
+def test_a_model_of_another_library_that_encodes_is_told_what_is_expected() -> None:
+    for call in (diagnose, register_prompt_mask_hooks):
+        with pytest.raises(
+            UnsupportedModelError, match="expected a Sentence Transformers model, got a Coder, which has no"
+        ):
+            call(Coder())  # type: ignore[operator]
+
+
+class OwnInput(nn.Module):
+    """An input module of one's own: tokenizes words by their length, and gives each a vector."""
+
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, WIDTH)
+        self.mixes = mixes
+
+    def tokenize(self, texts: list[str], **options: Any) -> Features:
+        ids = [torch.tensor([len(word) % 19 + 1 for word in text.split()]) for text in texts]
+        padded = nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        return {"input_ids": padded, "attention_mask": (padded > 0).long()}
+
+    preprocess = tokenize
+
+    def forward(self, features: Features, **options: Any) -> Features:
+        rows = self.table(features["input_ids"])
+        return {**features, "token_embeddings": rows + rows.mean(dim=(0, 1)) if self.mixes else rows}
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_an_input_module_of_ones_own_is_examined_too(mixes: bool) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(modules=[OwnInput(mixes), plain()[1]], device="cpu").eval()
+    found = diagnose(model, TEXTS).findings
+    assert [(one.code, one.place) for one in found] == ([("PH011", "OwnInput '0'")] if mixes else [])

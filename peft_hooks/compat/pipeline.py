@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from torch import nn
@@ -28,9 +29,16 @@ def pipeline(model: Any) -> tuple[nn.Module, list[tuple[str, Any]]]:
     return root, found
 
 
+def _encoders() -> tuple[type, ...]:
+    """Return the classes of models that encode texts by any modules, as far as the release has them."""
+    library = sys.modules.get("sentence_transformers")
+    found = (getattr(library, name, None) for name in ("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"))
+    return tuple(kind for kind in found if isinstance(kind, type))
+
+
 def _no_transformer(model: nn.Module) -> str:
     """Say what is missing in a module that has no Transformer, and what to give instead."""
-    if hasattr(model, "encode"):
+    if isinstance(model, _encoders()):
         parts = ", ".join(type(module).__name__ for module in model.children()) or "none"
         return (
             f"this {type(model).__name__} has no Transformer module (its modules: {parts}), so there is nothing that a "

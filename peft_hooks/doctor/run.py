@@ -101,14 +101,15 @@ _OTHER_TOOLS = "peft_hooks.check_padding_invariance(model, texts) and peft_hooks
 def _checked(model: Any, texts: Any) -> list[str]:
     """Raise what ``diagnose`` raises of its arguments."""
     encode: Any = getattr(model, "encode", None)
-    # What encodes without a Transformer, StaticEmbedding or BoW, has no adapter, but a batch to depend on.
-    refuse_meta(model if encode is not None and isinstance(model, nn.Module) else pipeline(model)[0])
+    one_vector = encode is not None and "convert_to_tensor" in inspect.signature(encode).parameters
+    # What encodes without a Transformer, a StaticEmbedding or BoW, has no adapter, but a batch to depend on.
+    refuse_meta(model if one_vector and isinstance(model, nn.Module) else pipeline(model)[0])
     given: list[str] = texts_given(texts)
     if encode is None:
         raise UnsupportedModelError(
             f"{in_words(model)} gives no embeddings to compare: diagnose a SentenceTransformer, or use {_OTHER_TOOLS}"
         )
-    if "convert_to_tensor" not in inspect.signature(encode).parameters:
+    if not one_vector:
         raise UnsupportedModelError(
             f"a {type(model).__name__} gives several vectors for a text, which are not compared here: diagnose a "
             f"SentenceTransformer, or use {_OTHER_TOOLS}"
