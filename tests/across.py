@@ -20,7 +20,7 @@ from torch import Tensor
 from peft_hooks import UnsupportedModelError, prompt_mask_hooks
 from peft_hooks.testing import TEXTS, tiny_model
 
-from .matrix import TASK, pipeline
+from .matrix import TASK, in_order, pipeline, stack_name
 from .methods import METHODS, Unavailable, backbone_of, put_adapter
 
 DATA = Path(__file__).parent / "data"
@@ -97,7 +97,8 @@ def encode(model: Any, unit: bool) -> Tensor:
 
 def compare(directory: Path) -> float:
     """Print, for each pair of stacks, on how many sets of embeddings they agree; return the largest difference."""
-    stacks = {path.stem: load_file(path) for path in sorted(directory.glob("*.safetensors"))}
+    found = {path.stem: load_file(path) for path in directory.glob("*.safetensors")}
+    stacks = {stack: found[stack] for stack in in_order(found)}
     if len(stacks) < 2:
         raise SystemExit(f"{directory} holds {len(stacks)} stacks: write at least two first")
     worst = 0.0
@@ -116,9 +117,7 @@ def main() -> int:
     if verb == "weights":
         save_weights()
     elif verb == "write" and rest:
-        import sentence_transformers
-
-        path = Path(rest[0]) / f"{sentence_transformers.__version__}.safetensors"
+        path = Path(rest[0]) / f"{stack_name()}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(embeddings()), path)
         print(f"wrote {path}")

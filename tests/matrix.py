@@ -10,13 +10,14 @@ import contextlib
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from peft_hooks import UnsupportedModelError, prompt_mask_hooks
@@ -186,14 +187,36 @@ def count(verbose: bool) -> tuple[dict[str, dict[str, int]], list[str]]:
     return counts, wrong
 
 
-def show(releases: dict[str, dict[str, dict[str, int]]]) -> None:
-    """Print a table of the outcomes by release, in text that can stand in README."""
+def stack_name() -> str:
+    """Name the installed stack, in file names too: two may have one release of Sentence Transformers."""
+    import sentence_transformers
+    import transformers
+
+    return f"{sentence_transformers.__version__}+{transformers.__version__}"
+
+
+def in_order(stacks: Iterable[str]) -> list[str]:
+    """Sort stacks by their releases."""
+    return sorted(stacks, key=lambda stack: [Version(number) for number in stack.split("+")])
+
+
+def labels(stacks: Iterable[str]) -> dict[str, str]:
+    """Return each stack's release of Sentence Transformers, and of transformers where that alone tells it apart."""
+    known = list(stacks)
+    releases = [stack.partition("+")[0] for stack in known]
+    long = {stack: stack.replace("+", ", transformers ") for stack in known}
+    return {s: long[s] if releases.count(release) > 1 else release for s, release in zip(known, releases)}
+
+
+def show(stacks: dict[str, dict[str, dict[str, int]]]) -> None:
+    """Print a table of the outcomes by stack, in text that can stand in README."""
     head = ("Sentence Transformers", "", "right", "wrong", "raised", "refused", "of")
     rows = []
-    for release in sorted(releases, key=lambda version: tuple(map(int, version.split(".")))):
-        for label, found in releases[release].items():
+    shown = labels(stacks)
+    for stack in in_order(stacks):
+        for label, found in stacks[stack].items():
             cells_there = TOTAL - found["unavailable"]
-            name = release if label == "without hooks" else ""
+            name = shown[stack] if label == "without hooks" else ""
             rows.append((name, label, *(str(found[outcome]) for outcome in OUTCOMES[:-1]), str(cells_there)))
     widths = [max(map(len, column)) for column in zip(head, *rows)]
     for row in (head, tuple("-" * width for width in widths), *rows):
@@ -210,14 +233,12 @@ def main() -> None:
     if words[:1] == ["table"]:
         show({path.stem: json.loads(path.read_text()) for path in Path(words[1]).glob("*.json")})
         return
-    import sentence_transformers
-
     counts, wrong = count("-v" in sys.argv)
     if words[:1] == ["write"]:
-        path = Path(words[1]) / f"{sentence_transformers.__version__}.json"
+        path = Path(words[1]) / f"{stack_name()}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(counts))
-    show({sentence_transformers.__version__: counts})
+    show({stack_name(): counts})
     if wrong:
         sys.exit("\n".join(wrong))
 

@@ -124,7 +124,8 @@ def test_json_has_everything_and_nothing_else_is_on_stdout(saved: Path, capsys: 
     assert found["path"] == str(saved / "whole")
     assert found["ok"] is False
     assert {"code", "name", "place", "sentence", "measured", "cure", "cured"} == set(found["findings"][0])
-    assert {"padding", "own", "hooks", "difference", "tolerance", "error", "same"} == set(found["runs"][0])
+    run = {"padding", "own", "hooks", "difference", "tolerance", "error", "same", "judged_by"}
+    assert run == set(found["runs"][0])
     assert set(found["versions"]) == {"sentence-transformers", "peft", "transformers", "torch"}
     assert "PH006" in [one["code"] for one in found["findings"]]
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from .._format import difference
-from ..compat import backbones
+from ..compat import backbones, tested
 from ..compat import sentence_transformers as releases
 from ..prompts.attach import handle_of
 from .findings import Finding
@@ -19,8 +18,6 @@ from .watch import tokenizers_of
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-PACKAGES = ("sentence-transformers", "peft", "transformers", "torch")
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,7 @@ class Run:
         difference: The largest difference of a component between a text alone and in a batch; None if it raised.
         tolerance: What counts as the same.
         error: What was raised, or None.
+        judged_by: Where the tolerance comes from, as text.
     """
 
     padding: str
@@ -42,6 +40,7 @@ class Run:
     difference: float | None
     tolerance: float
     error: str | None = None
+    judged_by: str = ""
 
     @property
     def same(self) -> bool:
@@ -157,7 +156,7 @@ class Diagnosis:
 
 def versions() -> dict[str, str]:
     """Return the installed versions of what this library stands on."""
-    return {name: version(name) for name in PACKAGES}
+    return tested.installed()
 
 
 def patient(model: Any) -> dict[str, Any]:

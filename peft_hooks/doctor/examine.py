@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 from ..compat import sentence_transformers as releases
 from ..prompts.attach import handle_of
 from ..tracing.session import trace_shapes
+from .blame import blamed
 from .checks import check_adapters, check_hooks, check_positions, paths_to_count, room_for_text
 from .diagnosis import Run
 from .findings import LOOK, PAD_RIGHT, Finding, Seen, check_seen, text_rows_moved
@@ -65,7 +65,7 @@ class Examiner:
     Args:
         model: The model.
         texts: What is encoded.
-        tolerance: What counts as the same; None for rounding.
+        tolerance: What counts as the same; None for 1e-4 or what rounding makes, if that is more.
         route: What ``encode`` is to be told.
     """
 
@@ -76,23 +76,21 @@ class Examiner:
         self.options = {**dense(model), **route}
         sides = {tokenizer.padding_side for tokenizer in tokenizers_of(model)}
         self.own = sides.pop() if len(sides) == 1 else "right"
+        other = "left" if self.own == "right" else "right"
+        self.sides = (self.own, other) if tokenizers_of(model) else (self.own,)
 
     def run(self) -> Examination:
         """Run every check."""
         findings, seen, error = self._first_batch()
-        tolerance = self.tolerance or 0.0
         if error is None:
-            alone = [self._watched([text]) for text in self.texts]
-            tolerance = self.tolerance or _rounding(self.model, alone)
-            runs = tuple(self._run(side, tolerance) for side in (self.own, *{"left", "right"} - {self.own}))
-            moved = any(text_rows_moved(one, each) > tolerance for one in seen for _, found in alone for each in found)
-            findings += _check_runs(findings, runs, moved, seen[0].transformer if seen else "encode()")
+            runs = tuple(self._run(side) for side in self.sides)
+            findings += self._moved(findings, runs, seen)
             findings = _padding_cure(findings, runs)
         else:
-            runs = (Run(self.own, True, False, None, tolerance, f"{type(error).__name__}: {error}"),)
+            runs = (Run(self.own, True, False, None, self.tolerance or 0.0, f"{type(error).__name__}: {error}"),)
         for path, transformer in releases.transformers_of(self.model):
             findings += check_positions(path, transformer, self._try_long(transformer))
-        return Examination(tuple(findings), runs, tolerance, rows_of(seen))
+        return Examination(tuple(findings), runs, max(run.tolerance for run in runs), rows_of(seen))
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the embeddings of ``texts`` as one batch."""
@@ -132,15 +130,35 @@ class Examiner:
         sentence = f"The forward stops: {cause}" if cause else "The forward stops."
         return Finding("PH012", where, sentence, f"{type(error).__name__}: {first}", cure or LOOK)
 
-    def _run(self, side: str, tolerance: float) -> Run:
+    def _run(self, side: str) -> Run:
         """Encode alone and in batches, padded on one side."""
         own = side == self.own
         try:
             with padded(self.model, side):
-                report = check_padding_invariance(self.model, self.texts, tolerance=tolerance, **self.options)
+                report = check_padding_invariance(self.model, self.texts, tolerance=self.tolerance, **self.options)
         except Exception as error:  # such as the hooks' own refusal of left padding
-            return Run(side, own, False, None, tolerance, error=f"{type(error).__name__}: {error}")
-        return Run(side, own, False, report.largest_difference, tolerance)
+            return Run(side, own, False, None, self.tolerance or 0.0, error=f"{type(error).__name__}: {error}")
+        return Run(side, own, False, report.largest_difference, report.allowed, judged_by=report.judged_by)
+
+    def _moved(self, findings: list[Finding], runs: Sequence[Run], seen: Sequence[Seen]) -> list[Finding]:
+        """PH007 and PH011: the embedding moves with its batch, for the backbone's positions or what a module does."""
+        if runs[0].same:
+            return []
+        alone = [self._watched([text]) for text in self.texts]
+        moved = any(
+            text_rows_moved(one, each) > _allowed_for_rows(runs[0], size, each)
+            for one in seen
+            for size, found in alone
+            for each in found
+        )
+        place = seen[0].transformer if seen else "encode()"
+        if moved and self.own == "left":
+            return [_positions(runs, place)]
+        if any(found.code in ("PH001", "PH002") for found in findings):
+            return []
+        return list(blamed(self.model, lambda: self.encode(self.texts), movement(runs))) or [
+            _unknown(runs, moved, place)
+        ]
 
     def _try_long(self, transformer: Any) -> str:
         found = room_for_text(transformer)
@@ -176,38 +194,40 @@ def rows_of(seen: Sequence[Seen]) -> tuple[Row, ...]:
 
 def _padding_cure(findings: list[Finding], runs: Sequence[Run]) -> list[Finding]:
     """Give padding on the right as the cure of what is wrong on the left only."""
-    if not runs or runs[0].padding != "left" or not runs[1].same or runs[0].same:
+    if len(runs) < 2 or runs[0].padding != "left" or not runs[1].same or runs[0].same:
         return findings
     moved = ("PH002", "PH007", "PH011")
     return [replace(f, cure=PAD_RIGHT, cured=True) if f.code in moved else f for f in findings]
 
 
-def _check_runs(findings: list[Finding], runs: Sequence[Run], moved: bool, place: str) -> list[Finding]:
-    """PH007 and PH011: the embedding moves with its batch, for the backbone's positions or for no reason known."""
-    own, other = runs
-    if own.same:
-        return []
-    numbers = f"moves by {own.shown} alone and in batches padded on the {own.padding}"
-    right = f"; by {other.shown} padded on the {other.padding}"
-    if moved and own.padding == "left":
-        sentence = (
-            "Padding on the left shifts the positions of the text, so that its embedding depends on how long the other "
-            "texts of the batch are."
-        )
-        return [Finding("PH007", place, sentence, numbers + right, LOOK)]
-    if any(found.code in ("PH001", "PH002") for found in findings):
-        return []
+def movement(runs: Sequence[Run]) -> str:
+    """Return by how much an embedding moves, padded on either side, as text."""
+    own, *others = runs
+    moves = f"moves by {own.shown} alone and in batches padded on the {own.padding}"
+    return "; ".join([moves, *(f"by {other.shown} padded on the {other.padding}" for other in others)])
+
+
+def _positions(runs: Sequence[Run], place: str) -> Finding:
+    """PH007."""
+    sentence = (
+        "Padding on the left shifts the positions of the text, so that its embedding depends on how long the other "
+        "texts of the batch are."
+    )
+    return Finding("PH007", place, sentence, movement(runs), LOOK)
+
+
+def _unknown(runs: Sequence[Run], moved: bool, place: str) -> Finding:
+    """PH011, where no module was found that does it."""
     at = place if moved else f"behind {place}"
     tokens = "the token embeddings of a text move, too" if moved else "the token embeddings of a text stay the same"
     sentence = f"An embedding depends on what else is in its batch, for no reason that is known here: {tokens}."
-    return [Finding("PH011", at, sentence, numbers + right, LOOK)]
+    return Finding("PH011", at, sentence, movement(runs), LOOK)
 
 
-def _rounding(model: nn.Module, alone: Sequence[tuple[float, Any]]) -> float:
-    """Rounding, for this precision and this size of embeddings."""
-    half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
-    largest = max((size for size, _ in alone if math.isfinite(size)), default=1.0)
-    return (1e-2 if half else 1e-4) * max(1.0, largest)
+def _allowed_for_rows(run: Run, size: float, seen: Seen) -> float:
+    """Return what an embedding of a size is allowed to move by, for token embeddings, which may be larger."""
+    largest = float(seen.rows.double().abs().nan_to_num(nan=0.0).max())
+    return run.tolerance * max(1.0, largest / max(size, 1e-12))
 
 
 def dense(model: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from .._arguments import in_words, loading, refuse_meta, texts_given
+from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
+from .rounding import LARGEST, MARGIN, SAMPLES, dtypes_of, rounded_another_way
+
+TOLERANCE = 1e-4  # of a component, where nothing else is asked for
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,10 @@ class PaddingReport:
     Attributes:
         differences: For every text, the largest difference of a component between alone and any batch, and the size of
             that batch.
-        tolerance: What counts as the same.
+        tolerance: What was asked for, or 1e-4.
         what: What was compared: ``"embeddings"``, of a CrossEncoder ``"scores"``.
+        allowed: The largest difference that counts as the same.
+        judged_by: Where that comes from, as text.
 
     Example:
         >>> from peft_hooks import check_padding_invariance
@@ -47,7 +54,9 @@ class PaddingReport:
 
     differences: tuple[TextDifference, ...]
     tolerance: float
-    what: str = "embeddings"
+    what: str
+    allowed: float
+    judged_by: str
 
     @property
     def worst(self) -> TextDifference:
@@ -61,8 +70,8 @@ class PaddingReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no embedding moves by more than the tolerance. A NaN differs infinitely."""
-        return all(row.difference <= self.tolerance for row in self.differences)
+        """Whether no embedding moves by more than is allowed. A NaN differs infinitely."""
+        return all(row.difference <= self.allowed for row in self.differences)
 
     def __bool__(self) -> bool:
         return self.ok
@@ -75,7 +84,7 @@ class PaddingReport:
         shown = worst.text if len(worst.text) <= 60 else worst.text[:57] + "..."
         return (
             f"{count} {self.what} {verdict}: largest difference {worst.difference:.2e} "
-            f"(tolerance {self.tolerance:.0e}), of {shown!r} in a batch of {worst.batch_size}"
+            f"({self.judged_by}), of {shown!r} in a batch of {worst.batch_size}"
         )
 
 
@@ -84,7 +93,7 @@ def check_padding_invariance(
     texts: Sequence[str | Sequence[str]],
     *,
     batch_sizes: Sequence[int] | None = None,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
     seed: int = 0,
     **encode_options: Any,
 ) -> PaddingReport:
@@ -98,7 +107,9 @@ def check_padding_invariance(
             with an ``encode`` that takes its options and returns one tensor or array ``[texts, ...]``.
         texts: At least two texts, better of very different lengths; for a ``CrossEncoder`` pairs of texts.
         batch_sizes: Sizes of batches to try, each over the texts in a shuffled order. By default 2, 3 and all at once.
-        tolerance: Largest difference of a component that counts as the same; half precision needs about 1e-2.
+        tolerance: Largest difference of a component that counts as the same; where components are larger than 1, times
+            the largest component of a typical text. By default 1e-4, or what rounding alone makes of these texts, if
+            that is more, as it is in half precision: that is measured, and the report says so.
         seed: Of the shuffling.
         **encode_options: Passed on to ``model.encode``, such as ``prompt_name="query"``, or to ``model.predict``.
 
@@ -127,6 +138,20 @@ def check_padding_invariance(
     sizes = _checked_sizes(batch_sizes, len(texts))
     encode = _scorer(model, encode_options) if pairs else _encoder(model, encode_options)
     alone = [encode([text])[0] for text in texts]
+    rows = _differences(encode, texts, alone, sizes, seed)
+    allowed, judged_by = TOLERANCE, f"tolerance {TOLERANCE:.0e}"
+    if tolerance is not None:
+        allowed, judged_by = _asked_for(tolerance, _size_of(alone))
+    elif any(TOLERANCE < row.difference < math.inf for row in rows):
+        allowed, judged_by = _by_rounding(cross.root_of(model), encode, texts, alone)
+    what = "scores" if pairs else "embeddings"
+    return PaddingReport(tuple(rows), TOLERANCE if tolerance is None else tolerance, what, allowed, judged_by)
+
+
+def _differences(
+    encode: Encode, texts: Sequence[Any], alone: Sequence[Tensor], sizes: Sequence[int], seed: int
+) -> list[TextDifference]:
+    """Return for every text how far it moves in shuffled batches of each size."""
     names = [text if isinstance(text, str) else " | ".join(map(str, text)) for text in texts]
     rows = [TextDifference(name, 0.0, 1) for name in names]
     shuffle = random.Random(seed)
@@ -138,7 +163,40 @@ def check_padding_invariance(
                 difference = _difference(found, alone[index])
                 if difference > rows[index].difference:
                     rows[index] = TextDifference(names[index], difference, len(batch))
-    return PaddingReport(tuple(rows), tolerance, "scores" if pairs else "embeddings")
+    return rows
+
+
+def _size_of(alone: Sequence[Tensor]) -> float:
+    """Return the largest component of a typical text: the median, which one text of another size does not move."""
+    largest = [float(row.abs().max()) for row in alone if row.numel()]
+    return statistics.median(filter(math.isfinite, largest)) if any(map(math.isfinite, largest)) else 1.0
+
+
+def _asked_for(tolerance: float, size: float) -> tuple[float, str]:
+    """Return what a tolerance allows for embeddings of a size, and how that is said."""
+    if size <= 1:
+        return tolerance, f"tolerance {tolerance:.0e}"
+    allowed = tolerance * size
+    return allowed, f"allowed {allowed:.0e}: tolerance {tolerance:.0e} times the largest component, {size:.1f}"
+
+
+def _by_rounding(model: nn.Module, encode: Encode, texts: Sequence[Any], alone: Sequence[Tensor]) -> tuple[float, str]:
+    """Return twice what rounding makes of the texts, where that is more than the tolerance, and how it is said."""
+    moved = []
+    for seed in range(SAMPLES):
+        with rounded_another_way(model, seed):
+            moved += [_difference(encode([text])[0], row) for text, row in zip(texts, alone)]
+    measured = MARGIN * max(filter(math.isfinite, moved), default=0.0)
+    allowed = min(measured, LARGEST * _size_of(alone))
+    if allowed <= TOLERANCE:
+        return TOLERANCE, f"tolerance {TOLERANCE:.0e}"
+    kind = dtypes_of(model)
+    if allowed < measured:
+        return (
+            allowed,
+            f"allowed {allowed:.0e}: a quarter of the largest component, less than what rounding in {kind} makes",
+        )
+    return allowed, f"allowed {allowed:.0e}: twice what rounding in {kind} makes of this model, measured"
 
 
 def _checked_sizes(sizes: Any, count: int) -> list[int]:

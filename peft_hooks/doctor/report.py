@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .._format import difference
+from ..compat import tested
 from .diagnosis import versions
 from .ribbon import legend, ribbon
 
@@ -56,6 +57,9 @@ class Page:
     def versions(self) -> None:
         """Say what is installed."""
         self.say(", ".join(f"{name} {number}" for name, number in versions().items()), style="dim")
+        untested = tested.in_words(versions())
+        if untested is not None:
+            self.say(untested + ".", style="dim")
 
 
 def show(console: Console, diagnosis: Diagnosis, name: str = "") -> None:
@@ -95,16 +99,16 @@ def _show_model(page: Page, diagnosis: Diagnosis, name: str) -> None:
     grid.add_row("adapter", Text("\n".join(model["adapters"]) or "none"))
     grid.add_row("hooks", Text(model["hooks"] or "none of this library"))
     cut = f"cut at {model['max_seq_length']} tokens" if model["max_seq_length"] is not None else "not cut"
-    grid.add_row("texts", Text(f"{cut}, padded on the {model['padding_side']}"))
+    padding = "not padded" if model["padding_side"] is None else f"padded on the {model['padding_side']}"
+    grid.add_row("texts", Text(f"{cut}, {padding}"))
     page.console.print(grid, width=page.width)
 
 
 def _show_runs(page: Page, diagnosis: Diagnosis) -> None:
     page.title("Is an embedding the same alone and in a batch?")
-    rounding = f"; up to {difference(diagnosis.tolerance)} is rounding" if diagnosis.tolerance else ""
     page.say(
         f"{diagnosis.texts} texts of different lengths, each encoded alone and then in batches, where the shorter ones "
-        f"are padded. The largest difference of a component{rounding}."
+        f"are padded. The largest difference of a component{_judged_by(diagnosis)}."
     )
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 3, 0, 0), pad_edge=False)
     table.add_column("padding")
@@ -117,6 +121,15 @@ def _show_runs(page: Page, diagnosis: Diagnosis) -> None:
         own = "its tokenizer's" if runs[0].own else "if you set it so"
         table.add_row(f"{side}, {own}", *cells[: 2 if diagnosis.tried else 1])
     page.console.print(table, width=page.width)
+
+
+def _judged_by(diagnosis: Diagnosis) -> str:
+    """Say what counts as the same, and by what that was judged where it is not the usual tolerance."""
+    if not diagnosis.tolerance:
+        return ""
+    widest = max(diagnosis.runs, key=lambda run: run.tolerance)
+    reason = widest.judged_by.partition(": ")[2]
+    return f"; up to {difference(diagnosis.tolerance)} is rounding{f' ({reason})' if reason else ''}"
 
 
 def _run_text(run: Run) -> Text:

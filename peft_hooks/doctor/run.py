@@ -43,8 +43,7 @@ def diagnose(model: nn.Module, texts: Sequence[str] | None = None, *, tolerance:
     Args:
         model: A ``SentenceTransformer``.
         texts: At least two texts of different lengths; by default six English sentences.
-        tolerance: The largest difference of a component that counts as the same. By default 1e-4, in half precision
-            1e-2, times the largest component where that is over 1.
+        tolerance: The largest difference of a component that counts as the same, as in ``check_padding_invariance``.
 
     Returns:
         The diagnosis: ``findings``, ``ok``, ``to_dict()``; ``print`` shows it.
@@ -101,14 +100,16 @@ _OTHER_TOOLS = "peft_hooks.check_padding_invariance(model, texts) and peft_hooks
 
 def _checked(model: Any, texts: Any) -> list[str]:
     """Raise what ``diagnose`` raises of its arguments."""
-    refuse_meta(pipeline(model)[0])
-    given: list[str] = texts_given(texts)
     encode: Any = getattr(model, "encode", None)
+    one_vector = encode is not None and "convert_to_tensor" in inspect.signature(encode).parameters
+    # What encodes without a Transformer, a StaticEmbedding or BoW, has no adapter, but a batch to depend on.
+    refuse_meta(model if one_vector and isinstance(model, nn.Module) else pipeline(model)[0])
+    given: list[str] = texts_given(texts)
     if encode is None:
         raise UnsupportedModelError(
             f"{in_words(model)} gives no embeddings to compare: diagnose a SentenceTransformer, or use {_OTHER_TOOLS}"
         )
-    if "convert_to_tensor" not in inspect.signature(encode).parameters:
+    if not one_vector:
         raise UnsupportedModelError(
             f"a {type(model).__name__} gives several vectors for a text, which are not compared here: diagnose a "
             f"SentenceTransformer, or use {_OTHER_TOOLS}"

@@ -12,13 +12,14 @@ from torch import nn
 
 from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
+from ..compat.tested import warn_if_untested
 from ..errors import HookError
 from ..hooks.dispatcher import dispatchers
 from ..hooks.registry import HookRegistry
 from ..hooks.table import HookTable
 from .mask import VirtualTokens
 from .plan import Options, options_of, plan
-from .refusals import fit_positions, refuse_options, refuse_what_cannot_be_right
+from .refusals import fit_positions, level_of_caller, refuse_options, refuse_what_cannot_be_right
 from .sharing_plan import Share, remarks
 
 
@@ -219,6 +220,7 @@ def register_prompt_mask_hooks(
             f"the model has the hooks with other options, {handle!r}: call `.remove()` on that handle first, or use "
             f"`with prompt_mask_hooks(model, ...)` for a block"
         )
+    warn_if_untested(level_of_caller())
     refuse_what_cannot_be_right(root, task_id, virtual_tokens)
     return HookHandle(root, options)
 

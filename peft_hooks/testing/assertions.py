@@ -36,7 +36,7 @@ def assert_padding_invariant(model: nn.Module, texts: Sequence[str] = TEXTS, **o
     from ..doctor.invariance import check_padding_invariance
 
     report = check_padding_invariance(model, texts, **options)
-    moved = sorted((row for row in report.differences if not row.difference <= report.tolerance), key=_by_difference)
+    moved = sorted((row for row in report.differences if not row.difference <= report.allowed), key=_by_difference)
     if moved:
         rows = [f"  {row.difference:.2e} in a batch of {row.batch_size}: {row.text!r}" for row in moved]
         raise AssertionError("\n".join([str(report), *rows]))
