@@ -15,7 +15,8 @@ from ..compat import sentence_transformers as releases
 from ..compat.pipeline import pipeline
 from ..errors import UnsupportedModelError
 from .positions import left_padding_message
-from .probes import prefix_is_used
+from .prefix_probe import prefix_is_used
+from .probes import forward_fails
 from .token_modules import refuse_token_modules
 
 
@@ -84,14 +85,15 @@ def _refuse_adapter(path: str, transformer: Any, name: str, config: Any) -> None
             f"first text only: set `model[0].unpad_inputs = False`"
         )
     if method in releases.PREFIX_METHODS:
-        reason = prefix_is_used(transformer, name)
-        if reason is not None:
-            advice = "PROMPT_TUNING or P_TUNING (virtual tokens among the inputs, any backbone), or LORA"
-            if cross.has_unknown_head(transformer):
-                advice = "LORA"
-            raise UnsupportedModelError(
-                f"{where}: the backbone {backbones.model_type(transformer)!r} {reason}: use {advice}"
-            )
+        reason, advice = prefix_is_used(transformer, name), "PROMPT_TUNING or P_TUNING"
+        advice += " (virtual tokens among the inputs, any backbone), or LORA"
+    else:
+        reason, advice = forward_fails(transformer, name), "LORA, which adds no virtual tokens"
+    if reason is not None:
+        advice = "LORA" if cross.has_unknown_head(transformer) else advice
+        raise UnsupportedModelError(
+            f"{where}: the backbone {backbones.model_type(transformer)!r} {reason}: use {advice}"
+        )
 
 
 def refuse_left_padding(path: str, transformer: Any) -> str | None:
