@@ -95,7 +95,7 @@ class _Layers:
         try:
             alone, together = self._through_peft(**text), self._through_peft(**batch)
             short = self._through_peft(**_one_text(ids[:SHORTER]))
-            without = self.body(**text)[0]
+            without = self.body.forward(**text)[0]
         except Exception as error:  # whatever a backbone raises of keys and values that it does not expect
             return self._or_no_cache(f"rejects a prefix ({probes.in_a_line(error)})")
         if torch.equal(alone, without):
@@ -121,11 +121,14 @@ class _Layers:
         return rows
 
     def _by_hand(self, pairs: list[tuple[Tensor, Tensor]], text: dict[str, Tensor], without: Tensor) -> Tensor | None:
-        """Return the rows of a text that follows keys and values, or None if the layers take none in any way."""
+        """Return the rows of a text that follows keys and values, or None if the layers take none in any way.
+
+        `forward`, not a call: hooks that are on already change positions, so that an ignored cache would look used.
+        """
         mask = torch.ones(1, pairs[0][0].size(2) + text["input_ids"].size(1), dtype=torch.int64, device=without.device)
         for cache in kv_cache.filled_caches(pairs):
             try:
-                rows: Tensor = self.body(input_ids=text["input_ids"], attention_mask=mask, **cache)[0]
+                rows: Tensor = self.body.forward(input_ids=text["input_ids"], attention_mask=mask, **cache)[0]
             except Exception:
                 continue
             if rows.shape == without.shape and not torch.equal(rows, without):

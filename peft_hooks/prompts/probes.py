@@ -80,7 +80,9 @@ def _padded_texts(transformer: Any, at_most: int) -> dict[str, Tensor] | None:
     if tokenizer is None or at_most < 1:
         return None
     try:
-        texts = [dict(tokenizer(text, truncation=True, max_length=at_most)) for text in ("a cat", "a cat is on the sofa")]
+        texts = [
+            dict(tokenizer(text, truncation=True, max_length=at_most)) for text in ("a cat", "a cat is on the sofa")
+        ]
     except Exception:  # a tokenizer of one's own that takes something else
         return None
     longest = max(len(text["input_ids"]) for text in texts)

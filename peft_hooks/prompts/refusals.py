@@ -85,8 +85,8 @@ def _refuse_adapter(path: str, transformer: Any, name: str, config: Any) -> None
             f"first text only: set `model[0].unpad_inputs = False`"
         )
     if method in releases.PREFIX_METHODS:
-        reason, advice = prefix_is_used(transformer, name), "PROMPT_TUNING or P_TUNING"
-        advice += " (virtual tokens among the inputs, any backbone), or LORA"
+        reason = prefix_is_used(transformer, name)
+        advice = "PROMPT_TUNING or P_TUNING (virtual tokens among the inputs), or LORA"
     else:
         reason, advice = forward_fails(transformer, name), "LORA, which adds no virtual tokens"
     if reason is not None:
