@@ -50,7 +50,7 @@ class _Prefix(nn.Module):
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(*rows.shape, _weight=rows)
+        self.embedding = nn.Embedding(rows.size(0), rows.size(1), _weight=rows)
 
     def forward(self, indices: Tensor) -> Tensor:
         found: Tensor = self.embedding(indices)
