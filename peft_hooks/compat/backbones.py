@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import UnsupportedModelError
 from . import sentence_transformers as releases
 
 
@@ -56,10 +57,24 @@ def position_count(transformer: Any) -> int | None:
 
 
 def window_of(config: Any) -> int | None:
-    """Return how many positions a layer of the backbone attends over at most, or None if all see all before them."""
-    names = ("sliding_window", "attention_chunk_size", "window_size")
-    found = [getattr(config, name, None) for name in names if getattr(config, f"use_{name}", True)]
-    return min((window for window in found if isinstance(window, int) and window > 0), default=None)
+    """Return how many positions a layer of the backbone attends over at most, or None if nothing in the config says.
+
+    What a number is for is guessed by its name. It decides how long a probe has to be, or up to which length one holds.
+    """
+    values = vars(config).items()  # asking the config itself raises where a number differs by layer
+    found = [value for name, value in values if _is_window(name, value) and vars(config).get(f"use_{name}", True)]
+    return min(found, default=None)
+
+
+# Parts of names of numbers that are no length of a window, though they have one in their name.
+_NO_LENGTH = ("layer", "pattern", "stride", "expert", "num_", "mamba", "audio", "speech", "vision")
+
+
+def _is_window(name: str, value: Any) -> bool:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        return False
+    named = any(word in name for word in ("window", "chunk", "local_attention"))
+    return named and not any(part in name for part in _NO_LENGTH)
 
 
 def backbone_sizes(transformer: Any, method: str) -> dict[str, int]:
@@ -68,18 +83,41 @@ def backbone_sizes(transformer: Any, method: str) -> dict[str, int]:
     PEFT reads ``hidden_size``, ``n_embd`` or ``d_model`` of the config: DistilBERT has ``dim``, and word embeddings of
     ALBERT and small ELECTRAs are narrower than ``hidden_size``. A prefix has the shape of the key-value heads, which
     PEFT before 0.18 computes without ``head_dim`` (Qwen3, Gemma): https://github.com/huggingface/peft/pull/2883
+
+    Raises:
+        UnsupportedModelError: If a prefix is asked for, and the config tells of no attention heads (FNet, Mamba, RWKV).
     """
     backbone: Any = releases.plain_backbone(transformer)
-    heads = _first_of(backbone.config, "num_attention_heads", "n_heads", "n_head", "num_heads")
-    layers = _first_of(backbone.config, "num_hidden_layers", "n_layers", "n_layer", "num_layers")
-    width = int(backbone.get_input_embeddings().weight.shape[1])
-    if method in releases.PREFIX_METHODS:
-        hidden = _first_of(backbone.config, "hidden_size", "dim", "n_embd", "d_model")
-        head_size = getattr(backbone.config, "head_dim", None) or hidden // heads
-        heads = getattr(backbone.config, "num_key_value_heads", None) or heads
-        width = heads * head_size
-    return {"token_dim": width, "num_attention_heads": heads, "num_layers": layers}
+    config = backbone.config
+    heads = _first_of(config, "num_attention_heads", "n_heads", "n_head", "num_heads")
+    layers = _first_of(config, "num_hidden_layers", "n_layers", "n_layer", "num_layers")
+    if method not in releases.PREFIX_METHODS:
+        width = int(backbone.get_input_embeddings().weight.shape[1])
+        # PEFT wants heads and layers of every method; rows among the word embeddings have neither.
+        return {"token_dim": width, "num_attention_heads": heads or 1, "num_layers": layers or 1}
+    hidden = _first_of(config, "hidden_size", "dim", "n_embd", "d_model")
+    try:
+        head_size = getattr(config, "head_dim", None) or (hidden or 0) // (heads or 1)
+        heads = heads and (getattr(config, "num_key_value_heads", None) or heads)
+    except Exception:  # transformers has an error of its own for what differs by layer (Gemma 4)
+        heads = None
+    if not (heads and layers and hidden and isinstance(heads, int)):
+        raise UnsupportedModelError(
+            f"{method} puts keys and values of one shape before those of each layer, and the config of the backbone "
+            f"{model_type(transformer)!r} tells of no attention heads that all layers have: use PROMPT_TUNING or "
+            f"P_TUNING (virtual tokens among the inputs), or LORA"
+        )
+    return {"token_dim": heads * head_size, "num_attention_heads": heads, "num_layers": layers}
 
 
-def _first_of(config: Any, *names: str) -> int:
-    return next(int(getattr(config, name)) for name in names if getattr(config, name, None) is not None)
+def _first_of(config: Any, *names: str) -> int | None:
+    found = (_number(config, name) for name in names)
+    return next((value for value in found if value is not None), None)
+
+
+def _number(config: Any, name: str) -> int | None:
+    try:
+        value = getattr(config, name, None)
+    except Exception:  # as above
+        return None
+    return value if isinstance(value, int) else None

@@ -1,25 +1,58 @@
 """The one file that knows how the supported releases of transformers keep keys and values.
 
 Up to 4.4x some backbones take and give a tuple of pairs, ``[batch, heads, seq, head size]`` each; the others, and all
-since 5, a ``DynamicCache``.
+since 5, a ``DynamicCache``. Its argument is ``past_key_values``, since 5.24 ``cache``: the former name goes in 5.40.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 
-def empty_cache(backbone: Any) -> Any:
-    """Return what the backbone is to fill with keys and values, or None where it makes its own, a tuple or a cache.
+NAMES = ("cache", "past_key_values")
+"""What backbones call the argument that holds keys and values. Which one is right is found out by a forward."""
 
-    Before 4.54 it gives back the kind that it makes itself. Gemma 2 and 3 make one of a fixed length then.
+
+def empty_cache(backbone: Any) -> dict[str, Any]:
+    """Return what the backbone has to be given to fill with keys and values; nothing where it makes its own.
+
+    Gemma 2 and 3 make a cache of a fixed length from 4.42 to 4.55, and take one that grows.
     """
     from transformers import DynamicCache
 
-    cache = DynamicCache()
     fixed = hasattr(sys.modules[type(backbone).__module__], "HybridCache")
-    return cache if fixed or hasattr(cache, "layers") else None
+    return {"past_key_values": DynamicCache()} if fixed else {}
+
+
+def cache_field(output: Mapping[str, Any]) -> str | None:
+    """Return under which name an output holds keys and values, or None if it has none. The argument has that name."""
+    return next((name for name in output if _is_cache(output[name])), None)
+
+
+def _is_cache(value: Any) -> bool:
+    if not isinstance(value, tuple):
+        return hasattr(value, "get_seq_length")
+    # Hidden states are a tuple of tensors.
+    return bool(value) and isinstance(value[0], tuple) and all(isinstance(part, Tensor) for part in value[0])
+
+
+def filled_caches(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[dict[str, Any]]:
+    """Yield the arguments by which one backbone or another takes keys and values, one pair for each layer.
+
+    Args:
+        pairs: Keys and values of each layer, ``[batch, heads, seq, head size]``.
+    """
+    from transformers import DynamicCache
+
+    for name in NAMES:
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(pairs):
+            cache.update(keys, values, layer)
+        yield {name: cache}
+    yield {"past_key_values": tuple(pairs)}
 
 
 def repeated(cache: Any, batch: int) -> Any:

@@ -12,7 +12,7 @@ from ..compat import backbones
 from ..compat import sentence_transformers as releases
 from ..hooks.table import silence
 from ..prompts.attach import handle_of
-from ..prompts.probes import prefix_is_used
+from ..prompts.prefix_probe import prefix_is_used
 from .findings import Finding
 from .watch import hooked_paths, modules_of
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,46 +13,147 @@ from torch import Tensor, nn
 from ..compat import backbones
 from ..compat import sentence_transformers as releases
 
+# How far a row of a hidden state may be from the plain one, as a part of its length. What is wrong is off by tenths.
+_TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
-def prefix_is_used(transformer: Any, adapter: str) -> str | None:
-    """Return why the backbone does not use the prefix of ``adapter``, or None if it does.
+# Weights times positions that a probe may take: a tenth of a second on two cores. The shortest ones take what they do.
+_BUDGET = 1_000_000_000
 
-    The backbone's signature tells of those that have no cache; of the others, a forward on three tokens with the
-    prefix is compared with one without. Nothing can be measured on meta or fake tensors: then the signature decides.
+# More than this no probe needs: it is beyond the windows of all but a few backbones.
+_LONGEST = 1024
+
+NO_VALUES = "nothing can be measured on a backbone whose weights have no values (meta device, fake tensors)"
+
+
+def forward_fails(transformer: Any, adapter: str) -> str | None:
+    """Return what keeps the backbone from taking two texts with the virtual tokens of ``adapter``, or None.
+
+    What cannot run without the adapter either says nothing about it.
     """
     peft_model: Any = releases.backbone_of(transformer)
-    backbone = peft_model.get_base_model()
-    if not _takes_cache(peft_model, backbone):
-        return "has no cache (past_key_values) in its forward, where a prefix would go"
-    if not can_measure(backbone):
+    if not can_measure(peft_model):
         return None
-    ids = torch.tensor([[1, 2, 3]], device=next(backbone.parameters()).device)
-    mask = torch.ones_like(ids)
-    with probing(peft_model, adapter):
+    virtual = int(peft_model.peft_config[adapter].num_virtual_tokens)
+    features = padded_texts(transformer, min(8, longest_text(transformer, virtual)))
+    if features is None:
+        return None
+    with probing(peft_model, adapter), _first_task(peft_model, adapter):
         try:
-            with_prefix = peft_model(input_ids=ids, attention_mask=mask)[0]
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            return f"rejects a prefix ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        without = backbone(input_ids=ids, attention_mask=mask)[0]
-    return "ignores the prefix: its output is the same without" if torch.equal(with_prefix, without) else None
+            output = peft_model(**features)
+        except Exception as error:
+            return _unless_it_fails_anyway(peft_model, features, error)
+    rows, length = output[0], features["input_ids"].size(1)
+    if rows.dim() == 3 and rows.size(1) != virtual + length:
+        return f"gives {rows.size(1)} rows for {length} tokens and {virtual} virtual tokens"
+    return None
 
 
-def _takes_cache(peft_model: Any, backbone: Any) -> bool:
-    """Tell whether keys and values get to layers that read them, by the signatures on their way."""
-    if backbones.accepts(backbone, "past_key_values"):
-        return True
-    # Before a head are the layers: PEFT calls them itself for SEQ_CLS, a masked-language model hands them its kwargs.
-    handed_on = type(peft_model).__name__.endswith("ForSequenceClassification") or any(
-        parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(backbone.forward).parameters.values()
-    )
-    layers = getattr(backbone, backbone.base_model_prefix, None)
-    return handed_on and layers is not None and backbones.accepts(layers, "past_key_values")
+def _unless_it_fails_anyway(peft_model: Any, features: dict[str, Tensor], error: Exception) -> str | None:
+    try:
+        peft_model.get_base_model()(**features)
+    except Exception:
+        return None
+    return f"cannot run with virtual tokens, and runs without ({in_a_line(error)})"
+
+
+@contextlib.contextmanager
+def _first_task(peft_model: Any, adapter: str) -> Iterator[None]:
+    """Give multitask prompt tuning the task that ``SelectTask`` will."""
+    if releases.method_of(peft_model.peft_config[adapter]) != "MULTITASK_PROMPT_TUNING":
+        yield
+        return
+
+    def give_task(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return args[0], torch.zeros(args[0].size(0), dtype=torch.int64, device=args[0].device)
+
+    with peft_model.prompt_encoder[adapter].register_forward_pre_hook(give_task):
+        yield
+
+
+def padded_texts(transformer: Any, at_most: int) -> dict[str, Tensor] | None:
+    """Return what the backbone is given for two short texts, the shorter one padded on the right; None with no words.
+
+    Where virtual tokens leave no room for a text at all, `fit_positions` has the words.
+    The tokenizer makes it, so that special tokens and segment ids are there as ``encode`` has them.
+    """
+    tokenizer = getattr(transformer, "tokenizer", None)
+    if tokenizer is None or at_most < 1:
+        return None
+    try:
+        texts = [
+            dict(tokenizer(text, truncation=True, max_length=at_most)) for text in ("a cat", "a cat is on the sofa")
+        ]
+    except Exception:  # a tokenizer of one's own that takes something else
+        return None
+    longest = max(len(text["input_ids"]) for text in texts)
+    device = next(releases.backbone_of(transformer).parameters()).device
+    features: dict[str, Tensor] = {}
+    for key in texts[0]:
+        filler = getattr(tokenizer, "pad_token_id", None) or 0 if key == "input_ids" else 0
+        rows = [list(text[key]) + [filler] * (longest - len(text[key])) for text in texts]
+        features[key] = torch.tensor(rows, device=device)
+    return features
+
+
+def body_of(backbone: Any) -> Any:
+    """Return the layers of a backbone, below the head that a classifier and a masked-language model have."""
+    return getattr(backbone, backbone.base_model_prefix, backbone)
+
+
+def rows_of(backbone: Any, outer: nn.Module, features: dict[str, Tensor]) -> Tensor:
+    """Return the rows that the layers of ``backbone`` give in a forward of ``outer``, the ``PeftModel`` around it."""
+    found: list[Any] = []
+    with body_of(backbone).register_forward_hook(lambda module, args, output: found.append(output[0])):
+        output = outer(**features)
+    rows: Tensor = found[0] if found else output[0]
+    return rows
 
 
 def can_measure(module: nn.Module) -> bool:
     """Tell whether a forward of ``module`` gives values: not on the meta device, not on fake tensors."""
     parameter = next(module.parameters(), None)
     return parameter is not None and type(parameter.data) is Tensor and parameter.device.type != "meta"
+
+
+def affordable(backbone: nn.Module, rows: int) -> int:
+    """Return how many positions of ``rows`` rows a probe may have, from 0: as many as all texts on a small backbone."""
+    weights = sum(parameter.numel() for parameter in backbone.parameters())
+    return min(_BUDGET // max(1, weights * rows), _LONGEST)
+
+
+def longest_text(transformer: Any, virtual: int) -> int:
+    """Return how many tokens a text has at most behind ``virtual`` virtual tokens; a number for no limit, too.
+
+    It is below 1 where there is no room for a text.
+    """
+    limits = (getattr(transformer, "max_seq_length", None), backbones.position_count(transformer))
+    length, positions = (limit if isinstance(limit, int) else _LONGEST for limit in limits)
+    return min(length, positions - virtual, _LONGEST)
+
+
+def text_ids(backbone: Any, length: int) -> Tensor:
+    """Return ``length`` token ids, none of them special: ``int64[length]``."""
+    weight = backbone.get_input_embeddings().weight
+    special = {value for name, value in vars(backbone.config).items() if name.endswith("_token_id")}
+    known = [token for token in range(min(weight.size(0), length + len(special) + 8)) if token not in special]
+    return torch.tensor([known[place % len(known)] for place in range(length)], device=weight.device)
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """Return how far apart rows of ``dtype`` may be, as a part of their length."""
+    return _TOLERANCES.get(dtype, 0.0)
+
+
+def apart(one: Tensor, other: Tensor, mask: Tensor | None = None) -> float:
+    """Return how far rows are apart as a part of their length, at most over all that count; NaN if one is."""
+    far = (one.double() - other.double()).norm(dim=-1) / other.double().norm(dim=-1).clamp(min=1e-30)
+    return float((far if mask is None else far[mask.bool()]).max())
+
+
+def in_a_line(error: Exception) -> str:
+    """Return an error's type and the first line of its message."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"
 
 
 @contextlib.contextmanager
@@ -68,13 +169,25 @@ def probing(peft_model: Any, adapter: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def probing_active(transformer: Any) -> Iterator[None]:
+    """Run forwards with the adapter that is active, as ``probing`` does."""
+    config, outer = releases.active_config(transformer), releases.backbone_of(transformer)
+    with at_rest(outer), contextlib.ExitStack() as stack:
+        if config is not None and config.is_prompt_learning:
+            stack.enter_context(_first_task(outer, outer.active_adapter))
+        yield
+
+
+@contextlib.contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
-    """Run a block without gradients and dropout, and leave the model as it was."""
+    """Run a block without gradients, dropout and autocast, and leave the model as it was."""
     training = [module for module in model.modules() if module.training]
+    device = next((parameter.device.type for parameter in model.parameters()), "cpu")
     if training:
         model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device, enabled=False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PEFT and transformers warn of in a forward, they will in the user's
             yield
     finally:
         for module in training:

@@ -15,7 +15,9 @@ from ..compat import sentence_transformers as releases
 from ..compat.pipeline import pipeline
 from ..errors import UnsupportedModelError
 from .classifier import refuse_classifier
-from .probes import prefix_is_used
+from .padding_probe import padding_is_read
+from .prefix_probe import prefix_is_used
+from .probes import forward_fails
 from .token_modules import refuse_token_modules
 
 
@@ -25,7 +27,8 @@ def refuse_what_cannot_be_right(model: Any, task_id: int | None, virtual_tokens:
     Raises:
         TypeError: If ``model`` is no module: a name, a list, None.
         UnsupportedModelError: If it is no Sentence Transformers model, has no adapter that its forward passes, has a
-            prefix that its backbone ignores, is set up so that virtual tokens cannot be told from text, or has a head
+            prefix that its backbone ignores, a backbone that reads padding,
+            is set up so that virtual tokens cannot be told from text, or has a head
             that cannot be given the text alone.
         ValueError: If ``task_id`` is given and no adapter has tasks.
     """
@@ -42,6 +45,7 @@ def refuse_what_cannot_be_right(model: Any, task_id: int | None, virtual_tokens:
     for path, transformer in transformers:
         for name, config in releases.prompt_configs(transformer).items():
             _refuse_adapter(path, transformer, name, config)
+        _refuse_reader_of_padding(path, transformer)
 
 
 def refuse_options(model: nn.Module, task_id: int | None, virtual_tokens: str) -> None:
@@ -85,13 +89,24 @@ def _refuse_adapter(path: str, transformer: Any, name: str, config: Any) -> None
         )
     if method in releases.PREFIX_METHODS:
         reason = prefix_is_used(transformer, name)
-        if reason is not None:
-            advice = "PROMPT_TUNING or P_TUNING (virtual tokens among the inputs, any backbone), or LORA"
-            if cross.has_unknown_head(transformer):
-                advice = "LORA"
-            raise UnsupportedModelError(
-                f"{where}: the backbone {backbones.model_type(transformer)!r} {reason}: use {advice}"
-            )
+        advice = "PROMPT_TUNING or P_TUNING (virtual tokens among the inputs), or LORA"
+    else:
+        reason, advice = forward_fails(transformer, name), "LORA, which adds no virtual tokens"
+    if reason is not None:
+        advice = "LORA" if cross.has_unknown_head(transformer) else advice
+        raise UnsupportedModelError(
+            f"{where}: the backbone {backbones.model_type(transformer)!r} {reason}: use {advice}"
+        )
+
+
+def _refuse_reader_of_padding(path: str, transformer: Any) -> None:
+    reason = padding_is_read(transformer)
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"Transformer {path!r}: the backbone {backbones.model_type(transformer)!r} {reason}: with an adapter and "
+            f"without, its embeddings depend on the batch, which no hook can change. Use another backbone, or encode "
+            f"one text at a time without hooks"
+        )
 
 
 def level_of_caller() -> int:

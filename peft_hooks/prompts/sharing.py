@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from ..compat.kv_cache import empty_cache, repeated
+from ..compat.kv_cache import cache_field, empty_cache, repeated
 from ..compat.torch_internals import calls_of
 from ..hooks.call import Call, Hook
+from .randomness import has_random
 
 
 class TextSize:
@@ -101,7 +102,7 @@ class SharePrompt(Hook):
     """Run the virtual tokens of a causal backbone once per forward. Goes on PEFT's ``base_model``, the backbone.
 
     The virtual tokens are cut from ``inputs_embeds`` and run as a batch of one; the text runs after their keys and
-    values, given to every row as ``past_key_values``; their hidden states are put back in front of every row. The
+    values, which are given to every row; their hidden states are put back in front of every row. The
     output is what it would have been, to rounding, and so are the gradients. Nothing is kept for the next forward.
 
     It steps aside, and the forward runs as it would have, where there is nothing to win (one row), and where that would
@@ -143,11 +144,14 @@ class SharePrompt(Hook):
         size: Any = text_size()
         size.alone = True
         try:
-            prompt = backbone.forward(**alone, past_key_values=empty_cache(backbone))
+            prompt = backbone.forward(**alone, **empty_cache(backbone))
         finally:
             size.alone = False
-        after["past_key_values"] = repeated(prompt["past_key_values"], rows.size(0))
-        call.notes[self] = prompt
+        name = cache_field(prompt)
+        if name is None or not _CUT.issuperset(key for key in prompt if key != name):
+            return  # it keeps no keys and values here, or gives something that cannot be put together again
+        after[name] = repeated(prompt[name], rows.size(0))
+        call.notes[self] = prompt, name
         call.args, call.kwargs = (), after
 
     def _virtual_tokens(self, call: Call) -> int:
@@ -162,12 +166,13 @@ class SharePrompt(Hook):
             return 0
         if call.args or _asks_for_more(call) or attends_to_both_sides(getattr(call.module, "config", None)):
             return 0
-        return 0 if _has_random(call.module) else virtual
+        return 0 if has_random(call.module) else virtual
 
     def after(self, call: Call, output: Any) -> Any:
-        prompt = call.notes.get(self)
-        if prompt is None:
+        noted_here = call.notes.get(self)
+        if noted_here is None:
             return None
+        prompt, name = noted_here
         asked, config = call.given_kwargs, call.module.config
         fields = {key: output[key] for key in output}
         last = output["last_hidden_state"]
@@ -176,7 +181,7 @@ class SharePrompt(Hook):
             layers = zip(prompt["hidden_states"], output["hidden_states"], strict=True)
             fields["hidden_states"] = tuple(joined if own is last else _join(first, own) for first, own in layers)
         if not _said(asked, "use_cache", config):
-            fields.pop("past_key_values", None)
+            fields.pop(name, None)
         whole = type(output)(**fields)
         return whole if _said(asked, "return_dict", config) else whole.to_tuple()
 
@@ -191,9 +196,8 @@ def _join(prompt: Tensor, text: Tensor) -> Tensor:
     return torch.cat([prompt.expand(text.size(0), -1, -1), text], dim=1)
 
 
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
-# What can be cut in two, or leaves the rows as they are.
+# What is one row for each token in an output, or, in what is given, can be cut in two or leaves the rows as they are.
+_CUT = frozenset(["last_hidden_state", "hidden_states"])
 _KNOWN = frozenset(["attention_mask", "inputs_embeds", "output_hidden_states", "return_dict"])
 
 
@@ -213,24 +217,6 @@ def attends_to_both_sides(config: Any) -> bool:
     return getattr(config, "is_causal", None) is False or bool(getattr(config, "use_bidirectional_attention", False))
 
 
-def _has_random(module: nn.Module) -> bool:
-    """Tell whether two forwards of a module differ, or one runs in parts twice: only while it is being trained."""
-    return module.training and any(map(_is_random, module.modules()))
-
-
-def _is_random(module: Any) -> bool:
-    """Tell whether a module that is being trained draws random numbers, or runs twice (gradient checkpointing)."""
-    if not module.training:
-        return False
-    if isinstance(module, _DROPOUTS):
-        return bool(module.p > 0)
-    # Attention has its probability as a number, `attention_dropout`; an LSTM has `dropout`, OPT `layerdrop`.
-    own = vars(module)
-    return bool(own.get("gradient_checkpointing")) or any(
-        isinstance(value, float) and value > 0 and ("drop" in name or "jitter" in name) for name, value in own.items()
-    )
-
-
 class EncodePromptOnce(Hook):
     """Run a prompt's network on one row, not on every row of the batch. Goes on the adapter's prompt encoder.
 
@@ -242,7 +228,7 @@ class EncodePromptOnce(Hook):
         size, indices = None if is_compiling() else text_size(), call.first
         if size is None or size.batch < 2 or indices.dim() != 2 or indices.size(0) != size.batch:
             return
-        if _has_random(call.module):
+        if has_random(call.module):
             size.uneven = True
             return
         call.first = indices[:1]

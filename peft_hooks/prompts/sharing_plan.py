@@ -10,6 +10,7 @@ from torch import nn
 from ..compat import sentence_transformers as releases
 from ..errors import UnsupportedModelError
 from ..hooks.call import Hook
+from .probes import NO_VALUES, can_measure
 from .sharing import EncodePromptOnce, NoteTextSize, SharePrompt
 from .sharing_probe import longest_shared, why_not_shared
 
@@ -61,7 +62,7 @@ def hooks_of_sharing(
 
 
 def remarks(model: nn.Module, share_prompt: Share, names: Container[str]) -> Iterator[str]:
-    """Yield a line for each Transformer with virtual tokens: whether they are shared, or why not.
+    """Yield a line for each Transformer with virtual tokens: whether they are shared, or why not, or what of a prefix.
 
     Args:
         model: The model.
@@ -77,3 +78,5 @@ def remarks(model: nn.Module, share_prompt: Share, names: Container[str]) -> Ite
             else:
                 reason = "share_prompt=False" if share_prompt is False else why_not_shared(transformer)
                 yield f"{where}: computed for every row: {reason or 'it could be shared now: `handle.refresh()`'}"
+        if methods and not can_measure(releases.plain_backbone(transformer)):
+            yield f"adapters of Transformer {path!r}: taken on trust: {NO_VALUES}"

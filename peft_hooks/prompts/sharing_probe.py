@@ -1,4 +1,4 @@
-"""Whether ``SharePrompt`` is exact on a backbone: what its class and config tell, and then a small forward."""
+"""Whether ``SharePrompt`` is exact on a backbone, which small forwards tell."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from ..compat import backbones
 from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
 from ..hooks.call import Call
-from .probes import at_rest, can_measure
+from . import probes
 from .sharing import SharePrompt, attends_to_both_sides, noted
 
-# How far a row of a hidden state may be from the plain one, as a part of its length. What is wrong is off by tenths.
-_TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-VIRTUAL, LENGTH = 3, 4
+# The shortest probe: virtual tokens, and tokens of the text. It has two rows.
+VIRTUAL, LENGTH, ROWS = 3, 4, 2
 
 
 def why_not_shared(transformer: Any) -> str | None:
@@ -30,90 +28,113 @@ def why_not_shared(transformer: Any) -> str | None:
         return "a prefix is keys and values from the start: the backbone runs no virtual tokens"
     if cross.is_classifier(transformer):
         return "a classifier's head reads the last position, so that padding goes before the virtual tokens"
-    backbone = releases.plain_backbone(transformer)
-    return _by_its_class(backbone, backbones.model_type(transformer)) or _measured(transformer, backbone)
+    backbone, kind = releases.plain_backbone(transformer), backbones.model_type(transformer)
+    encoder = "encoder" in dict(backbone.named_children()) and not getattr(backbone.config, "is_decoder", False)
+    if encoder or attends_to_both_sides(backbone.config):  # would be found out, too, by the longest part of attaching
+        return f"{kind} attends to both sides, so that virtual tokens see the text"
+    if not probes.can_measure(backbone):
+        return probes.NO_VALUES
+    sizes = dict.fromkeys([(VIRTUAL, LENGTH), _largest(transformer)])
+    return next((reason for size in sizes if (reason := _measured(backbone, kind, *size)) is not None), None)
 
 
 def longest_shared(transformer: Any) -> int | None:
-    """Return up to how many positions sharing is proven: a window that is longer than the probe is not seen by it."""
-    return backbones.window_of(releases.plain_backbone(transformer).config)
+    """Return up to how many positions sharing is proven, or None for all: no probe shows a window that is beyond it."""
+    window = backbones.window_of(releases.plain_backbone(transformer).config)
+    return None if window is None or sum(_largest(transformer)) > window + 1 else window
 
 
-def _by_its_class(backbone: Any, kind: str) -> str | None:
-    """Return what is known without a forward, which takes longer than everything else that attaching does."""
-    config = backbone.config
-    if not backbones.accepts(backbone, "past_key_values"):
-        return f"{kind} has no cache (past_key_values) in its forward"
-    encoder = "encoder" in dict(backbone.named_children()) and not getattr(config, "is_decoder", False)
-    if encoder or attends_to_both_sides(config):
-        return f"{kind} attends to both sides, so that virtual tokens see the text"
-    # Newer releases give a batch without padding no mask, and go by this.
-    if any(getattr(module, "is_causal", None) is False for module in backbone.modules()):
-        return f"a layer of {kind} attends to both sides (is_causal=False), so that virtual tokens see the text"
-    window = backbones.window_of(config)
-    if window is not None and window < VIRTUAL + LENGTH:
-        return f"{kind} attends within a window of {window}"
-    if not can_measure(backbone):
-        return "nothing can be measured on a backbone whose weights have no values (meta device, fake tensors)"
-    return None
+def _largest(transformer: Any) -> tuple[int, int]:
+    """Return how many virtual tokens and tokens of a text the longest probe has.
+
+    All virtual tokens, and a text as long as they come, or longer than a window, if that can be afforded.
+    """
+    backbone, configs = releases.plain_backbone(transformer), releases.prompt_configs(transformer).values()
+    virtual = max(config.num_virtual_tokens for config in configs)
+    length, window = probes.longest_text(transformer, virtual), backbones.window_of(backbone.config)
+    if window is not None:
+        length = min(length, max(LENGTH, window + 2))
+    fits = virtual + length <= probes.affordable(backbone, 4 * ROWS)
+    return (virtual, length) if fits else (VIRTUAL, LENGTH)
 
 
 class _Batch(NamedTuple):
-    """Four texts after the same virtual tokens: two that differ in the last token, one padded on each side."""
+    """Two texts after the same virtual tokens."""
 
     rows: Tensor
     mask: Tensor
 
     @classmethod
-    def for_backbone(cls, backbone: Any) -> _Batch:
-        embeddings = backbone.get_input_embeddings()
-        first = torch.arange(VIRTUAL + LENGTH).remainder(embeddings.weight.size(0))
-        ids, mask = first.repeat(4, 1), torch.ones(4, VIRTUAL + LENGTH, dtype=torch.int64)
-        ids[1, -1], ids[2:, VIRTUAL:] = 0, ids[2:, VIRTUAL:].flip(1)
-        mask[2, -2:], mask[3, VIRTUAL:-2] = 0, 0
-        device = embeddings.weight.device
-        return cls(embeddings(ids.to(device)), mask.to(device))
+    def full(cls, backbone: Any, virtual: int, length: int) -> _Batch:
+        """Make texts that differ in the last token. Newer releases give a batch without padding no mask."""
+        ids = _ids(backbone, virtual + length)
+        ids[1, -1] = ids[0, 0]
+        return cls(backbone.get_input_embeddings()(ids), torch.ones_like(ids))
+
+    @classmethod
+    def padded(cls, backbone: Any, virtual: int, length: int) -> _Batch:
+        """Make a text and the same one backwards, of which the second half is padding."""
+        ids = _ids(backbone, virtual + length)
+        ids[1, virtual:] = ids[1, virtual:].flip(0)
+        mask = torch.ones_like(ids)
+        mask[1, virtual + (length + 1) // 2 :] = 0
+        return cls(backbone.get_input_embeddings()(ids), mask)
 
 
-def _measured(transformer: Any, backbone: nn.Module) -> str | None:
-    """Compare a forward of four texts with what ``SharePrompt`` makes of it."""
-    kind = backbones.model_type(transformer)
+def _ids(backbone: Any, length: int) -> Tensor:
+    weight = backbone.get_input_embeddings().weight
+    return torch.arange(length, device=weight.device).remainder(weight.size(0)).repeat(ROWS, 1)
+
+
+def _measured(backbone: nn.Module, kind: str, virtual: int, length: int) -> str | None:
+    """Compare forwards of two texts, without padding and with, with what ``SharePrompt`` makes of them."""
     try:
-        with at_rest(backbone):
-            batch = _Batch.for_backbone(backbone)
-            given: dict[str, Any] = {"inputs_embeds": batch.rows, "attention_mask": batch.mask}
-            # Not all hidden states: newer releases put hooks on the layers when they are first asked for, for good.
-            plain = backbone.forward(**given, return_dict=True)["last_hidden_state"]
-            call = Call(backbone, "", (), given)
-            hook = SharePrompt()
-            with noted(len(batch.rows), LENGTH):
-                hook.before(call)
-            if call.kwargs is given:
-                return (
-                    f"the config of {kind} asks for more than hidden states (output_attentions, output_router_logits)"
-                )
-            shared = hook.after(call, backbone.forward(**call.kwargs))["last_hidden_state"]
-            return _difference(plain, shared, batch.mask, kind)
+        with probes.at_rest(backbone):
+            full, padded = _Batch.full(backbone, virtual, length), _Batch.padded(backbone, virtual, length)
+            plain = _plain(backbone, full), _plain(backbone, padded)
+            reason = _sees_ahead(backbone, kind, *plain, virtual)
+            if reason is not None:
+                return reason
+            for batch, rows in zip((full, padded), plain, strict=True):
+                shared = _shared(backbone, batch, length)
+                if shared is None:
+                    return (
+                        f"{kind} keeps no keys and values (cache) that a text could follow, or its config asks for "
+                        f"more than hidden states (output_attentions, output_router_logits)"
+                    )
+                apart = probes.apart(shared, rows, batch.mask)
+                if not apart <= probes.tolerance_of(rows.dtype):
+                    return f"{kind} gives other hidden states after a cache, by {apart:.0e} of their length"
     except Exception as error:  # whatever a backbone raises of a cache that it does not expect
-        first = (str(error).strip().splitlines() or [""])[0]
-        return f"{kind} does not take the virtual tokens' keys and values ({type(error).__name__}: {first})"
+        return f"{kind} does not take the virtual tokens' keys and values ({probes.in_a_line(error)})"
+    return None
 
 
-def _difference(plain: Tensor, shared: Tensor, mask: Tensor, kind: str) -> str | None:
-    """Return what is not as it has to be, or None. Plain rows alone tell whether a token sees those after it."""
-    tolerance = _TOLERANCES.get(plain.dtype, 0.0)
-    ahead = _apart(plain[:2, :-1], plain[:1, :-1]), _apart(plain[:, :VIRTUAL], plain[:1, :VIRTUAL])
-    if not max(ahead) <= tolerance:
-        return f"{kind} attends to both sides: a token's hidden state depends on those that come after it"
-    apart = _apart(shared, plain, mask)
-    return (
-        None
-        if apart <= tolerance
-        else f"{kind} gives other hidden states after a cache, by {apart:.0e} of their length"
-    )
+def _plain(backbone: nn.Module, batch: _Batch) -> Tensor:
+    # Not all hidden states: newer releases put hooks on the layers when they are first asked for, for good.
+    output = backbone.forward(inputs_embeds=batch.rows, attention_mask=batch.mask, return_dict=True)
+    rows: Tensor = output["last_hidden_state"]
+    return rows
 
 
-def _apart(one: Tensor, other: Tensor, mask: Tensor | None = None) -> float:
-    """Return how far rows are apart as a part of their length, at most over all that count; NaN if one is."""
-    far = (one.double() - other.double()).norm(dim=-1) / other.double().norm(dim=-1).clamp(min=1e-30)
-    return float((far if mask is None else far[mask.bool()]).max())
+def _shared(backbone: nn.Module, batch: _Batch, length: int) -> Tensor | None:
+    """Return the rows that ``SharePrompt`` gives, or None if it steps aside."""
+    given = {"inputs_embeds": batch.rows, "attention_mask": batch.mask, "return_dict": True}
+    call, hook = Call(backbone, "", (), given), SharePrompt()
+    with noted(len(batch.rows), length):
+        hook.before(call)
+    if call.kwargs is given:
+        return None
+    rows: Tensor = hook.after(call, backbone.forward(**call.kwargs))["last_hidden_state"]
+    return rows
+
+
+def _sees_ahead(backbone: nn.Module, kind: str, full: Tensor, padded: Tensor, virtual: int) -> str | None:
+    """Return what shows that a token sees those after it, or None. Forwards of their own tell that, with no cache."""
+    of_text = probes.apart(full[1:, :-1], full[:1, :-1])
+    of_prompt = probes.apart(padded[:, :virtual], full[:1, :virtual])
+    if max(of_text, of_prompt) <= probes.tolerance_of(full.dtype):
+        return None
+    if any(getattr(module, "is_causal", None) is False for module in backbone.modules()):
+        return f"a layer of {kind} attends to both sides (is_causal=False), so that virtual tokens see the text"
+    return f"{kind} attends to both sides: a token's hidden state depends on those that come after it"

@@ -60,9 +60,10 @@ _SIZES: dict[str, dict[str, Any]] = {
     "gemma": _WIDE_HEADS,
     "gemma3_text": {
         **_WIDE_HEADS,
+        "num_hidden_layers": 3,  # keys and values are two: what mixes them up with layers does not show in two layers
         "query_pre_attn_scalar": 16,
         "sliding_window_pattern": 2,
-        "layer_types": ["sliding_attention", "full_attention"],
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
     "gpt2": {"n_embd": _HIDDEN, "n_layer": _LAYERS, "n_head": _HEADS, "n_inner": _FFN, "n_positions": _POSITIONS},
     "llama": _GROUPED,

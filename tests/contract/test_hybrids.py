@@ -1,4 +1,4 @@
-"""Backbones with recurrent layers beside attention, or none: the state that padding leaves behind is the text's ruin."""
+"""Backbones with recurrent layers, which padding before a text leaves in another state; and those that read padding."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from peft_hooks import check_padding_invariance, prompt_mask_hooks
+from peft_hooks import UnsupportedModelError, check_padding_invariance, prompt_mask_hooks, register_prompt_mask_hooks
 
-from .support import TEXTS, adapted, assert_right
+from .support import TEXTS, adapted, assert_right, refused
 
 _LINEAR = {
     "head_dim": 16,
@@ -65,3 +65,22 @@ def test_a_text_is_the_same_alone_and_in_a_batch_on_either_side(architecture: st
     with prompt_mask_hooks(model):
         assert check_padding_invariance(model, TEXTS, tolerance=1e-4)
         assert_right(model)
+
+
+READERS: dict[str, dict[str, Any]] = {
+    "convbert": {"embedding_size": 32, "head_ratio": 2, "conv_kernel_size": 3},
+    "fnet": {},
+    "nystromformer": {"num_landmarks": 4, "segment_means_seq_len": 4, "conv_kernel_size": 3},
+    "yoso": {},
+}
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "lora"])
+@pytest.mark.parametrize("architecture", READERS)
+def test_a_backbone_that_reads_padding_is_refused_by_name(architecture: str, method: str) -> None:
+    """Its plain model does, too: no hook can help, and nothing is said of any other."""
+    if method == "lora" and architecture == "fnet":
+        pytest.skip("FNet has no layers that LoRA's defaults name")
+    model = adapted(architecture, method, **READERS[architecture])
+    with refused(model, UnsupportedModelError, repr(architecture), "no hook can change"):
+        register_prompt_mask_hooks(model)

@@ -111,19 +111,28 @@ def test_either_attention_is_right(architecture: str, attention: str) -> None:
 @pytest.mark.parametrize("window", [6, 12, 64])
 @pytest.mark.parametrize("architecture", ["mistral", "gemma3_text"])
 def test_a_sliding_window_is_kept(architecture: str, window: int) -> None:
-    """Beyond its length nothing was proven, so every row is computed; the short texts share."""
+    """The probe is longer than the window of a small backbone, so that all texts share, also those beyond it."""
     model = adapted(architecture, sliding_window=window)
-    texts = ["a cat", "the dog sleeps"]
-    with prompt_mask_hooks(model) as handle:
-        assert (handle.registry._hooks.keys() >= {"share:0"}) == (window > 6)
+    with prompt_mask_hooks(model):
         assert_right(model)
-        assert_right(model, texts)
         with runs(model) as seen:
             encoded(model)
-        assert seen == (ONCE if window == 64 else EVERY_ROW)
+        assert seen == ONCE
+
+
+def test_beyond_a_window_that_no_probe_can_afford_every_row_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There nothing was proven; shorter texts share."""
+    monkeypatch.setattr("peft_hooks.prompts.probes._BUDGET", 1)
+    model = adapted("mistral", sliding_window=12)
+    texts = ["a cat", "the dog sleeps"]
+    with prompt_mask_hooks(model):
+        assert_right(model)
+        with runs(model) as seen:
+            encoded(model)
+        assert seen == EVERY_ROW
         with runs(model, length=model.tokenize(texts)["input_ids"].shape[1]) as seen:
             encoded(model, texts)
-        assert len(seen) == (1 if window == 6 else 2)
+        assert len(seen) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -118,13 +118,16 @@ def test_a_read_of_a_value_does_raise() -> None:
         mode.from_tensor(torch.ones(2)).sum().item()
 
 
-def test_a_prefix_on_the_meta_device_is_refused_by_the_backbones_signature() -> None:
-    """Nothing can be measured there."""
-    from peft_hooks import UnsupportedModelError
-
-    model = adapted("mpnet", "prefix_tuning").to("meta")
-    with unchanged(model), pytest.raises(UnsupportedModelError, match="has no cache"):
-        register_prompt_mask_hooks(model)
+@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
+@pytest.mark.parametrize("architecture", ["bert", "mpnet"])
+def test_where_nothing_can_be_measured_the_table_says_so(architecture: str, method: str) -> None:
+    """On the meta device, whatever the signature of a forward says."""
+    model = adapted(architecture, method).to("meta")
+    with unchanged(model), register_prompt_mask_hooks(model) as handle:
+        assert handle.describe().remarks[-1] == (
+            "adapters of Transformer '0': taken on trust: nothing can be measured on a backbone whose weights have no "
+            "values (meta device, fake tensors)"
+        )
 
 
 # --- torch.compile --------------------------------------------------------------------------------------------------

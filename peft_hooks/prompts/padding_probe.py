@@ -1,0 +1,57 @@
+"""Whether a backbone's rows of a text depend on the padding behind it: measured, with the adapter that is active."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..compat import sentence_transformers as releases
+from . import probes
+
+# A text moves with the others of its batch by rounding where activations are quantized, as a part of a row's length.
+_ROUNDING = 0.1
+
+_Features = dict[str, Tensor]
+
+
+def padding_is_read(transformer: Any) -> str | None:
+    """Return how far a text's rows move with the padding behind it, or None if they stay.
+
+    ConvBERT, FNet, Nystromformer and YOSO mix rows whatever the mask says. Nothing can be measured on meta or fake
+    tensors, nor with a tokenizer that makes no short texts.
+    """
+    outer = releases.backbone_of(transformer)
+    virtual = releases.active_virtual_tokens(transformer)
+    if not probes.can_measure(outer):
+        return None
+    batch = probes.padded_texts(transformer, min(8, probes.longest_text(transformer, virtual)))
+    if batch is None:
+        return None
+    with probes.probing_active(transformer):
+        try:
+            return _measured(transformer, outer, batch)
+        except Exception:  # what cannot run without an adapter either says nothing about it
+            return None
+
+
+def _measured(transformer: Any, outer: Any, batch: _Features) -> str | None:
+    length = int(batch["attention_mask"][0].sum())
+    alone = {name: value[:1, :length] for name, value in batch.items()}
+    rows, row = _rows(transformer, outer, batch), _rows(transformer, outer, alone)
+    far = probes.apart(rows[:1, : row.size(1)], row)
+    if far <= probes.tolerance_of(row.dtype):
+        return None
+    beside = {name: value[:, :length] for name, value in batch.items()}
+    beside["attention_mask"] = torch.ones_like(beside["attention_mask"])
+    moved = probes.apart(_rows(transformer, outer, beside)[:1], row)
+    if not moved <= _ROUNDING:
+        return f"gives a text other rows beside another one, by {moved:.0e} of their length"
+    if far <= 4 * moved:
+        return None  # no more than beside a text of the same length
+    return f"reads padding: a text's rows move by {far:.0e} of their length with the padding behind it"
+
+
+def _rows(transformer: Any, outer: Any, features: _Features) -> Tensor:
+    return probes.rows_of(releases.plain_backbone(transformer), outer, features)
