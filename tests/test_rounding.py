@@ -66,7 +66,8 @@ def test_large_components_with_the_hooks_are_the_same_in_every_dtype(
         report = check_padding_invariance(model, TEXTS)
         assert report, str(report)
         assert diagnose(model, TEXTS).ok
-    if dtype in HALF:
+    if report.largest_difference > report.tolerance:  # some releases round alike in every batch
+        assert dtype in HALF
         assert f"what rounding in {str(dtype)[6:]} makes of this model, measured" in str(report)
         assert report.allowed < 25  # half of a component: a wrong embedding is off by more
     if RELEASE >= (6, 2):

@@ -29,6 +29,7 @@ from .support import (
     expected,
     forward,
     interrupt,
+    needs,
     options_for,
     refused,
     shared,
@@ -360,9 +361,14 @@ def test_demanded_where_it_is_not_exact_it_is_refused() -> None:
 
 
 def test_a_decoder_whose_layers_were_switched_to_both_sides_is_refused() -> None:
-    """As LLM2Vec and its kin do."""
+    """As LLM2Vec and its kin do. Where nothing reads the flag, in older releases, it changes nothing."""
     model = adapted("llama")
-    layers_of(model)[1].self_attn.is_causal = False
+    found = []
+    for causal in (True, False):
+        layers_of(model)[1].self_attn.is_causal = causal
+        with prompt_mask_hooks(model, share_prompt=False):
+            found.append(encoded(model, TEXTS[:1]))
+    needs(distance(*found) > 1e-4, "reads no is_causal")
     reason = "a layer of llama attends to both sides (is_causal=False), so that virtual tokens see the text"
     with refused(model, UnsupportedModelError, reason):
         register_prompt_mask_hooks(model, share_prompt=True)
