@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 _FORWARD = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook"}
 _ALL = {**_FORWARD, "_backward_pre_hooks": "backward pre-hook", "_backward_hooks": "backward hook"}
@@ -42,6 +43,39 @@ def hooks_of(module: nn.Module) -> Iterator[Held]:
 def forward_hooks_of(module: nn.Module) -> list[Any]:
     """Return what is called around a module's forward, pre-hooks first."""
     return [hook for attribute in _FORWARD for hook in getattr(module, attribute).values()]
+
+
+def pre_hooks_of(module: nn.Module) -> Iterator[Any]:
+    """Return what is called before a module's forward."""
+    return iter(module._forward_pre_hooks.values())
+
+
+# How PyTorch is to call a hook, beside the hook itself and by the same key.
+_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+
+def drop_hooks(module: nn.Module, owner: object) -> None:
+    """Take the forward hooks off that are methods of ``owner``.
+
+    PyTorch's own way is the handle that registering returns, which an interrupt before it is kept loses. A flag goes
+    before its hook, so that what an interrupt leaves is found again.
+    """
+    for attribute in _FORWARD:
+        held = getattr(module, attribute)
+        for key in [key for key, hook in held.items() if getattr(hook, "__self__", None) is owner]:
+            for flags in _FLAGS:
+                getattr(module, flags, {}).pop(key, None)
+            held.pop(key, None)
+
+
+def keys_taken() -> int:
+    """Return the number below which PyTorch has given keys to hooks in this process."""
+    return RemovableHandle.next_id
+
+
+def keep_keys_free(taken: int) -> None:
+    """Have PyTorch give no key below ``taken`` any more: those of hooks that came from another process."""
+    RemovableHandle.next_id = max(RemovableHandle.next_id, taken)
 
 
 def child_of(module: nn.Module, name: str) -> nn.Module | None:
