@@ -973,11 +973,11 @@ def test_describe_says_that_the_parent_calls_forward_directly(model: nn.Module) 
     registry.attach(Add(), to="0.second.0", name="inside it")
     model(torch.ones(1, 2))
     assert [(row.hook, row.note) for row in registry.describe()] == [
-        ("inside it", ""),
         (
             "on it",
             "never fired: '0.second.0' inside it ran, so its parent calls .forward() directly, which skips hooks",
         ),
+        ("inside it", ""),
     ]
 
 

@@ -7,7 +7,7 @@ that somebody else attached, and those that were left behind; nor to ask whether
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -86,6 +86,35 @@ def child_of(module: nn.Module, name: str) -> nn.Module | None:
     """
     children = module._modules
     return children[name] if name in children else None  # noqa: SIM401 - those of a ScriptModule have no `get`
+
+
+def module_at(root: nn.Module, parts: Sequence[str]) -> nn.Module | None:
+    """Return the module at a path, given in its parts, or None. Asked in every forward."""
+    module: nn.Module | None = root
+    for part in parts:
+        if part and module is not None:
+            module = child_of(module, part)
+    return module
+
+
+_FAR = 40  # frames: a pipeline calls its modules from its forward, a Router's from a few frames further in
+
+
+def running_around(module: nn.Module, parts: Sequence[str]) -> nn.Module | None:
+    """Return the module whose forward runs in this thread, and that has ``module`` at the path; or None.
+
+    Asked in every forward: a ``forward`` is known by its name before its locals are looked at, which takes longer.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_FAR):
+        if frame is None:
+            return None
+        if frame.f_code.co_name == "forward":
+            outer = frame.f_locals.get("self")
+            if isinstance(outer, nn.Module) and outer is not module and module_at(outer, parts) is module:
+                return outer
+        frame = frame.f_back
+    return None
 
 
 def has_children(module: nn.Module) -> bool:

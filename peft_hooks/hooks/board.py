@@ -12,7 +12,6 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -65,13 +64,15 @@ class Attached:
 
 
 class Place(NamedTuple):
-    """One module that a registry has hooks on."""
+    """One module that a registry has hooks on; of which it is not known yet, None in place of a reference to it."""
 
     path: str
-    module: weakref.ReferenceType[nn.Module]
+    reference: weakref.ReferenceType[nn.Module] | None
 
-
-_NOTHING: Mapping[Any, Any] = MappingProxyType({})
+    @property
+    def module(self) -> nn.Module | None:
+        """The module, or None if it is gone."""
+        return None if self.reference is None else self.reference()
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,7 @@ class State:
         owner: What the registry's hooks are marked with.
         hooks: What is attached, by name.
         known: The places of the entries by key.
+        note: What the owner has to know of these hooks.
         outer: The state that is set aside while this one is in force: its dispatchers stay on the modules.
         running: What runs in each place, in order.
         places: Where a dispatcher has to be.
@@ -90,17 +92,22 @@ class State:
     owner: Hashable
     hooks: Mapping[str, Attached] = field(default_factory=dict)
     known: Mapping[int, Place] = field(default_factory=dict)
+    note: Any = None
     outer: State | None = None
     running: Mapping[int, tuple[Entry, ...]] = field(init=False)
     places: Mapping[int, Place] = field(init=False)
 
     def __post_init__(self) -> None:
         running: dict[int, tuple[Entry, ...]] = {}
+        known: dict[int, Place] = {}
         for _, attached in self.ordered():
-            for entry in attached.entries.values() if attached.enabled else ():
-                running[entry.key] = (*running.get(entry.key, ()), entry)
+            for entry in attached.entries.values():
+                known[entry.key] = self.known[entry.key]
+                if attached.enabled:
+                    running[entry.key] = (*running.get(entry.key, ()), entry)
         places = {} if self.outer is None else dict(self.outer.places)
-        places.update((key, self.known[key]) for key in running)
+        places.update((key, known[key]) for key in running)
+        object.__setattr__(self, "known", known)
         object.__setattr__(self, "running", running)
         object.__setattr__(self, "places", places)
 
@@ -120,12 +127,14 @@ class State:
         """Return the turn of the hook that is attached next."""
         return 1 + max((attached.turn for attached in self.hooks.values()), default=0)
 
-    def keys(self) -> dict[tuple[str, nn.Module | None], int]:
-        """Return the keys of the places that are known, by path and module."""
-        return {(place.path, place.module()): key for key, place in self.known.items()}
+    def keys(self) -> dict[Place, int]:
+        """Return the keys of the places that are known, those of states that are set aside among them."""
+        keys = {} if self.outer is None else self.outer.keys()
+        keys.update((place, key) for key, place in self.known.items() if place.module is not None)
+        return keys
 
-    def having(self, name: str, attached: Attached, known: Mapping[int, Place] = _NOTHING) -> State:
-        """Return this state with one more hook, which is in places of this state or in ``known``."""
+    def having(self, name: str, attached: Attached, known: Mapping[int, Place]) -> State:
+        """Return this state with one more hook, which is in these places."""
         return replace(self, hooks={**self.hooks, name: attached}, known={**self.known, **known})
 
     def lacking(self, name: str) -> State:

@@ -128,8 +128,8 @@ class Dispatcher:
         for entry in state["entries"]:
             entry.key = key
             hooks[entry.name] = Attached(entry.hook, entry.order, entry.turn, {self.path: entry})
-        nowhere: Any = lambda: None  # which module it is on is for `HookRegistry.adopt` to find
-        self.at = Board(State(state["owner"], hooks, {key: Place(self.path, nowhere)})), key
+        # Which module it is on is for `HookRegistry.adopt` to find.
+        self.at = Board(State(state["owner"], hooks, {key: Place(self.path, None)})), key
 
 
 def take_off(module: nn.Module, board: Board, key: int) -> None:

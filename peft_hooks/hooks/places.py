@@ -29,14 +29,14 @@ class Places(Board):
     def _put_in_force(self, state: State) -> None:
         for key in sorted(state.places.keys() - self._held.keys()):
             self._held[key] = place = state.places[key]
-            module = place.module()
+            module = place.module
             if module is not None:
                 Dispatcher(place.path, self, key).put_on(module)
         self.state = state
 
     def _tidy(self) -> None:
         for key in self._held.keys() - self.state.places.keys():
-            module = self._held[key].module()
+            module = self._held[key].module
             if module is not None:
                 take_off(module, self, key)
             del self._held[key]

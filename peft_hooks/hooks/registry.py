@@ -7,7 +7,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -120,14 +120,15 @@ class HookRegistry:
         """
         self._need_hook(hook)
         name = self._free_name(type(hook).__name__) if name is None else name
-        self._places.switch(self._having(self.state, Wanted(name, hook, to, order)))
+        self._places.switch(self._having(self.state, Wanted(name, hook, to, order), self.state.keys()))
         return name
 
-    def attach_all(self, wanted: Iterable[Wanted], owner: Hashable = None) -> None:
+    def attach_all(self, wanted: Iterable[Wanted], owner: Hashable = None, note: Any = None) -> None:
         """Attach these hooks in place of all others, in one step; they are marked ``owner``. Raises as ``attach``."""
-        state = replace(self.state, hooks={}, owner=self.owner if owner is None else owner)
+        keys = self.state.keys()
+        state = replace(self.state, hooks={}, owner=self.owner if owner is None else owner, note=note)
         for one in wanted:
-            state = self._having(state, one)
+            state = self._having(state, one, keys)
         self._places.switch(state)
 
     @staticmethod
@@ -136,22 +137,21 @@ class HookRegistry:
             hint = ": make an instance of it" if isinstance(hook, type) else ""
             raise TypeError(f"attach needs an instance of a peft_hooks.Hook, got {hook!r}{hint}")
 
-    def _having(self, state: State, wanted: Wanted) -> State:
-        """Return ``state`` with one more hook, or raise. Nothing is put on a module yet."""
+    def _having(self, state: State, wanted: Wanted, keys: dict[Place, int]) -> State:
+        """Return ``state`` with one more hook, or raise. Nothing is put on a module yet, and ``keys`` gets new ones."""
         name, hook, to, order = wanted
         if name in state.hooks:
             raise HookNameError(
                 f"a hook named {name!r} is attached already: detach({name!r}) first, or take another name"
             )
-        turn, keys = state.next_turn(), state.keys()
+        turn = state.next_turn()
         entries: dict[str, Entry] = {}
         known: dict[int, Place] = {}
         for path, module in select(self.model, to, self._roles):
             self._refuse_compiled(path, name)
-            key = keys.get((path, module))
-            if key is None:
-                key = new_key()
-                known[key] = Place(path, weakref.ref(module))
+            place = Place(path, weakref.ref(module))
+            key = keys.setdefault(place, new_key())
+            known[key] = place
             entries[path] = Entry(name, hook, order, turn, key)
         return state.having(name, Attached(hook, order, turn, entries, since=state.calls()), known)
 

@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 def block(enter: Callable[[], _T], leave: Callable[[], Any]) -> Iterator[_T]:
-    """Yield once between ``enter`` and ``leave``: ``yield from block(...)`` in a ``contextlib.contextmanager``.
+    """Yield once between two steps, for ``yield from`` in a ``contextlib.contextmanager``.
 
     Not a context manager itself: an interrupt where a ``with`` statement ends passes by its ``__exit__``.
 
