@@ -123,6 +123,11 @@ class State:
                 calls[path] += entry.calls
         return calls
 
+    def where(self) -> set[tuple[str, nn.Module | None]]:
+        """Return the name of each hook with each module that it is on."""
+        hooks = self.hooks.items()
+        return {(name, self.known[entry.key].module) for name, one in hooks for entry in one.entries.values()}
+
     def next_turn(self) -> int:
         """Return the turn of the hook that is attached next."""
         return 1 + max((attached.turn for attached in self.hooks.values()), default=0)

@@ -113,10 +113,11 @@ class HookHandle:
         return bool(looked_at(model, wanted) == self.registry.state.note)
 
     def adopted(self) -> None:
-        """Take the hooks for those of the model: they came along with a copy."""
-        model = self.registry.model
-        note = looked_at(model, wanted_hooks(model, self.options, frozenset(self.registry)))
-        self.registry.restore(replace(self.registry.state, note=note))
+        """Take the hooks for those of the model: they came along with a copy, of which a part may be replaced."""
+        model, state = self.registry.model, self.registry.state
+        wanted = wanted_hooks(model, self.options, frozenset(self.registry))
+        if state.where() == {(one.name, one.to) for one in wanted}:
+            self.registry.restore(replace(state, note=looked_at(model, wanted)))
         _handles[model] = self
 
     def describe(self) -> HookTable:
