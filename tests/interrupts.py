@@ -114,6 +114,17 @@ def short() -> Any:
     return adapted("bert", "prompt_tuning", max_seq_length=28, max_position_embeddings=30)
 
 
+def two_prefixes() -> Any:
+    model = copy.deepcopy(adapted("bert", "prefix_tuning"))
+    backbone_of(model).add_adapter("second", config(model, "prefix_tuning", num_virtual_tokens=7))
+    return model
+
+
+def train(model: Any) -> None:
+    model.train()
+    model[0].eval()  # no dropout, so that a forward is comparable
+
+
 def nothing(model: Any) -> None:
     return None
 
@@ -192,6 +203,8 @@ SCENARIOS: dict[str, Scenario] = {
     "register, texts cut": Scenario(short, nothing, lambda model, _: register(model)),
     "register, a decoder": Scenario(lambda: adapted("llama"), nothing, lambda model, _: register(model)),
     "register, a prefix": Scenario(lambda: adapted("bert", "prefix_tuning"), nothing, lambda model, _: register(model)),
+    "register, two prefixes": Scenario(two_prefixes, nothing, lambda model, _: register(model)),
+    "register, in training": Scenario(lambda: adapted("llama"), train, lambda model, _: register(model)),
     "register again, another Pooling": Scenario(adapted, pool_anew, lambda model, _: register(model)),
     "block": Scenario(adapted, nothing, lambda model, _: block(model)),
     "block, a decoder": Scenario(lambda: adapted("llama"), nothing, lambda model, _: block(model)),
@@ -278,7 +291,7 @@ def output_of(model: Any) -> Any:
 def picture(model: Any) -> Picture:
     """Look at a model."""
     hooks = [(left.path, left.hook, left.kind) for left in hooks_on(model)]
-    rest: list[Any] = [[type(module).__name__ for module in model.modules()]]
+    rest: list[Any] = [[(type(module).__name__, module.training) for module in model.modules()]]
     if is_pipeline(model):
         backbone = backbone_of(model)
         handle = handle_of(model)
@@ -322,6 +335,7 @@ def trials(scenario: Scenario, chosen: Callable[[list[str]], Iterable[int]]) -> 
 
     def start() -> tuple[Any, Any]:
         model = copy.deepcopy(pristine)
+        torch.manual_seed(0)  # PEFT makes a new adapter of random numbers
         return model, scenario.prepare(model)
 
     scenario.call(*start())  # what is imported, or looked up for the first time, is no part of it

@@ -7,19 +7,19 @@ import itertools
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
 from .._arguments import need_module
 from ..errors import HookError, HookNameError, close_matches
-from .board import Attached, Entry, Place, State, new_key
+from .board import Attached, State
 from .call import Hook
-from .dispatcher import compiled_part
 from .places import Places
-from .selectors import Roles, Selector, select
+from .selectors import Roles, Selector
 from .table import HookTable, describe
 from .undo import block
+from .wanted import Wanted, having
 
 _numbers = itertools.count()
 
@@ -30,15 +30,6 @@ def _find_roles(model: nn.Module) -> Roles:
     )
 
     return find_roles(model)
-
-
-class Wanted(NamedTuple):
-    """A hook that is to be attached: what ``HookRegistry.attach`` takes."""
-
-    name: str
-    hook: Hook
-    to: Selector
-    order: int
 
 
 class HookRegistry:
@@ -120,7 +111,8 @@ class HookRegistry:
         """
         self._need_hook(hook)
         name = self._free_name(type(hook).__name__) if name is None else name
-        self._places.switch(self._having(self.state, Wanted(name, hook, to, order), self.state.keys()))
+        wanted = Wanted(name, hook, to, order)
+        self._places.switch(having(self.state, wanted, self.state.keys(), self.model, self._roles))
         return name
 
     def attach_all(self, wanted: Iterable[Wanted], owner: Hashable = None, note: Any = None) -> None:
@@ -128,7 +120,7 @@ class HookRegistry:
         keys = self.state.keys()
         state = replace(self.state, hooks={}, owner=self.owner if owner is None else owner, note=note)
         for one in wanted:
-            state = self._having(state, one, keys)
+            state = having(state, one, keys, self.model, self._roles)
         self._places.switch(state)
 
     @staticmethod
@@ -136,32 +128,6 @@ class HookRegistry:
         if not isinstance(hook, Hook):
             hint = ": make an instance of it" if isinstance(hook, type) else ""
             raise TypeError(f"attach needs an instance of a peft_hooks.Hook, got {hook!r}{hint}")
-
-    def _having(self, state: State, wanted: Wanted, keys: dict[Place, int]) -> State:
-        """Return ``state`` with one more hook, or raise. Nothing is put on a module yet, and ``keys`` gets new ones."""
-        name, hook, to, order = wanted
-        if name in state.hooks:
-            raise HookNameError(
-                f"a hook named {name!r} is attached already: detach({name!r}) first, or take another name"
-            )
-        turn = state.next_turn()
-        entries: dict[str, Entry] = {}
-        known: dict[int, Place] = {}
-        for path, module in select(self.model, to, self._roles):
-            self._refuse_compiled(path, name)
-            place = Place(path, weakref.ref(module))
-            key = keys.setdefault(place, new_key())
-            known[key] = place
-            entries[path] = Entry(name, hook, order, turn, key)
-        return state.having(name, Attached(hook, order, turn, entries, since=state.calls()), known)
-
-    def _refuse_compiled(self, path: str, name: str) -> None:
-        compiled = compiled_part(self.model, path)
-        if compiled is not None:
-            raise HookError(
-                f"{compiled or type(self.model).__name__!r} is compiled already, and PyTorch leaves out hooks that are "
-                f"attached after torch.compile: attach {name!r} first, then compile"
-            )
 
     def detach(self, name: str) -> None:
         """Take the hook off every module.

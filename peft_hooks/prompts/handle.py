@@ -19,7 +19,7 @@ from ..hooks.undo import attempt, block, surely
 from .plan import Options
 from .refusals import refuse_options, refuse_what_cannot_be_right
 from .sharing_plan import remarks
-from .watched import Lengths, looked_at, wanted_hooks
+from .watched import Lengths, Modes, looked_at, wanted_hooks
 
 
 class HookHandle:
@@ -78,12 +78,14 @@ class HookHandle:
         attempt(lambda: self._attach(model), self.former())
 
     def former(self) -> Callable[[], None]:
-        """Return what puts the hooks, and ``max_seq_length``, back as they are now."""
-        state, lengths, now = self.registry.state, self._lengths, Lengths.of(self.registry.model)
+        """Return what puts the hooks, and what attaching changes on the model, back as they are now."""
+        model, state, lengths = self.registry.model, self.registry.state, self._lengths
+        now, modes = Lengths.of(model), Modes(model)
 
         def restore() -> None:
             self.registry.restore(state)
             now.restore()
+            modes.restore()
             self._lengths = lengths
 
         return restore
@@ -115,10 +117,13 @@ class HookHandle:
     def adopted(self) -> None:
         """Take the hooks for those of the model: they came along with a copy, of which a part may be replaced."""
         model, state = self.registry.model, self.registry.state
-        wanted = wanted_hooks(model, self.options, frozenset(self.registry))
+        _handles[model] = self
+        try:
+            wanted = wanted_hooks(model, self.options, frozenset(self.registry))
+        except UnsupportedModelError:
+            return  # what refreshing them will say
         if state.where() == {(one.name, one.to) for one in wanted}:
             self.registry.restore(replace(state, note=looked_at(model, wanted)))
-        _handles[model] = self
 
     def describe(self) -> HookTable:
         """List the hooks: module, role, order, calls, why one never fired, and why virtual tokens are not shared."""
@@ -145,7 +150,9 @@ class HookHandle:
             self.registry.attach_all(wanted, note=looked_at(model, wanted))
             return self
 
-        yield from block(enter, lambda: self.registry.put_back(former))
+        # Not so at the end of the block, in which the model may be trained or given another adapter.
+        modes = Modes(model)
+        yield from block(lambda: attempt(enter, modes.restore), lambda: self.registry.put_back(former))
 
     def __enter__(self) -> HookHandle:
         if not self.active:

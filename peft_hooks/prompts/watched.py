@@ -13,7 +13,7 @@ from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
 from ..compat import st_modules as modules
 from ..hooks.call import Hook
-from ..hooks.registry import Wanted
+from ..hooks.wanted import Wanted
 from .plan import CHECK, LOG, MAKE, Options, plan
 from .refusals import fit_positions
 from .replaced import RefuseReplaced, RefuseTooLong
@@ -120,3 +120,19 @@ class Lengths:
         for holder, former in self._kept:
             if holder.max_seq_length != former:
                 holder.max_seq_length = former
+
+
+class Modes:
+    """What small forwards at attaching change for their length: the active adapters, and what is being trained."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._training = [module for module in model.modules() if module.training]
+        backbones = [releases.backbone_of(holder) for _, holder in cross.inputs_of(model)]
+        self._active = [(outer, outer.active_adapter) for outer in backbones if hasattr(outer, "active_peft_config")]
+
+    def restore(self) -> None:
+        """Put them back, where an interrupt hit what would have done so."""
+        for outer, name in self._active:
+            outer.active_adapter = name
+        for module in self._training:
+            module.training = True

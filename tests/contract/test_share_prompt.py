@@ -115,7 +115,7 @@ def test_a_sliding_window_is_kept(architecture: str, window: int) -> None:
     model = adapted(architecture, sliding_window=window)
     texts = ["a cat", "the dog sleeps"]
     with prompt_mask_hooks(model) as handle:
-        assert (handle.registry._hooks.keys() >= {"share:0"}) == (window > 6)
+        assert (set(handle.registry) >= {"share:0"}) == (window > 6)
         assert_right(model)
         assert_right(model, texts)
         with runs(model) as seen:
