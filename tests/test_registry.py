@@ -250,14 +250,32 @@ def test_disabled_refuses_an_unknown_name_before_it_switches_anything_off(model:
 
 
 @pytest.mark.parametrize("attached_as", ["abcd", "dcba", "bdac"])
-def test_hooks_run_by_order_then_name_whatever_the_order_of_attaching(model: nn.Module, attached_as: str) -> None:
+def test_hooks_run_by_order_and_equal_orders_as_they_were_attached(model: nn.Module, attached_as: str) -> None:
     told: list[Any] = []
     orders = {"a": 5, "b": 0, "c": 0, "d": -1}
     registry = HookRegistry(model)
     for name in attached_as:
         registry.attach(Note(name, told), to="1", name=name, order=orders[name])
     model(torch.ones(1, 2))
-    assert [entry[:2] for entry in told] == [(when, name) for when in ("before", "after") for name in "dbca"]
+    expected = sorted(attached_as, key=orders.__getitem__)
+    assert [entry[:2] for entry in told] == [(when, name) for when in ("before", "after") for name in expected]
+
+
+def test_twelve_hooks_of_one_order_run_as_attached_and_not_by_name(model: nn.Module) -> None:
+    """By name they would run 1, 10, 11, 12, 2, ...; one that was disabled comes back where it was, also in a copy."""
+    told: list[Any] = []
+    registry = HookRegistry(model, owner="mine")
+    for number in range(1, 13):
+        registry.attach(Note(str(number), told), to="1", name=str(number))
+    registry.disable("5")
+    registry.enable("5")
+    expected = [str(number) for number in range(1, 13)]
+    model(torch.ones(1, 2))
+    assert [name for when, name, _ in told if when == "before"] == expected
+    copied = pickle.loads(pickle.dumps(model))
+    again = HookRegistry.adopt(copied, "mine")
+    again.attach(Note("13", told), to="1", name="13")
+    assert [name for name, _ in again.state.ordered()] == [*expected, "13"]
 
 
 def test_a_hook_that_was_disabled_comes_back_in_its_order(model: nn.Module) -> None:
@@ -955,11 +973,11 @@ def test_describe_says_that_the_parent_calls_forward_directly(model: nn.Module) 
     registry.attach(Add(), to="0.second.0", name="inside it")
     model(torch.ones(1, 2))
     assert [(row.hook, row.note) for row in registry.describe()] == [
-        ("inside it", ""),
         (
             "on it",
             "never fired: '0.second.0' inside it ran, so its parent calls .forward() directly, which skips hooks",
         ),
+        ("inside it", ""),
     ]
 
 
@@ -985,7 +1003,7 @@ def test_describe_does_not_blame_a_forward_from_before_the_hook_was_attached(mod
     registry.attach(Add(), to="2", name="late elsewhere")
     registry.enable("zz disabled")
     assert [(row.hook, row.note) for row in registry.describe().never_fired] == [
-        (name, "never fired: no hooked module ran yet") for name in ("late", "late elsewhere", "zz disabled")
+        (name, "never fired: no hooked module ran yet") for name in ("zz disabled", "late", "late elsewhere")
     ]
 
 

@@ -95,7 +95,7 @@ class Expected:
 
     def on(self, path: str) -> list[str]:
         here = [(hook["order"], name) for name, hook in self.hooks.items() if hook["enabled"] and path in hook["paths"]]
-        return [name for _, name in sorted(here)]
+        return [name for _, name in sorted(here, key=lambda entry: entry[0])]
 
     def forward(self, fails_at: tuple[str, str, str] | None) -> tuple[list[tuple[str, str, str]], bool]:
         """Return the log of one forward, foreign hooks on ``"0"`` included, and whether it raises."""

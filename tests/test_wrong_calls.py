@@ -434,7 +434,7 @@ def test_other_options_beside_those_in_force_say_how_to_replace_them() -> None:
         register_prompt_mask_hooks(tuned(), virtual_tokens="strip")
     assert str(caught.value) == (
         "the model has the hooks with other options, HookHandle(virtual_tokens='auto', task_id=None, check=True, "
-        "log=False, share_prompt='auto', 7 hooks): call `.remove()` on that handle first, or use "
+        "log=False, share_prompt='auto', 10 hooks): call `.remove()` on that handle first, or use "
         "`with prompt_mask_hooks(model, ...)` for a block"
     )
     assert not handle.active

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,6 +28,31 @@ def is_peft_model(backbone: Any) -> bool:
     """Tell whether this is a ``PeftModel``, also one without any adapter left, of which nothing else can be asked."""
     kind = releases.peft_class()
     return kind is not None and isinstance(backbone, kind)
+
+
+def names_in(peft_model: Any) -> list[str]:
+    """Return the names of the adapters of a ``PeftModel``, also of one that was added or deleted in part."""
+    return list(dict.fromkeys([*peft_model.peft_config, *(name for held in _prompts(peft_model) for name in held)]))
+
+
+def forget_adapter(peft_model: Any, name: str) -> None:
+    """Delete an adapter that is not the active one, all of it or what there is of it.
+
+    ``PeftModel.delete_adapter`` came with PEFT 0.17, and did not know prompt learning at first.
+    """
+    if not peft_model.active_peft_config.is_prompt_learning:
+        if name in peft_model.peft_config:
+            peft_model.base_model.delete_adapter(name)
+        return
+    for held in (*_prompts(peft_model), peft_model.peft_config):
+        if name in held:
+            del held[name]
+
+
+def _prompts(peft_model: Any) -> list[Any]:
+    """Return what has something of each prompt, by the adapter's name."""
+    found = (getattr(peft_model, name, None) for name in ("prompt_encoder", "prompt_tokens"))
+    return [held for held in found if held is not None]
 
 
 def tuner_layers(module: nn.Module) -> list[Any]:
@@ -98,26 +121,33 @@ class Bare(nn.Module):
             return getattr(super().__getattr__("backbone"), name)
 
 
-@contextlib.contextmanager
-def bare(transformer: Any) -> Iterator[None]:
-    """Run the Transformer without its adapters for the length of a block.
+class Bared:
+    """A Transformer that runs without its adapters between ``off`` and ``on``, which may run twice or after a part.
 
     ``PeftModel.disable_adapter()`` replaces a prompt's ``forward`` and leaves it replaced, and raises
     ``UnboundLocalError`` on encoders since transformers 4.50.
     """
-    outer = releases.backbone_of(transformer)
-    backbone = releases.plain_backbone(transformer)
-    layers = [layer for layer in tuner_layers(backbone) if not layer.disable_adapters]
-    frozen = {parameter: parameter.requires_grad for parameter in (backbone.parameters() if layers else ())}
-    try:
-        for layer in layers:
+
+    def __init__(self, transformer: Any) -> None:
+        self._transformer = transformer
+        self._outer = releases.backbone_of(transformer)
+        self._backbone = releases.plain_backbone(transformer)
+        self._layers = [layer for layer in tuner_layers(self._backbone) if not layer.disable_adapters]
+        parameters = self._backbone.parameters() if self._layers else ()
+        self._frozen = {parameter: parameter.requires_grad for parameter in parameters}
+
+    def off(self) -> None:
+        """Switch the adapters off."""
+        for layer in self._layers:
             layer.enable_adapters(False)
-        if is_peft_model(outer) and outer.base_model is backbone:  # a prompt; LoRA's layers are off by now
-            releases.put_backbone(transformer, Bare(backbone))
-        yield
-    finally:
-        releases.put_backbone(transformer, outer)
-        for layer in layers:
+        # A prompt; LoRA's layers are off by now.
+        if is_peft_model(self._outer) and self._outer.base_model is self._backbone:
+            releases.put_backbone(self._transformer, Bare(self._backbone))
+
+    def on(self) -> None:
+        """Put everything back."""
+        releases.put_backbone(self._transformer, self._outer)
+        for layer in self._layers:
             layer.enable_adapters(True)
-        for parameter, trainable in frozen.items():  # enabling makes an adapter trainable that was not
+        for parameter, trainable in self._frozen.items():  # enabling makes an adapter trainable that was not
             parameter.requires_grad = trainable

@@ -196,18 +196,6 @@ def prompt_configs(transformer: Any) -> dict[str, Any]:
     return {name: config for name, config in configs.items() if getattr(config, "is_prompt_learning", False)}
 
 
-def drop_adapter(peft_model: Any, name: str) -> None:
-    """Delete an adapter that is not the active one.
-
-    ``PeftModel.delete_adapter`` came with PEFT 0.17, and did not know prompt learning at first.
-    """
-    if not peft_model.peft_config[name].is_prompt_learning:
-        peft_model.base_model.delete_adapter(name)
-        return
-    del peft_model.peft_config[name], peft_model.prompt_encoder[name]
-    peft_model.prompt_tokens.pop(name, None)
-
-
 def forward_skips_prompts(backbone: Any) -> bool:
     """Tell whether this is a ``PeftModel`` of no task, whose forward is the base model's and never adds a prompt."""
     kind = peft_class()

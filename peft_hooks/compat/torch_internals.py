@@ -7,11 +7,12 @@ that somebody else attached, and those that were left behind; nor to ask whether
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 _FORWARD = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook"}
 _ALL = {**_FORWARD, "_backward_pre_hooks": "backward pre-hook", "_backward_hooks": "backward hook"}
@@ -44,6 +45,39 @@ def forward_hooks_of(module: nn.Module) -> list[Any]:
     return [hook for attribute in _FORWARD for hook in getattr(module, attribute).values()]
 
 
+def pre_hooks_of(module: nn.Module) -> Iterator[Any]:
+    """Return what is called before a module's forward."""
+    return iter(module._forward_pre_hooks.values())
+
+
+# How PyTorch is to call a hook, beside the hook itself and by the same key.
+_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+
+def drop_hooks(module: nn.Module, owner: object) -> None:
+    """Take the forward hooks off that are methods of ``owner``.
+
+    PyTorch's own way is the handle that registering returns, which an interrupt before it is kept loses. A flag goes
+    before its hook, so that what an interrupt leaves is found again.
+    """
+    for attribute in _FORWARD:
+        held = getattr(module, attribute)
+        for key in [key for key, hook in held.items() if getattr(hook, "__self__", None) is owner]:
+            for flags in _FLAGS:
+                getattr(module, flags, {}).pop(key, None)
+            held.pop(key, None)
+
+
+def keys_taken() -> int:
+    """Return the number below which PyTorch has given keys to hooks in this process."""
+    return RemovableHandle.next_id
+
+
+def keep_keys_free(taken: int) -> None:
+    """Have PyTorch give no key below ``taken`` any more: those of hooks that came from another process."""
+    RemovableHandle.next_id = max(RemovableHandle.next_id, taken)
+
+
 def child_of(module: nn.Module, name: str) -> nn.Module | None:
     """Return the submodule that is registered under ``name``, or None.
 
@@ -52,6 +86,35 @@ def child_of(module: nn.Module, name: str) -> nn.Module | None:
     """
     children = module._modules
     return children[name] if name in children else None  # noqa: SIM401 - those of a ScriptModule have no `get`
+
+
+def module_at(root: nn.Module, parts: Sequence[str]) -> nn.Module | None:
+    """Return the module at a path, given in its parts, or None. Asked in every forward."""
+    module: nn.Module | None = root
+    for part in parts:
+        if part and module is not None:
+            module = child_of(module, part)
+    return module
+
+
+_FAR = 40  # frames: a pipeline calls its modules from its forward, a Router's from a few frames further in
+
+
+def running_around(module: nn.Module, parts: Sequence[str]) -> nn.Module | None:
+    """Return the module whose forward runs in this thread, and that has ``module`` at the path; or None.
+
+    Asked in every forward: a ``forward`` is known by its name before its locals are looked at, which takes longer.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_FAR):
+        if frame is None:
+            return None
+        if frame.f_code.co_name == "forward":
+            outer = frame.f_locals.get("self")
+            if isinstance(outer, nn.Module) and outer is not module and module_at(outer, parts) is module:
+                return outer
+        frame = frame.f_back
+    return None
 
 
 def has_children(module: nn.Module) -> bool:

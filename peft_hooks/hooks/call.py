@@ -32,13 +32,14 @@ class Call:
         ((2, 4), (2, 3))
     """
 
-    __slots__ = ("args", "around", "given_args", "given_kwargs", "kwargs", "module", "notes", "path")
+    __slots__ = ("args", "around", "entries", "given_args", "given_kwargs", "kwargs", "module", "notes", "path")
 
     def __init__(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.module = module
         self.path = path
         self.args = self.given_args = args
         self.kwargs = self.given_kwargs = kwargs
+        self.entries: tuple[Any, ...] = ()  # for the dispatcher: what runs in this call
         self.around: object = STARTING  # for the dispatcher: the error that is handled around the forward
         self.notes: dict[Hook, Any] = {}
 

@@ -2,45 +2,33 @@
 
 A ``Dispatcher`` is the only thing that the library puts on a module: one pre-hook and one forward hook, which run the
 hooks of one registry in their order. It refers to no module and no registry, so that a model with hooks on it can be
-copied and pickled, in part or whole, and nothing else comes along.
+copied and pickled, in part or whole, and nothing else comes along. What it runs is on its registry's board.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from torch import nn
 from torch.compiler import is_compiling
 
-from ..compat.torch_internals import calls_of, child_of, hooks_of, is_compiled
-from .call import NOTHING, STARTING, Call, Hook
+from ..compat.torch_internals import (
+    calls_of,
+    child_of,
+    drop_hooks,
+    hooks_of,
+    is_compiled,
+    keep_keys_free,
+    keys_taken,
+    pre_hooks_of,
+)
+from .board import Attached, Board, Entry, Place, State, new_key
+from .call import NOTHING, STARTING, Call
 
 _Kwargs = dict[str, Any]
-
-
-@dataclass(slots=True)
-class Entry:
-    """One hook on one module. ``calls`` counts without a lock: threads and replicas may lose a few."""
-
-    name: str
-    hook: Hook
-    order: int
-    calls: int = 0
-    before: Callable[[Call], None] | None = field(init=False)
-    after: Callable[[Call, Any], Any] | None = field(init=False)
-    failed: Callable[[Call, BaseException], None] | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not isinstance(self.order, (int, float)):
-            raise TypeError(f"name={self.name!r}, order={self.order!r}: give a str, and a number: lower runs first")
-        kind = type(self.hook)
-        self.before = self.hook.before if kind.before is not Hook.before else None
-        self.after = self.hook.after if kind.after is not Hook.after else None
-        self.failed = self.hook.failed if kind.failed is not Hook.failed else None
 
 
 class _Local(threading.local):
@@ -55,31 +43,39 @@ class Dispatcher:
 
     Args:
         path: Where the module sits, for the hooks' messages.
-        owner: What the registry goes by, so that ``dispatchers`` finds it again on a copied model.
+        board: Where the registry's hooks are.
+        key: The key of the module's place there.
     """
 
-    def __init__(self, path: str, owner: Hashable) -> None:
+    def __init__(self, path: str, board: Board, key: int) -> None:
         self.path = path
-        self.owner = owner
-        self.entries: tuple[Entry, ...] = ()
-        self._handles: tuple[Any, ...] = ()
+        self.at = board, key
         self._local = _Local()
 
-    def set_entries(self, module: nn.Module, entries: list[Entry], stay: bool = False) -> None:
-        """Put ``entries`` in force; with none left, nothing of the dispatcher stays on the module unless ``stay``."""
-        self.entries = tuple(sorted(entries, key=lambda entry: (entry.order, entry.name)))
-        if self.entries and not self._handles:
-            # Each handle is kept before the next step can raise: with no entries left, all of them are removed again.
-            self._handles = (module.register_forward_pre_hook(self._before, with_kwargs=True),)
-            # always_call: the forward hook runs, too, when the forward raised; so `failed` works and no call stays.
-            self._handles += (module.register_forward_hook(self._after, always_call=True),)
-        elif not self.entries and not stay:
-            for handle in self._handles:
-                handle.remove()
-            self._handles = ()
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What runs on the module, in order."""
+        board, key = self.at
+        return board.state.running.get(key, ())
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Kwargs) -> tuple[tuple[Any, ...], _Kwargs]:
+    @property
+    def owner(self) -> Hashable:
+        """What the registry goes by, so that ``dispatchers`` finds it again on a copied model."""
+        return self.at[0].state.owner
+
+    def put_on(self, module: nn.Module) -> None:
+        """Put the two hooks on the module. An interrupt between them leaves what runs nothing."""
+        module.register_forward_pre_hook(self._before, with_kwargs=True)
+        # always_call: the forward hook runs, too, when the forward raised; so `failed` works and no call stays.
+        module.register_forward_hook(self._after, always_call=True)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Kwargs | None = None) -> Any:
+        if kwargs is None:
+            return None  # an interrupt in `put_on`: PyTorch has the hook, and not yet that it takes keywords
+        board, key = self.at
         call = Call(module, self.path, args, kwargs)
+        # Taken down for `_after`: what is attached or taken off meanwhile has run nothing before the module.
+        call.entries = entries = board.state.running.get(key, ())
         stack = self._local.stack
         compiling = is_compiling()
         if stack and not compiling:
@@ -87,7 +83,7 @@ class Dispatcher:
             del stack[max(calls_of(module) - 1, 0) :]
         # Before the entries run: if one raises, `_after` runs all the same, and must not take an outer forward's call.
         stack.append(call)
-        for entry in self.entries:
+        for entry in entries:
             if not compiling:  # a changing counter would be guarded on, and the model recompiled at every call
                 entry.calls += 1
             if entry.before is not None:
@@ -108,7 +104,7 @@ class Dispatcher:
             if error is not None and error is not call.around:
                 self._failed(call, error)
                 return None
-        for entry in self.entries:
+        for entry in call.entries:
             if entry.after is not None:
                 replaced = entry.after(call, output)
                 if replaced is not None:
@@ -116,16 +112,41 @@ class Dispatcher:
         return output
 
     def _failed(self, call: Call, error: BaseException) -> None:
-        for entry in self.entries:
+        for entry in call.entries:
             if entry.failed is not None:
                 entry.failed(call, error)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_local"}
+        # Not the board, which has the hooks of the other modules, too.
+        return {"path": self.path, "owner": self.owner, "entries": self.entries, "keys": keys_taken()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        self.path = state["path"]
         self._local = _Local()
+        keep_keys_free(state["keys"])
+        key, hooks = new_key(), {}
+        for entry in state["entries"]:
+            entry.key = key
+            hooks[entry.name] = Attached(entry.hook, entry.order, entry.turn, {self.path: entry})
+        # Which module it is on is for `HookRegistry.adopt` to find.
+        self.at = Board(State(state["owner"], hooks, {key: Place(self.path, None)})), key
+
+
+def take_off(module: nn.Module, board: Board, key: int) -> None:
+    """Take what the board's registry put on a module off, all of it or what an interrupt left of it."""
+    for held in list(hooks_of(module)):
+        dispatcher = getattr(held.hook, "__self__", None)
+        if isinstance(dispatcher, Dispatcher) and dispatcher.at == (board, key):
+            drop_hooks(module, dispatcher)
+
+
+def hooked_for(module: nn.Module, kind: type) -> bool:
+    """Tell whether a module has hooks of an owner of this class. Asked in every forward."""
+    for hook in pre_hooks_of(module):
+        dispatcher = getattr(hook, "__self__", None)
+        if type(dispatcher) is Dispatcher and isinstance(dispatcher.owner, kind):
+            return True
+    return False
 
 
 def dispatchers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Dispatcher]]:

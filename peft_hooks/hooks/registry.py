@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import itertools
 import weakref
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from .._arguments import need_module
 from ..errors import HookError, HookNameError, close_matches
+from .board import Attached, State
 from .call import Hook
-from .dispatcher import Entry, compiled_part
-from .selectors import Roles, Selector, select
+from .places import Places
+from .selectors import Roles, Selector
 from .table import HookTable, describe
-from .targets import Attached, Places
+from .undo import block
+from .wanted import Wanted, having
 
 _numbers = itertools.count()
 
@@ -34,6 +37,7 @@ class HookRegistry:
 
     Attaching, detaching, enabling and disabling are not thread-safe; the hooks themselves run in any thread.
     The registry does not keep the model alive, and nothing of it stays on a module that has no enabled hook of it.
+    Ctrl-C, wherever it hits, leaves each call and each block as not begun or as ended.
 
     Args:
         model: Any ``nn.Module``.
@@ -63,8 +67,7 @@ class HookRegistry:
         need_module(model, "HookRegistry")
         self._model = weakref.ref(model)
         self._roles = roles
-        self._hooks: dict[str, Attached] = {}
-        self._places = Places(f"registry {next(_numbers)}" if owner is None else owner)
+        self._places = Places(State(f"registry {next(_numbers)}" if owner is None else owner))
 
     @classmethod
     def adopt(cls, model: nn.Module, owner: Hashable) -> HookRegistry:
@@ -74,10 +77,6 @@ class HookRegistry:
         """
         registry = cls(model, owner=owner)
         registry._places = Places.found_on(model, owner)
-        for path, target in registry._places.targets.items():
-            for entry in target.entries:
-                attached = registry._hooks.setdefault(entry.name, Attached(entry.hook, entry.order, {}))
-                attached.entries[path] = entry
         return registry
 
     @property
@@ -99,7 +98,7 @@ class HookRegistry:
             hook: An instance of a ``Hook``.
             to: A role, path, glob, module class, module or predicate ``(path, module) -> bool``.
             name: What the hook goes by; by default its class name, with a number if that is taken.
-            order: Lower runs first, before and after the module alike; equal orders run by name.
+            order: Lower runs first, before and after the module alike; equal orders run as they were attached.
 
         Returns:
             The name.
@@ -110,33 +109,25 @@ class HookRegistry:
             SelectorError: If ``to`` matches no module.
             HookError: If a module is compiled already: PyTorch would leave the hook out without a word.
         """
+        self._need_hook(hook)
+        name = self._free_name(type(hook).__name__) if name is None else name
+        wanted = Wanted(name, hook, to, order)
+        self._places.switch(having(self.state, wanted, self.state.keys(), self.model, self._roles))
+        return name
+
+    def attach_all(self, wanted: Iterable[Wanted], owner: Hashable = None, note: Any = None) -> None:
+        """Attach these hooks in place of all others, in one step; they are marked ``owner``. Raises as ``attach``."""
+        keys = self.state.keys()
+        state = replace(self.state, hooks={}, owner=self.owner if owner is None else owner, note=note)
+        for one in wanted:
+            state = having(state, one, keys, self.model, self._roles)
+        self._places.switch(state)
+
+    @staticmethod
+    def _need_hook(hook: Hook) -> None:
         if not isinstance(hook, Hook):
             hint = ": make an instance of it" if isinstance(hook, type) else ""
             raise TypeError(f"attach needs an instance of a peft_hooks.Hook, got {hook!r}{hint}")
-        name = self._free_name(type(hook).__name__) if name is None else name
-        if name in self._hooks:
-            raise HookNameError(
-                f"a hook named {name!r} is attached already: detach({name!r}) first, or take another name"
-            )
-        found = select(self.model, to, self._roles)
-        for path, _ in found:
-            self._refuse_compiled(path, name)
-        self._hooks[name] = Attached(hook, order, {path: Entry(name, hook, order) for path, _ in found})
-        try:
-            self._places.add(found)
-            self._put_on(name)
-        except BaseException:
-            self.detach(name)
-            raise
-        return name
-
-    def _refuse_compiled(self, path: str, name: str) -> None:
-        compiled = compiled_part(self.model, path)
-        if compiled is not None:
-            raise HookError(
-                f"{compiled or type(self.model).__name__!r} is compiled already, and PyTorch leaves out hooks that are "
-                f"attached after torch.compile: attach {name!r} first, then compile"
-            )
 
     def detach(self, name: str) -> None:
         """Take the hook off every module.
@@ -144,49 +135,51 @@ class HookRegistry:
         Raises:
             HookNameError: If no hook has this name.
         """
-        self._places.take_off(self._get(name))
-        del self._hooks[name]
-        self._places.keep_only({path for attached in self._hooks.values() for path in attached.entries})
+        self._get(name)
+        self._places.switch(self.state.lacking(name))
 
     def clear(self) -> None:
         """Detach every hook of this registry. Hooks of others stay."""
-        for name in list(self._hooks):
-            self.detach(name)
+        self._places.switch(replace(self.state, hooks={}))
+
+    def reset(self) -> None:
+        """Detach every hook of this registry, those that blocks have set aside among them."""
+        self._places.switch(State(self.owner))
 
     def enable(self, name: str) -> None:
         """Put a disabled hook back on its modules, in its order. Raises HookNameError for an unknown name."""
-        if not self._get(name).enabled:
-            self._put_on(name)
+        self._get(name)
+        self._places.switch(self.state.switched([name], True))
 
     def disable(self, name: str) -> None:
         """Take the hook off its modules until ``enable``; it costs nothing. Raises HookNameError for an unknown one."""
-        if self._get(name).enabled:
-            self._places.take_off(self._hooks[name])
+        self._get(name)
+        self._places.switch(self.state.switched([name], False))
 
     @contextlib.contextmanager
     def attached(self, hook: Hook, to: Selector, name: str | None = None, order: int = 0) -> Iterator[str]:
         """Attach for the length of a block, which gets the name. Blocks nest. Takes and raises what ``attach`` does."""
-        name = self.attach(hook, to, name, order)
-        try:
-            yield name
-        finally:
-            if name in self._hooks and self._hooks[name].hook is hook:
-                self.detach(name)
+        self._need_hook(hook)
+        chosen = self._free_name(type(hook).__name__) if name is None else name
+        former = self.state.hooks.get(chosen)
+
+        def leave() -> None:
+            now = self.state.hooks.get(chosen)
+            if now is not None and now is not former and now.hook is hook:
+                self.detach(chosen)
+
+        yield from block(lambda: self.attach(hook, to, chosen, order), leave)
 
     @contextlib.contextmanager
     def disabled(self, *names: str) -> Iterator[None]:
         """Disable the named hooks, or all, for the length of a block; those that were disabled before stay so."""
         for name in names:
             self._get(name)
-        chosen = [name for name in (names or self._hooks) if self._hooks[name].enabled]
-        try:
-            for name in chosen:
-                self.disable(name)
-            yield
-        finally:
-            for name in chosen:
-                if name in self._hooks:
-                    self.enable(name)
+        chosen = [name for name in (names or self.state.hooks) if self.state.hooks[name].enabled]
+        yield from block(
+            lambda: self._places.switch(self.state.switched(chosen, False)),
+            lambda: self._places.switch(self.state.switched(chosen, True)),
+        )
 
     @contextlib.contextmanager
     def replaced(self, owner: Hashable = None) -> Iterator[None]:
@@ -194,58 +187,60 @@ class HookRegistry:
 
         What PyTorch holds on the modules stays in place, so the block leaves no trace; its hooks are marked ``owner``.
         """
-        hooks, places = self._hooks, self._places
-        self._hooks, self._places = {}, places.set_aside(places.owner if owner is None else owner)
-        try:
-            yield
-        finally:
-            self.clear()
-            self._hooks, self._places = hooks, places
-            places.update()
+        former = self.state
+        yield from block(lambda: self.set_aside(owner), lambda: self.put_back(former))
+
+    def set_aside(self, owner: Hashable = None) -> None:
+        """Have nothing run until ``put_back`` is given the state of now; what is attached meanwhile runs."""
+        self._places.switch(State(self.owner if owner is None else owner, outer=self.state))
+
+    def put_back(self, former: State) -> None:
+        """Put a state that is set aside in force again; does nothing if it is not, or was detached by ``reset``."""
+        if self.state.inside(former):
+            self._places.switch(former)
+
+    @property
+    def state(self) -> State:
+        """What is attached now. It never changes; attaching puts another in its place."""
+        return self._places.state
+
+    @property
+    def owner(self) -> Hashable:
+        """What the hooks on the modules are marked with."""
+        return self._places.state.owner
+
+    def restore(self, former: State) -> None:
+        """Put a former state of this registry in force, whatever was attached or detached since."""
+        self._places.switch(former)
 
     def describe(self) -> HookTable:
         """List every hook on every module: role, order, calls, and why a hook never fired, where that is known."""
-        return describe(self.model, self._ordered(), self._calls(), self._roles(self.model))
-
-    def _ordered(self) -> list[tuple[str, Attached]]:
-        return sorted(self._hooks.items(), key=lambda item: (item[1].order, item[0]))
+        return describe(self.model, self.state.ordered(), self.state.calls(), self._roles(self.model))
 
     def _get(self, name: str) -> Attached:
         try:
-            return self._hooks[name]
+            return self.state.hooks[name]
         except KeyError:
-            raise HookNameError(f"no hook is named {name!r}{close_matches(name, self._hooks)}") from None
+            raise HookNameError(f"no hook is named {name!r}{close_matches(name, self.state.hooks)}") from None
 
     def _free_name(self, kind: str) -> str:
         numbered = (f"{kind}-{number}" for number in itertools.count(2))
-        return next(name for name in itertools.chain([kind], numbered) if name not in self._hooks)
-
-    def _calls(self) -> Counter[str]:
-        calls: Counter[str] = Counter()
-        for attached in self._hooks.values():
-            for path, entry in attached.entries.items():
-                calls[path] += entry.calls
-        return calls
-
-    def _put_on(self, name: str) -> None:
-        attached = self._hooks[name]
-        attached.since = self._calls()
-        self._places.put_on(attached)
+        return next(name for name in itertools.chain([kind], numbered) if name not in self.state.hooks)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._hooks
+        return name in self.state.hooks
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._hooks)
+        return iter(self.state.hooks)
 
     def __len__(self) -> int:
-        return len(self._hooks)
+        return len(self.state.hooks)
 
     def __repr__(self) -> str:
         model = self._model()
         count = f"{len(self)} hook{'' if len(self) == 1 else 's'}"
         lines = [f"HookRegistry({'a model that is gone' if model is None else type(model).__name__}, {count})"]
-        for number, (name, attached) in enumerate(self._ordered()):
+        for number, (name, attached) in enumerate(self.state.ordered()):
             places = ", ".join(repr(path) for path in attached.entries)
             off = "" if attached.enabled else ", disabled"
             lines.append(f"[{number}] {name}: {attached.hook!r} on {places}, order {attached.order}{off}")

@@ -8,8 +8,8 @@ from dataclasses import astuple, dataclass
 
 from torch import nn
 
+from .board import Attached
 from .dispatcher import compiled_part
-from .targets import Attached
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -16,6 +14,7 @@ from ..compat import peft_state as state
 from ..compat import sentence_transformers as releases
 from ..compat.pipeline import pipeline
 from ..errors import UnsupportedModelError
+from ..hooks.undo import attempt, surely
 from .attach import HookHandle, handle_of, register_prompt_mask_hooks
 from .plan import options_of
 
@@ -67,7 +66,8 @@ def add_prompt_adapter(
     wanted = options_of(options) if options or handle is None else handle.options
     if handle is not None and handle.options != wanted:
         register_prompt_mask_hooks(model, **options)  # raises, and says how to replace
-    with _all_or_nothing(transformer, handle):
+
+    def step() -> HookHandle:
         if hasattr(former, "peft_config"):
             if adapter_name in former.peft_config:
                 raise ValueError(f"an adapter named {adapter_name!r} is there already: give another adapter_name")
@@ -81,6 +81,8 @@ def add_prompt_adapter(
             return register_prompt_mask_hooks(given, **options)
         handle.refresh()
         return handle
+
+    return attempt(step, _Former(model, transformer, handle).restore)
 
 
 def remove_prompt_adapter(model: nn.Module, adapter_name: str = "default") -> HookHandle | None:
@@ -119,55 +121,78 @@ def remove_prompt_adapter(model: nn.Module, adapter_name: str = "default") -> Ho
     if adapter_name not in names or not state.is_peft_model(peft_model):
         known = ", ".join(map(repr, names)) or "none"
         raise ValueError(f"there is no adapter named {adapter_name!r} on this model; there are: {known}")
-    others = [name for name in names if name != adapter_name]
+    surely(lambda: _take_away(transformer, peft_model, adapter_name, handle))
+    return handle if handle is not None and handle.active else None
+
+
+def _take_away(transformer: Any, peft_model: Any, adapter_name: str, handle: HookHandle | None) -> None:
+    """Delete an adapter, with the hooks and the ``PeftModel`` if it is the last. May run again after a part of it."""
+    others = [name for name in peft_model.peft_config if name != adapter_name]
     if others:
         if peft_model.active_adapter == adapter_name:
             peft_model.set_adapter(others[0])
-        releases.drop_adapter(peft_model, adapter_name)
+        state.forget_adapter(peft_model, adapter_name)
         if handle is not None:
             handle.refresh()
-        return handle
+        return
     if handle is not None:
         handle.remove()
     backbone = releases.plain_backbone(transformer)
-    if not peft_model.active_peft_config.is_prompt_learning:
+    if releases.backbone_of(transformer) is not peft_model:
+        return
+    if peft_model.active_peft_config.is_prompt_learning:
+        state.unwrap_heads(backbone)
+    else:
         peft_model.base_model.unload()
         vars(backbone).pop("peft_config", None)
-    else:
-        state.unwrap_heads(backbone)
     releases.put_backbone(transformer, backbone)
-    return None
 
 
-@contextlib.contextmanager
-def _all_or_nothing(transformer: Any, handle: HookHandle | None) -> Iterator[None]:
-    """Put the backbone, its adapters, what is frozen and the hooks back as they were if the block raises."""
-    former = releases.backbone_of(transformer)
-    attributes, adapters = set(vars(former)), set(getattr(former, "peft_config", ()))
-    active = getattr(former, "active_adapter", None)
-    frozen = {parameter: parameter.requires_grad for parameter in former.parameters()}
-    children = dict(former.named_children())
-    try:
-        yield
-    except BaseException:
-        wrapped = releases.backbone_of(transformer)
-        if wrapped is not former:
-            releases.put_backbone(transformer, former)
-            if hasattr(wrapped.base_model, "unload"):  # LoRA's layers are in the backbone itself
-                wrapped.base_model.unload()
-        for name in set(getattr(former, "peft_config", ())) - adapters if adapters else ():
-            former.set_adapter(active)
-            releases.drop_adapter(former, name)
-        for name, child in children.items():
-            if getattr(former, name) is not child:  # SEQ_CLS wraps the head, to train and save it
-                setattr(former, name, child)
-        for key in set(vars(former)) - attributes:
-            delattr(former, key)
-        for parameter, trainable in frozen.items():
+class _Former:
+    """A Transformer's backbone, its adapters, what is frozen and the hooks, as they were."""
+
+    def __init__(self, model: nn.Module, transformer: Any, handle: HookHandle | None) -> None:
+        self._model, self._transformer, self._handle = model, transformer, handle
+        self._backbone: Any = releases.backbone_of(transformer)
+        self._hooks = None if handle is None else handle.former()
+        self._attributes = set(vars(self._backbone))
+        self._adapters = list(getattr(self._backbone, "peft_config", ()))
+        self._active = getattr(self._backbone, "active_adapter", None)
+        self._frozen = {parameter: parameter.requires_grad for parameter in self._backbone.parameters()}
+        # Of every module: SEQ_CLS wraps the head, to train and save it, and LoRA's layers are in the backbone itself.
+        self._children = [(module, dict(module.named_children())) for module in self._backbone.modules()]
+
+    def restore(self) -> None:
+        """Put all of it back. May run again after a part of it."""
+        if releases.backbone_of(self._transformer) is not self._backbone:
+            releases.put_backbone(self._transformer, self._backbone)
+        if self._adapters:
+            self._forget_added()
+        self._put_modules_back()
+        for parameter, trainable in self._frozen.items():
             parameter.requires_grad = trainable
-        if handle is not None and not handle.active:
-            handle.refresh()
-        raise
+        if self._hooks is not None:
+            self._hooks()
+            return
+        handle = handle_of(self._model)
+        if handle is not None:
+            handle.remove()
+
+    def _forget_added(self) -> None:
+        added = [name for name in state.names_in(self._backbone) if name not in self._adapters]
+        if self._backbone.active_adapter in added:
+            self._backbone.set_adapter(self._active)
+        for name in added:
+            state.forget_adapter(self._backbone, name)
+
+    def _put_modules_back(self) -> None:
+        for module, children in self._children:
+            now = dict(module.named_children())
+            for name, child in children.items():
+                if now.get(name) is not child:
+                    setattr(module, name, child)
+        for key in set(vars(self._backbone)) - self._attributes:
+            delattr(self._backbone, key)
 
 
 def _the_transformer(model: Any) -> tuple[nn.Module, Any]:

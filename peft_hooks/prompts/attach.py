@@ -1,150 +1,25 @@
-"""``register_prompt_mask_hooks``: the life of a model's hooks as one."""
+"""``register_prompt_mask_hooks`` and ``prompt_mask_hooks``: the hooks on a model, for good or for a block."""
 
 from __future__ import annotations
 
 import contextlib
-import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from ..compat import cross_encoders as cross
-from ..compat import sentence_transformers as releases
+from ..compat.pipeline import pipeline
 from ..compat.tested import warn_if_untested
 from ..errors import HookError
-from ..hooks.dispatcher import dispatchers
-from ..hooks.registry import HookRegistry
-from ..hooks.table import HookTable
+from ..hooks.undo import block
+from .handle import HookHandle, handle_of
 from .mask import VirtualTokens
-from .plan import Options, options_of, plan
-from .refusals import fit_positions, level_of_caller, refuse_options, refuse_what_cannot_be_right
-from .sharing_plan import Share, remarks
+from .plan import Options, options_of
+from .refusals import level_of_caller
+from .sharing_plan import Share
 
-
-class HookHandle:
-    """The hooks that ``register_prompt_mask_hooks`` put on a model. As a context manager, removes them at the end.
-
-    ``register_prompt_mask_hooks`` makes it; there is one for a model. It does not keep the model alive.
-
-    Attributes:
-        options: What the hooks were asked for.
-        registry: The ``HookRegistry`` that they are in; hooks of one's own go into another.
-
-    Example:
-        >>> from peft import PromptTuningConfig
-        >>> from peft_hooks import add_prompt_adapter
-        >>> from peft_hooks.testing import tiny_model
-        >>> handle = add_prompt_adapter(tiny_model("bert"), PromptTuningConfig(num_virtual_tokens=4), check=False)
-        >>> handle
-        HookHandle(virtual_tokens='auto', task_id=None, check=False, log=False, share_prompt='auto', 5 hooks)
-        >>> handle.remove()
-        >>> handle.active
-        False
-    """
-
-    def __init__(self, model: nn.Module, options: Options, registry: HookRegistry | None = None) -> None:
-        self.options = options
-        self.registry = registry or HookRegistry(model, owner=options)
-        self._undo: list[Callable[[], None]] = []
-        self._removed = False
-        if registry is None:
-            self._attach(model)
-        _handles[model] = self
-
-    def _attach(self, model: nn.Module) -> None:
-        try:
-            for _, transformer in cross.inputs_of(model):
-                undo = fit_positions(transformer)
-                if undo is not None:
-                    self._undo.append(undo)
-            for planned in plan(model, self.options):
-                self.registry.attach(planned.hook, planned.to, planned.name, planned.order)
-        except BaseException:
-            self.remove()
-            raise
-
-    @property
-    def active(self) -> bool:
-        """Whether the hooks are on the model."""
-        return len(self.registry) > 0
-
-    def remove(self) -> None:
-        """Take every hook off and put ``max_seq_length`` back if it was lowered. A second call does nothing."""
-        self._removed = True
-        self.registry.clear()
-        while self._undo:
-            self._undo.pop()()
-
-    def refresh(self) -> None:
-        """Attach anew, after adapters were added or deleted."""
-        model = self.registry.model
-        self.remove()
-        refuse_what_cannot_be_right(model, self.options.task_id, self.options.virtual_tokens)
-        self._attach(model)
-        self._removed = False
-
-    def describe(self) -> HookTable:
-        """List the hooks: module, role, order, calls, why one never fired, and why virtual tokens are not shared."""
-        said = remarks(self.registry.model, self.options.share_prompt, self.registry)
-        return replace(self.registry.describe(), remarks=tuple(said))
-
-    @contextlib.contextmanager
-    def switched(self, **options: Any) -> Iterator[HookHandle]:
-        """Use other options for the length of a block; those not given stay as they are."""
-        former, model = self.options, self.registry.model
-        block = replace(former, **options)
-        refuse_options(model, options.get("task_id"), block.virtual_tokens)
-        proven = frozenset(self.registry) if block.share_prompt == former.share_prompt else None
-        with self.registry.replaced(block):  # a copy that is made in the block has the block's options
-            self.options = block
-            try:
-                for planned in plan(model, self.options, proven):
-                    self.registry.attach(planned.hook, planned.to, planned.name, planned.order)
-                yield self
-            finally:
-                self.options = former
-
-    def __enter__(self) -> HookHandle:
-        if self._removed:
-            raise HookError("these hooks were removed: attach them again, register_prompt_mask_hooks(model)")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.remove()
-
-    def __repr__(self) -> str:
-        options = ", ".join(f"{key}={value!r}" for key, value in asdict(self.options).items())
-        return f"HookHandle({options}, {len(self.registry)} hooks)"
-
-
-_handles: weakref.WeakKeyDictionary[nn.Module, HookHandle] = weakref.WeakKeyDictionary()
-
-
-def handle_of(model: nn.Module) -> HookHandle | None:
-    """Return the handle of the hooks on ``model``, also when they came along with a copied or unpickled model.
-
-    Raises:
-        HookError: If ``model`` shares a module with another model, whose hooks are on it.
-    """
-    handle = _handles.get(model)
-    if handle is not None and handle.active:
-        return handle
-    found = [entry for entry in dispatchers(model) if isinstance(entry[2].owner, Options)]
-    hooked = {module for _, module, _ in found}
-    covered = hooked.issuperset(pooling for _, pooling in releases.poolings_of(model))
-    for other, its in list(_handles.items()):
-        if its.active and not hooked.isdisjoint(other.modules()):
-            if covered and other in set(model.modules()):  # torch.compile(other), DataParallel(other)
-                return its
-            raise HookError(f"a part of it has the hooks of another, {its!r}: call `.remove()` on that handle first")
-    whole = covered and all(path == dispatcher.path for path, _, dispatcher in found)
-    for owner in {dispatcher.owner for _, _, dispatcher in found if isinstance(dispatcher.owner, Options)}:
-        if whole:
-            return HookHandle(model, owner, HookRegistry.adopt(model, owner))
-        HookRegistry.adopt(model, owner).clear()  # of a model of which a part was copied, and do not fit this one
-    return None
+__all__ = ["HookHandle", "handle_of", "prompt_mask_hooks", "register_prompt_mask_hooks"]
 
 
 def register_prompt_mask_hooks(
@@ -159,7 +34,8 @@ def register_prompt_mask_hooks(
     """Attach everything that makes a prompt-tuned Sentence Transformers model right, until ``handle.remove()``.
 
     With the hooks on, an embedding is the same alone and in any batch, left- or right-padded. What cannot be right is
-    refused by name. A second call with the same options returns the same handle. Attach before ``torch.compile``, which
+    refused by name. A second call with the same options returns the same handle, and attaches anew if the model was
+    changed meanwhile: a module replaced, an adapter added. Attach before ``torch.compile``, which
     leaves out what comes later: https://docs.pytorch.org/docs/stable/torch.compiler_nn_module.html
 
     The methods: prompt tuning (https://arxiv.org/abs/2104.08691), P-tuning (https://arxiv.org/abs/2103.10385),
@@ -213,16 +89,24 @@ def register_prompt_mask_hooks(
     options = Options(virtual_tokens, task_id, check, log, share_prompt)
     root = cross.root_of(model)
     handle = handle_of(root) if isinstance(root, nn.Module) else None
-    if handle is not None:
-        if handle.options == options:
-            return handle
+    if handle is None:
+        handle = _new(root, options)
+        handle.refresh()
+        return handle
+    if handle.options != options:
         raise HookError(
             f"the model has the hooks with other options, {handle!r}: call `.remove()` on that handle first, or use "
             f"`with prompt_mask_hooks(model, ...)` for a block"
         )
+    if not handle.fits():
+        handle.refresh()
+    return handle
+
+
+def _new(root: nn.Module, options: Options) -> HookHandle:
+    """Return a handle that has attached nothing yet, after a word on releases that no one has tried."""
     warn_if_untested(level_of_caller())
-    refuse_what_cannot_be_right(root, task_id, virtual_tokens)
-    return HookHandle(root, options)
+    return HookHandle(pipeline(root)[0], options)
 
 
 @contextlib.contextmanager
@@ -254,9 +138,18 @@ def prompt_mask_hooks(model: nn.Module, **options: Any) -> Iterator[HookHandle]:
         >>> handle.options.virtual_tokens
         'auto'
     """
-    options_of(options)
+    chosen = options_of(options)
     root = cross.root_of(model)
     outer = handle_of(root) if isinstance(root, nn.Module) else None
-    block = register_prompt_mask_hooks(model, **options) if outer is None else outer.switched(**options)
-    with block as handle:
-        yield handle
+    if outer is not None:
+        if not outer.fits():
+            outer.refresh()
+        yield from outer.block(options)
+        return
+    handle = _new(root, chosen)
+
+    def enter() -> HookHandle:
+        handle.refresh()
+        return handle
+
+    yield from block(enter, handle.remove)

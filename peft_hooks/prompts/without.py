@@ -9,6 +9,7 @@ from torch import nn
 
 from ..compat import peft_state as state
 from ..compat.pipeline import pipeline
+from ..hooks.undo import block
 
 
 @contextlib.contextmanager
@@ -40,7 +41,14 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
         True
     """
     _, transformers = pipeline(model)
-    with contextlib.ExitStack() as stack:
-        for _, transformer in transformers:
-            stack.enter_context(state.bare(transformer))
-        yield
+    bared = [state.Bared(transformer) for _, transformer in transformers]
+
+    def off() -> None:
+        for one in bared:
+            one.off()
+
+    def on() -> None:
+        for one in reversed(bared):
+            one.on()
+
+    yield from block(off, on)

@@ -1,0 +1,65 @@
+"""From what ``HookRegistry.attach`` is given to the state that has it, or to the error that says why not."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import nn
+
+from ..errors import HookError, HookNameError
+from .board import Attached, Entry, Place, State, new_key
+from .call import Hook
+from .dispatcher import compiled_part
+from .selectors import Roles, Selector, select
+
+
+class Wanted(NamedTuple):
+    """A hook that is to be attached: what ``HookRegistry.attach`` takes."""
+
+    name: str
+    hook: Hook
+    to: Selector
+    order: int
+
+
+def having(
+    state: State, wanted: Wanted, keys: dict[Place, int], model: nn.Module, roles: Callable[[nn.Module], Roles]
+) -> State:
+    """Return ``state`` with one more hook. Nothing is put on a module yet.
+
+    Args:
+        state: What is attached.
+        wanted: The hook.
+        keys: Those of the places that are known; new ones are added.
+        model: The root.
+        roles: Finds the roles of a model.
+
+    Raises:
+        HookNameError: If the name is taken.
+        SelectorError: If no module is selected.
+        HookError: If a module is compiled already.
+    """
+    name, hook, to, order = wanted
+    if name in state.hooks:
+        raise HookNameError(f"a hook named {name!r} is attached already: detach({name!r}) first, or take another name")
+    turn = state.next_turn()
+    entries: dict[str, Entry] = {}
+    known: dict[int, Place] = {}
+    for path, module in select(model, to, roles):
+        _refuse_compiled(model, path, name)
+        place = Place(path, weakref.ref(module))
+        key = keys.setdefault(place, new_key())
+        known[key] = place
+        entries[path] = Entry(name, hook, order, turn, key)
+    return state.having(name, Attached(hook, order, turn, entries, since=state.calls()), known)
+
+
+def _refuse_compiled(model: nn.Module, path: str, name: str) -> None:
+    compiled = compiled_part(model, path)
+    if compiled is not None:
+        raise HookError(
+            f"{compiled or type(model).__name__!r} is compiled already, and PyTorch leaves out hooks that are "
+            f"attached after torch.compile: attach {name!r} first, then compile"
+        )

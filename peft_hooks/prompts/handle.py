@@ -1,0 +1,204 @@
+"""``HookHandle``: the life of a model's hooks as one."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Container, Iterator
+from dataclasses import asdict, replace
+from typing import Any, cast
+
+from torch import nn
+
+from ..compat import sentence_transformers as releases
+from ..errors import HookError, UnsupportedModelError
+from ..hooks.dispatcher import dispatchers
+from ..hooks.registry import HookRegistry
+from ..hooks.table import HookTable
+from ..hooks.undo import attempt, block, surely
+from .plan import Options
+from .refusals import refuse_options, refuse_what_cannot_be_right
+from .sharing_plan import remarks
+from .watched import Lengths, Modes, looked_at, wanted_hooks
+
+
+class HookHandle:
+    """The hooks that ``register_prompt_mask_hooks`` put on a model. As a context manager, removes them at the end.
+
+    ``register_prompt_mask_hooks`` makes it; there is one for a model. It does not keep the model alive.
+
+    Attributes:
+        registry: The ``HookRegistry`` that they are in; hooks of one's own go into another.
+
+    Example:
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks import add_prompt_adapter
+        >>> from peft_hooks.testing import tiny_model
+        >>> handle = add_prompt_adapter(tiny_model("bert"), PromptTuningConfig(num_virtual_tokens=4), check=False)
+        >>> handle
+        HookHandle(virtual_tokens='auto', task_id=None, check=False, log=False, share_prompt='auto', 8 hooks)
+        >>> handle.remove()
+        >>> handle.active
+        False
+    """
+
+    def __init__(self, model: nn.Module, options: Options, registry: HookRegistry | None = None) -> None:
+        self.registry = registry or HookRegistry(model, owner=options)
+        self._lengths = Lengths()
+
+    @property
+    def options(self) -> Options:
+        """What the hooks were asked for."""
+        return cast(Options, self.registry.owner)
+
+    @property
+    def active(self) -> bool:
+        """Whether the hooks are on the model."""
+        return len(self.registry) > 0
+
+    def remove(self) -> None:
+        """Take every hook off and put ``max_seq_length`` back if it was lowered. A second call does nothing."""
+        surely(self._take_off)
+
+    def _take_off(self) -> None:
+        self.registry.reset()
+        self._lengths.put_back()
+
+    def refresh(self) -> None:
+        """Attach anew, after a module was replaced or adapters were added or deleted. If refused, nothing changes.
+
+        Raises:
+            UnsupportedModelError: If the embeddings cannot be right any more; ``remove()`` takes the hooks off.
+            HookError: If the model has the hooks of another handle.
+        """
+        model = self.registry.model
+        other = _handles.get(model)
+        if other is not None and other is not self and other.active:
+            raise HookError(f"the model has the hooks of another, {other!r}: call `.remove()` on that handle first")
+        attempt(lambda: self._attach(model), self.former())
+
+    def former(self) -> Callable[[], None]:
+        """Return what puts the hooks, and what attaching changes on the model, back as they are now."""
+        model, state, lengths = self.registry.model, self.registry.state, self._lengths
+        now, modes = Lengths.of(model), Modes(model)
+
+        def restore() -> None:
+            self.registry.restore(state)
+            now.restore()
+            modes.restore()
+            self._lengths = lengths
+
+        return restore
+
+    def _attach(self, model: nn.Module) -> None:
+        """Plan with the hooks set aside, so that what is measured is the model alone; then attach in one step."""
+        options, former = self.options, self.registry.state
+        self.registry.set_aside()
+        self._lengths.put_back()
+        refuse_what_cannot_be_right(model, options.task_id, options.virtual_tokens)
+        if not former.hooks:
+            drop_leftovers(model)
+        self._lengths = Lengths.of(model)
+        self._lengths.lower(model)
+        wanted = wanted_hooks(model, options)
+        _handles[model] = self
+        self.registry.put_back(former)
+        self.registry.attach_all(wanted, note=looked_at(model, wanted))
+
+    def fits(self) -> bool:
+        """Tell whether the hooks are those that attaching would put on the model as it is now."""
+        model = self.registry.model
+        try:
+            wanted = wanted_hooks(model, self.options, frozenset(self.registry))
+        except UnsupportedModelError:
+            return False
+        return bool(looked_at(model, wanted) == self.registry.state.note)
+
+    def adopted(self) -> None:
+        """Take the hooks for those of the model: they came along with a copy, of which a part may be replaced."""
+        model, state = self.registry.model, self.registry.state
+        _handles[model] = self
+        try:
+            wanted = wanted_hooks(model, self.options, frozenset(self.registry))
+        except UnsupportedModelError:
+            return  # what refreshing them will say
+        if state.where() == {(one.name, one.to) for one in wanted}:
+            self.registry.restore(replace(state, note=looked_at(model, wanted)))
+
+    def describe(self) -> HookTable:
+        """List the hooks: module, role, order, calls, why one never fired, and why virtual tokens are not shared."""
+        said = remarks(self.registry.model, self.options.share_prompt, self.registry)
+        return replace(self.registry.describe(), remarks=tuple(said))
+
+    @contextlib.contextmanager
+    def switched(self, **options: Any) -> Iterator[HookHandle]:
+        """Use other options for the length of a block; those not given stay as they are."""
+        yield from self.block(options)
+
+    def block(self, given: dict[str, Any]) -> Iterator[HookHandle]:
+        """Yield once, with these options in force."""
+        model, former = self.registry.model, self.registry.state
+        options = replace(self.options, **given)
+        refuse_options(model, given.get("task_id"), options.virtual_tokens)
+        proven: Container[str] | None = frozenset(self.registry)
+        if options.share_prompt != self.options.share_prompt:
+            proven = None
+
+        def enter() -> HookHandle:
+            self.registry.set_aside(options)  # a copy that is made in the block has the block's options
+            wanted = wanted_hooks(model, options, proven)
+            self.registry.attach_all(wanted, note=looked_at(model, wanted))
+            return self
+
+        # Not so at the end of the block, in which the model may be trained or given another adapter.
+        modes = Modes(model)
+        yield from block(lambda: attempt(enter, modes.restore), lambda: self.registry.put_back(former))
+
+    def __enter__(self) -> HookHandle:
+        if not self.active:
+            raise HookError("these hooks were removed: attach them again, register_prompt_mask_hooks(model)")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{key}={value!r}" for key, value in asdict(self.options).items())
+        return f"HookHandle({options}, {len(self.registry)} hooks)"
+
+
+_handles: weakref.WeakKeyDictionary[nn.Module, HookHandle] = weakref.WeakKeyDictionary()
+
+
+def handle_of(model: nn.Module) -> HookHandle | None:
+    """Return the handle of the hooks on ``model``, also when they came along with a copied or unpickled model.
+
+    Raises:
+        HookError: If ``model`` shares a module with another model, whose hooks are on it.
+    """
+    handle = _handles.get(model)
+    if handle is not None and handle.active:
+        return handle
+    found = [entry for entry in dispatchers(model) if isinstance(entry[2].owner, Options) and entry[2].entries]
+    hooked = {module for _, module, _ in found}
+    poolings = {pooling for _, pooling in releases.poolings_of(model)}
+    for other, its in list(_handles.items()):
+        if its.active and not hooked.isdisjoint(other.modules()):
+            if poolings.issubset(other.modules()) and other in set(model.modules()):  # torch.compile, DataParallel
+                return its
+            raise HookError(f"a part of it has the hooks of another, {its!r}: call `.remove()` on that handle first")
+    whole = poolings <= hooked and all(path == dispatcher.path for path, _, dispatcher in found)
+    owners = {cast(Options, dispatcher.owner) for _, _, dispatcher in found}
+    if not whole or len(owners) != 1:
+        return None
+    owner = owners.pop()
+    handle = HookHandle(model, owner, HookRegistry.adopt(model, owner))
+    handle.adopted()
+    return handle
+
+
+def drop_leftovers(model: nn.Module) -> None:
+    """Take hooks off that no handle has: of a model of which a part was copied, or left by an interrupt."""
+    owners = {dispatcher.owner for _, _, dispatcher in dispatchers(model) if isinstance(dispatcher.owner, Options)}
+    for owner in owners:
+        HookRegistry.adopt(model, owner).reset()

@@ -1,0 +1,88 @@
+"""What was changed on a model after its hooks were attached, seen in the first forward after it and refused by name."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.compiler import is_compiling
+
+from ..compat import sentence_transformers as releases
+from ..compat.torch_internals import module_at, running_around
+from ..errors import HookError
+from ..hooks.call import Call, Hook
+from ..hooks.dispatcher import hooked_for
+from . import tensors as ft
+from .plan import Options
+
+
+class RefuseReplaced(Hook):
+    """Refuse a pipeline in which a module that had hooks was replaced by one that has none. Goes on its steps.
+
+    After ``model[1] = Pooling(...)`` the Transformer's hooks run and the new Pooling's do not: with ``cls`` the
+    embedding is off by 1.19 on a vector of length 1. The pipeline is looked at that runs now, so it need not be known:
+    a copy has its own, a replica of ``DataParallel`` too, and another one that the same Transformer is put into. Where
+    the module is called by itself there is none, and nothing to refuse.
+
+    Args:
+        paths: Where hooks have to be. A path at which there is no module is passed over.
+
+    Raises:
+        HookError: In the forward.
+    """
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        self.paths = paths
+        self._parts = tuple(tuple(path.split(".")) for path in paths)
+
+    def before(self, call: Call) -> None:
+        if is_compiling():
+            return
+        pipeline = running_around(call.module, tuple(call.path.split(".")))
+        if pipeline is None:
+            return
+        for parts in self._parts:
+            module = module_at(pipeline, parts)
+            if module is not None and not hooked_for(module, Options):
+                raise HookError(_replaced(module, ".".join(parts)))
+
+
+def _replaced(module: nn.Module, path: str) -> str:
+    return (
+        f"{type(module).__name__} {path!r} has none of the hooks that the other modules of this pipeline have: it was "
+        f"put there after they were attached. Call `handle.refresh()` on their handle, or "
+        f"`register_prompt_mask_hooks(model, ...)` with the same options"
+    )
+
+
+class RefuseTooLong(Hook):
+    """Refuse texts for which there are no positions, once ``max_seq_length`` is too long. Goes on the Transformer.
+
+    It is lowered when the hooks are attached. Raised later, or with an adapter of more virtual tokens, a long text ends
+    in an index out of range; on a GPU in a device-side assertion.
+
+    Args:
+        positions: How many positions the backbone has.
+
+    Raises:
+        HookError: In the forward.
+    """
+
+    def __init__(self, positions: int) -> None:
+        self.positions = positions
+
+    def before(self, call: Call) -> None:
+        if is_compiling():
+            return
+        length, config = ft.input_length(call.first), releases.active_config(call.module)
+        if length is None or config is None or not config.is_prompt_learning:
+            return
+        virtual: int = config.num_virtual_tokens
+        if length + virtual <= self.positions:
+            return
+        longest = getattr(call.module, "max_seq_length", None)
+        if longest is not None and longest + virtual <= self.positions:
+            return  # no text is too long: what is beyond is padding, which has positions of its own
+        raise HookError(
+            f"{call.where}: a text has {length} tokens, and {releases.adapter_summary(call.module)} adds {virtual}, "
+            f"but the backbone has {self.positions} positions: max_seq_length is {longest}. Set it to "
+            f"{self.positions - virtual} or less, or call `handle.refresh()`, which lowers it"
+        )
