@@ -14,6 +14,9 @@ from ..errors import LoadError
 
 ADAPTER, MODULES, CONFIG, WEIGHTS = "adapter_config.json", "modules.json", "config.json", "adapter_model.safetensors"
 
+STAGE = ".peft_hooks.saving"
+"""Where ``save`` writes before anything in the model's own folder changes; a save that was killed leaves it there."""
+
 # What a tokenizer, a config, weights or a model card are saved as. Nothing else is read, whatever is there.
 _READ = (".json", ".txt", ".model", ".safetensors", ".jinja", ".bpe", ".codes", ".spm", ".vocab", ".tiktoken", ".md")
 
@@ -100,7 +103,7 @@ def adapter_folders(folder: Path, others: list[Path]) -> dict[str, Path]:
     """
     found = {"default": folder} if (folder / ADAPTER).is_file() else {}
     for inner in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if (inner / ADAPTER).is_file() and inner not in others:
+        if (inner / ADAPTER).is_file() and inner not in others and inner.name != STAGE:
             found[inner.name] = inner
     return found
 

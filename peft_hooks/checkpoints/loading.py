@@ -24,7 +24,8 @@ from ..prompts.plan import options_of
 from ..prompts.refusals import level_of_caller
 from . import manifest as _saved
 from .base_model import Base, Reading, Say, find_base, found
-from .folder import ADAPTER, CONFIG, MODULES, adapter_folders, read_json, refuse_links, transformer_folders
+from .folder import ADAPTER, CONFIG, MODULES, STAGE, adapter_folders, read_json, refuse_links, transformer_folders
+from .replacing import whole_folder
 from .restore import put_adapters, read_config
 from .staging import check_folder, merged, relative
 
@@ -107,7 +108,7 @@ def load_model(name: str, base: str | None, say: Say) -> Any:
 
 def read_model(name: str, reading: Reading) -> tuple[Any, _saved.Saved]:
     """Load a model without hooks, with what ``peft_hooks.json`` says of it."""
-    path = found(name, reading.say)
+    path = whole_folder(found(name, reading.say))
     saved = _saved.read(path)
     try:
         return _read(path, name, saved, reading), saved
@@ -122,6 +123,8 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> Any:
     if not whole and (path / ADAPTER).is_file():
         return _read_adapter_alone(path, saved, reading)
     if not whole and not (path / CONFIG).is_file():
+        if (path / STAGE).is_dir():
+            raise LoadError(f"{name}: the saving of this folder was cut off, so it is incomplete: save the model again")
         raise LoadError(f"{name}: no model here: there is no {MODULES}, no {CONFIG} and no {ADAPTER} in it")
     check_folder(path)
     adapted = _adapted(path, saved, reading)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -59,10 +60,33 @@ def write_incomplete(path: Path) -> None:
 
 
 def write(path: Path, saved: Saved) -> None:
-    """Write the file; the folder counts as whole from here on."""
-    (path / FILE).write_text(
-        json.dumps({"format": FORMAT, "complete": True, **asdict(saved)}, indent=2) + "\n", encoding="utf-8"
-    )
+    """Write the file, with a list of all others; the folder counts as whole from here on, and not before."""
+    files = {
+        file.relative_to(path).as_posix(): digest(file)
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file != path / FILE
+    }
+    content = {"format": FORMAT, "complete": True, **asdict(saved), "files": files}
+    written = path / f"{FILE}.next"
+    written.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    written.replace(path / FILE)
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of what a file holds."""
+    found = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether ``save`` wrote a folder to its end."""
+    try:
+        return read_json(path / FILE).get("complete") is True
+    except LoadError:
+        return False
 
 
 def read(path: Path) -> Saved:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +14,13 @@ from ..compat import cross_encoders as cross
 from ..compat import peft_state as state
 from ..compat import sentence_transformers as releases
 from ..compat.pipeline import pipeline
-from ..errors import LoadError, SaveError, UnsupportedModelError
+from ..errors import SaveError, UnsupportedModelError
 from ..prompts.attach import handle_of
 from . import manifest as _saved
 from .card import point_to_load
-from .folder import ADAPTER, CONFIG, MODULES, WEIGHTS, adapter_folders, parts_of, transformer_folders
+from .folder import WEIGHTS, adapter_folders, transformer_folders
 from .pickles import unpickle_own
+from .replacing import replacing
 from .restore import ENCODER, computed
 from .staging import relative
 
@@ -34,20 +31,21 @@ def save(model: nn.Module, path: str | Path) -> None:
     Writes what ``model.save_pretrained(path)`` writes, and what that leaves out: the hooks' options, which adapter is
     active, the base model's path, the tokenizer's padding side, and the networks of P-tuning and prefix tuning with a
     projection, so that they can be trained on, of a model that was trained here or loaded with ``is_trainable=True``;
-    the model card says how to load it. The base model's weights are not saved. The folder appears when everything is
-    written: a crash leaves the former one, or none.
+    the model card says how to load it. The base model's weights are not saved. No file is ever replaced or
+    removed but those that ``save`` wrote itself, which ``peft_hooks.json`` lists; and those only when everything is
+    written: a crash leaves the former model, or none.
 
     Args:
         model: A ``SentenceTransformer`` (or another model of the library; a ``CrossEncoder`` since 5.4) with a PEFT
             adapter, with or without hooks.
-        path: The folder: a new or empty one, or a model that was saved before and is replaced.
+        path: The folder: a new or empty one, or one that ``save`` wrote before, whose model is replaced.
 
     Raises:
         TypeError: If ``model`` is no module or ``path`` no path.
         UnsupportedModelError: If it is no Sentence Transformers model, has no adapter, has LoRA layers under a prompt,
             of which PEFT saves nothing, or is a ``CrossEncoder`` before 5.4.
-        SaveError: If ``path`` is a file or has anything in it that is not of a saved model, or an adapter's name is no
-            name of a folder.
+        SaveError: If ``path`` is a file, or has anything in it that ``save`` did not write or that was changed since,
+            or the base model; or if an adapter's name is no name of a folder.
 
     Example:
         >>> import tempfile
@@ -66,14 +64,13 @@ def save(model: nn.Module, path: str | Path) -> None:
     adapted = _adapted(model)
     target = Path(os.path.abspath(Path(need_path(path, "the path of a folder to save in")).expanduser()))
     target = target.resolve() if target.is_symlink() else target
-    _refuse_target(target)
-    with _appearing(target) as folder:
+    _refuse_base_in(target, adapted)
+    with replacing(target) as folder:
         _saved.write_incomplete(folder)
         model.save(str(folder))  # type: ignore[operator]
         unpickle_own(folder)
         saved = _complete(model, folder, adapted)
         point_to_load(folder)
-        _refuse_losses(target, folder)
         _saved.write(folder, saved)
 
 
@@ -108,54 +105,15 @@ def _adapted(model: Any) -> dict[int, Any]:
     return adapted
 
 
-def _refuse_target(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise SaveError(f"{target}: a file is there: give a folder")
-    marks = (MODULES, ADAPTER, CONFIG, _saved.FILE)
-    if target.is_dir() and any(target.iterdir()) and not any((target / mark).is_file() for mark in marks):
-        raise SaveError(f"{target}: there is something in it that is no saved model: give a new or empty folder")
-
-
-# What a saved model consists of, beside its modules' and adapters' folders.
-_OF_A_MODEL = (".json", ".txt", ".model", ".safetensors", ".jinja", ".md", ".bin", ".spm")
-
-
-def _refuse_losses(target: Path, folder: Path) -> None:
-    """Refuse to replace a folder with anything in it that is not of a saved model: notes, checkpoints, ``.git``."""
-    if not target.is_dir():
-        return
-    modules = set(adapter_folders(target, []).values())
-    with contextlib.suppress(LoadError):  # a damaged model may be replaced
-        modules.update(part.folder for part in parts_of(target))
-    for entry in sorted(target.iterdir()):
-        known = entry in modules if entry.is_dir() else entry.suffix in _OF_A_MODEL
-        if not known and not (folder / entry.name).exists():
+def _refuse_base_in(target: Path, adapted: dict[int, Any]) -> None:
+    """Refuse to save over a base model, also one whose files ``save`` wrote itself: a Router saves it whole."""
+    for transformer in adapted.values():
+        base = _base_of(transformer)
+        if base and os.path.isdir(base) and Path(base).resolve().is_relative_to(target.resolve()):
             raise SaveError(
-                f"{target}: {entry.name} in it is not of a saved model and would be lost: move it, or give another "
-                f"folder"
+                f"{target}: the base model is there, in {base}: its weights are not saved with the adapter, so it "
+                f"must stay: give a new or empty folder"
             )
-
-
-@contextlib.contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """Give a folder beside ``target`` that takes its place when the block ends, and is removed if it raises."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unique = uuid.uuid4().hex[:8]
-    folder, former = (target.with_name(f".{target.name}.{unique}.{kind}") for kind in ("saving", "former"))
-    folder.mkdir()
-    try:
-        yield folder
-        if target.exists():
-            target.rename(former)
-        try:
-            folder.rename(target)
-        except BaseException:
-            if former.exists():
-                former.rename(target)
-            raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(former, ignore_errors=True)
 
 
 def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved:
