@@ -166,3 +166,15 @@ def check_weights(file: Path) -> None:
             opened.keys()
     except Exception as error:  # SafetensorError, OSError: each release has its own
         raise LoadError(f"{file}: could not be loaded: {type(error).__name__}: {error}") from error
+
+
+def check_values(file: Path) -> None:
+    """Raise LoadError if weights in a whole safetensors file are no numbers that a model can have: NaN, infinity."""
+    from safetensors.torch import load_file
+
+    for name, tensor in load_file(file).items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise LoadError(
+                f"{file}: {name} has values that are NaN or infinite: it was so when it was saved, or the file was "
+                f"changed"
+            )

@@ -14,11 +14,11 @@ from ..compat import cross_encoders as cross
 from ..compat import peft_state as state
 from ..compat import sentence_transformers as releases
 from ..compat.pipeline import pipeline
-from ..errors import SaveError, UnsupportedModelError
+from ..errors import LoadError, SaveError, UnsupportedModelError
 from ..prompts.attach import handle_of
 from . import manifest as _saved
 from .card import point_to_load
-from .folder import WEIGHTS, adapter_folders, transformer_folders
+from .folder import WEIGHTS, adapter_folders, check_values, transformer_folders
 from .pickles import unpickle_own
 from .replacing import replacing
 from .restore import ENCODER, computed
@@ -45,7 +45,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         UnsupportedModelError: If it is no Sentence Transformers model, has no adapter, has LoRA layers under a prompt,
             of which PEFT saves nothing, or is a ``CrossEncoder`` before 5.4.
         SaveError: If ``path`` is a file, or has anything in it that ``save`` did not write or that was changed since,
-            or the base model; or if an adapter's name is no name of a folder.
+            or the base model; if an adapter's name is no name of a folder; or if a weight is NaN or infinite.
 
     Example:
         >>> import tempfile
@@ -65,6 +65,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     target = Path(os.path.abspath(Path(need_path(path, "the path of a folder to save in")).expanduser()))
     target = target.resolve() if target.is_symlink() else target
     _refuse_base_in(target, adapted)
+    _refuse_not_finite(model, adapted)
     with replacing(target) as folder:
         _saved.write_incomplete(folder)
         model.save(str(folder))  # type: ignore[operator]
@@ -116,6 +117,18 @@ def _refuse_base_in(target: Path, adapted: dict[int, Any]) -> None:
             )
 
 
+def _refuse_not_finite(model: nn.Module, adapted: dict[int, Any]) -> None:
+    """Refuse a model whose training went astray; the base model's weights are not saved and not looked at."""
+    backbones = [releases.plain_backbone(transformer) for transformer in adapted.values()]
+    frozen = {parameter for backbone in backbones for _, parameter in state.base_parameters(backbone)}
+    for name, parameter in model.named_parameters():
+        if parameter not in frozen and parameter.is_floating_point() and not parameter.isfinite().all():
+            raise SaveError(
+                f"the parameter {name!r} has values that are NaN or infinite, so the model gives no embeddings: go "
+                f"back to a checkpoint before that, and train with a lower learning rate or clipped gradients"
+            )
+
+
 def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved:
     """Write what PEFT leaves out, and return what is to be written down; raises if a file is missing."""
     folders = transformer_folders(folder)
@@ -127,6 +140,7 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
         for name, at in adapters.items():
             if not (at / WEIGHTS).is_file():
                 raise SaveError(f"no {WEIGHTS} was saved of the adapter {name!r}")
+            _refuse_overflow(at / WEIGHTS, name)
             _save_network(transformer, name, at)
         active = state.active_adapter(transformer)
         tokenizer = getattr(transformer, "tokenizer", None)
@@ -142,6 +156,17 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
     handle = handle_of(model)
     options = None if handle is None else asdict(handle.options)
     return _saved.Saved(options, tuple(found), getattr(model, "truncate_dim", None))
+
+
+def _refuse_overflow(file: Path, name: str) -> None:
+    """Refuse rows that a network of finite weights computes in half precision, and that are not finite."""
+    try:
+        check_values(file)
+    except LoadError as error:
+        raise SaveError(
+            f"what the prompt's network of the adapter {name!r} computes is NaN or infinite, though its weights are "
+            f"not: save the model in float32, with model.float()"
+        ) from error
 
 
 def _save_network(transformer: Any, name: str, folder: Path) -> None:

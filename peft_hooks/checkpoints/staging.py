@@ -13,6 +13,7 @@ from .base_model import Base
 from .folder import (
     ADAPTER,
     CONFIG,
+    check_values,
     check_weights,
     files_to_read,
     parts_of,
@@ -32,6 +33,8 @@ def check_folder(path: Path, links: bool = False) -> None:
     for part in parts_of(path):
         for file in part.folder.glob("*.safetensors"):
             check_weights(file)
+            if not links:  # a base model's are many, and not from here
+                check_values(file)
 
 
 def relative(folder: Path, path: Path) -> str:

@@ -156,6 +156,68 @@ def test_the_pickles_of_2_7_are_refused_by_name(base: Path, tmp_path: Path) -> N
         peft_hooks.load(tmp_path / "model")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", COMPUTED)
+def test_what_was_cast_to_half_and_saved_can_be_trained_on(
+    base: Path, tmp_path: Path, method: str, dtype: torch.dtype
+) -> None:
+    """Its rows were computed with the roundings of that type; those of another network are still found out."""
+    peft_hooks.save(build(base, method, dense=False).to(dtype), tmp_path / "model")
+    loaded = peft_hooks.load(tmp_path / "model", is_trainable=True, device="cpu")
+    assert any(p.requires_grad for p in backbone_of(loaded).parameters())
+    other = build(base, None, dense=False)
+    put_adapter(other, method, seed=3)
+    peft_hooks.save(other.to(dtype), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "prompt_encoder.safetensors", tmp_path / "model")
+    with pytest.raises(LoadError, match=r"is not that of prompt_encoder.safetensors: they are of different saves"):
+        peft_hooks.load(tmp_path / "model", is_trainable=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("method", [*ALL, "Dense"])
+def test_a_model_with_a_weight_that_is_no_number_is_not_saved(
+    base: Path, tmp_path: Path, method: str, value: float
+) -> None:
+    """By the parameter's name, before anything is written."""
+    model = build(base, "prompt_tuning" if method == "Dense" else method)
+    trained = model[2] if method == "Dense" else model
+    name, parameter = next((name, p) for name, p in trained.named_parameters() if p.requires_grad)
+    with torch.no_grad():
+        parameter.view(-1)[-1] = value
+    with pytest.raises(SaveError, match=rf"the parameter '.*{name}' has values that are NaN or infinite"):
+        peft_hooks.save(model, tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
+def test_rows_that_overflow_in_half_are_not_saved(base: Path, tmp_path: Path) -> None:
+    model = build(base, "p_tuning", dense=False)
+    network = backbone_of(model).prompt_encoder["default"]
+    with torch.no_grad():
+        network.embedding.weight.fill_(60_000.0)
+        network.mlp_head[0].weight.fill_(1.0)
+        network.mlp_head[2].weight.fill_(1.0)
+        network.mlp_head[4].weight.fill_(1.0)
+    with pytest.raises(SaveError, match=r"what the prompt's network of the adapter 'default' computes is NaN or inf"):
+        peft_hooks.save(model.half(), tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", ["adapter_model", "prompt_encoder", "2_Dense/model"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_saved_weight_that_is_no_number_is_named(whole: Path, tmp_path: Path, file: str, value: float) -> None:
+    """And no file is blamed for another."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(whole, tmp_path / "model")
+    path = tmp_path / "model" / f"{file}.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    weights[name].view(-1)[0] = value
+    save_file(weights, path)
+    with pytest.raises(LoadError, match=rf"{path}: {name} has values that are NaN or infinite"):
+        peft_hooks.load(tmp_path / "model", is_trainable=True, device="cpu")
+
+
 def test_peft_refuses_to_load_any_prompt_for_training(base: Path, tmp_path: Path) -> None:
     """Why `load` builds the adapter anew; if this fails, PEFT has learnt it."""
     from peft import PeftModel
@@ -491,7 +553,7 @@ def test_a_network_of_another_save_is_found_out(base: Path, whole: Path, tmp_pat
     put_adapter(other, "p_tuning", seed=3)
     peft_hooks.save(other, tmp_path / "other")
     shutil.copy(tmp_path / "other" / "prompt_encoder.safetensors", tmp_path / "model")
-    with pytest.raises(LoadError, match=r"they are of different saves"):
+    with pytest.raises(LoadError, match=r"not that of prompt_encoder.safetensors: they are of different saves"):
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
