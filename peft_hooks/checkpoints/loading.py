@@ -27,6 +27,7 @@ from .base_model import Base, Reading, Say, find_base, found
 from .folder import ADAPTER, CONFIG, MODULES, STAGE, adapter_folders, read_json, refuse_links, transformer_folders
 from .replacing import whole_folder
 from .restore import put_adapters, read_config
+from .settings import put_types
 from .staging import check_folder, merged, relative
 
 if TYPE_CHECKING:
@@ -133,8 +134,9 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> Any:
     bases = {folder: _base(folder, path, adapted, saved, reading) for folder in adapted}
     shown = f"{path} with the weights of {', '.join(sorted({base.name for base in bases.values()}))}"
     kind = _model_class(path)
-    with merged(path, bases) as whole_model:
+    with merged(path, bases, saved) as whole_model:
         model = _plain(whole_model, reading, shown, kind)
+    put_types(model, saved.types)
     folders, transformers = transformer_folders(path), releases.transformers_of(model)
     if len(folders) != len(transformers):
         raise LoadError(f"{path / MODULES}: it names {len(folders)} Transformers, and {len(transformers)} were loaded")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class SavedTransformer:
         active: The adapter that was active.
         padding_side: The tokenizer's, which no release of transformers saves.
         fingerprint: Of the base model's weights, to tell when another is loaded.
+        settings: Of the backbone's config, where they are not the base model's.
     """
 
     folder: str
@@ -32,6 +33,7 @@ class SavedTransformer:
     active: str
     padding_side: str | None
     fingerprint: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Saved:
         options: Of ``register_prompt_mask_hooks``; None if the model had no hooks when it was saved.
         transformers: One for each Transformer that has adapters.
         truncate_dim: The model's, which is no part of what Sentence Transformers saves.
+        types: Of numbers, of each module's parameters, and of each buffer: ``{"0": "bfloat16"}``.
     """
 
     options: dict[str, Any] | None = None
     transformers: tuple[SavedTransformer, ...] = ()
     truncate_dim: int | None = None
+    types: dict[str, str] = field(default_factory=dict)
 
     def of(self, folder: str) -> SavedTransformer:
         """Return what is known of the Transformer that is saved in ``folder``."""
@@ -113,4 +117,6 @@ def read(path: Path) -> Saved:
 
 
 def _known(kind: Any, found: dict[str, Any]) -> dict[str, Any]:
-    return {field.name: found[field.name] for field in fields(kind)}
+    """Return the fields that are there; one with a factory came later than the format, and may be missing."""
+    names = [each.name for each in fields(kind) if each.default_factory is MISSING or each.name in found]
+    return {name: found[name] for name in names}

@@ -22,6 +22,7 @@ from .folder import WEIGHTS, adapter_folders, check_values, transformer_folders
 from .pickles import unpickle_own
 from .replacing import replacing
 from .restore import ENCODER, computed
+from .settings import changed_settings, types_of
 from .staging import relative
 
 
@@ -142,7 +143,7 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
                 raise SaveError(f"no {WEIGHTS} was saved of the adapter {name!r}")
             _refuse_overflow(at / WEIGHTS, name)
             _save_network(transformer, name, at)
-        active = state.active_adapter(transformer)
+        active, backbone = state.active_adapter(transformer), releases.plain_backbone(transformer)
         tokenizer = getattr(transformer, "tokenizer", None)
         found.append(
             _saved.SavedTransformer(
@@ -150,12 +151,13 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
                 base_model=_base_of(transformer),
                 active=active if active in adapters else next(iter(adapters)),
                 padding_side=getattr(tokenizer, "padding_side", None),
-                fingerprint=state.fingerprint(releases.plain_backbone(transformer)),
+                fingerprint=state.fingerprint(backbone),
+                settings=changed_settings(backbone, _base_of(transformer)),
             )
         )
     handle = handle_of(model)
     options = None if handle is None else asdict(handle.options)
-    return _saved.Saved(options, tuple(found), getattr(model, "truncate_dim", None))
+    return _saved.Saved(options, tuple(found), getattr(model, "truncate_dim", None), types_of(model))
 
 
 def _refuse_overflow(file: Path, name: str) -> None:

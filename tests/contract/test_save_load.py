@@ -382,6 +382,69 @@ def test_another_base_of_the_same_size_is_warned_of(base: Path, tmp_path: Path) 
         peft_hooks.load(tmp_path / "model", device="cpu")
 
 
+# --- what was changed on the base after it was read
+
+
+CHANGED = ({"num_hidden_layers": 1}, {"hidden_act": "relu"}, {"is_decoder": True}, {"layer_norm_eps": 0.1})
+
+
+@pytest.mark.parametrize("settings", CHANGED, ids=lambda settings: next(iter(settings)))
+def test_settings_of_the_base_that_were_changed_come_back(base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Layers cut, another activation: the base's folder knows nothing of them."""
+    needs(RELEASE >= (3, 0), "has no config_args")
+    from sentence_transformers import SentenceTransformer
+
+    modules = pipeline_modules()
+    transformer = modules.Transformer(str(base), config_args=settings)
+    model = SentenceTransformer(modules=[transformer, modules.Pooling(32, "mean")], device="cpu").eval()
+    put(model, "prompt_tuning")
+    register_prompt_mask_hooks(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        peft_hooks.save(model, tmp_path / "model")
+        loaded = peft_hooks.load(tmp_path / "model", device="cpu")
+    assert distance(vectors(loaded), vectors(model)) < 1e-6
+    peft_hooks.save(loaded, tmp_path / "again")
+    assert distance(vectors(peft_hooks.load(tmp_path / "again", device="cpu")), vectors(model)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_comes_back_in_its_own_type_of_numbers(base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    model = with_hooks(build(base).to(dtype))
+    peft_hooks.save(model, tmp_path / "model")
+    loaded = peft_hooks.load(tmp_path / "model", device="cpu")
+    own = [p.dtype for name, p in loaded.named_parameters() if "prompt_encoder" not in name]
+    assert set(own) == {dtype}
+    assert distance(vectors(loaded), vectors(model)) < 1e-6
+
+
+def test_a_decoder_read_as_bfloat16_keeps_the_buffers_that_are_float32(tmp_path: Path) -> None:
+    """Its rotary frequencies: cast with the weights they would be others."""
+    from sentence_transformers import SentenceTransformer
+
+    modules = pipeline_modules()
+    llama = tiny_transformer("llama", tmp_path / "llama")
+    transformer = modules.Transformer(str(llama), model_args={"torch_dtype": torch.bfloat16})
+    model = SentenceTransformer(modules=[transformer, modules.Pooling(32, "mean")], device="cpu").eval()
+    put(model, "prompt_tuning")
+    register_prompt_mask_hooks(model)
+    kinds = {name: buffer.dtype for name, buffer in model.named_buffers()}
+    peft_hooks.save(model, tmp_path / "model")
+    loaded = peft_hooks.load(tmp_path / "model", device="cpu")
+    assert {name: buffer.dtype for name, buffer in loaded.named_buffers()} == kinds
+    assert torch.equal(vectors(loaded), vectors(model))
+
+
+def test_added_tokens_are_refused(base: Path, tmp_path: Path) -> None:
+    """Their embeddings are the backbone's, and PEFT saves nothing of that."""
+    model = build(base, None)
+    backbone_of(model).resize_token_embeddings(backbone_of(model).config.vocab_size + 3)
+    put(model, "prompt_tuning")
+    with pytest.raises(UnsupportedModelError, match=r"nothing saves the embeddings of the others"):
+        peft_hooks.save(model, tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
 # --- several Transformers
 
 
