@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,7 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> Any:
     shown = f"{path} with the weights of {', '.join(sorted({base.name for base in bases.values()}))}"
     kind = _model_class(path)
     with merged(path, bases, saved) as whole_model:
-        model = _plain(whole_model, reading, shown, kind)
+        model = _plain(whole_model, reading, shown, kind, _number_of_labels(kind, saved))
     put_types(model, saved.types)
     folders, transformers = transformer_folders(path), releases.transformers_of(model)
     if len(folders) != len(transformers):
@@ -202,11 +203,17 @@ def _base(folder: Path, path: Path, adapted: Adapted, saved: _saved.Saved, readi
     return find_base(adapters[active], saved.of(relative(folder, path)).base_model, reading)
 
 
-def _plain(path: Path, reading: Reading, shown: str = "", kind: Any = None) -> Any:
+def _plain(path: Path, reading: Reading, shown: str = "", kind: Any = None, options: Mapping[str, Any] = {}) -> Any:
     """Load a model as Sentence Transformers loads any."""
     assumed = "" if (path / MODULES).is_file() else " (a transformer alone: Sentence Transformers adds mean pooling)"
     with reading.say(f"Loading {shown or path}{assumed}"):
-        return (kind or _model_class(path))(str(path), device=reading.device)
+        return (kind or _model_class(path))(str(path), device=reading.device, **options)
+
+
+def _number_of_labels(kind: Any, saved: _saved.Saved) -> dict[str, int]:
+    """Return what a CrossEncoder has to be told where its base model has no head: it would give it one label."""
+    labels = saved.transformers[0].settings.get("num_labels") if saved.transformers else None
+    return {"num_labels": labels} if kind.__name__ == "CrossEncoder" and isinstance(labels, int) else {}
 
 
 def _model_class(path: Path) -> Any:

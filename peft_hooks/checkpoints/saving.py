@@ -133,6 +133,7 @@ def _refuse_not_finite(model: nn.Module, adapted: dict[int, Any]) -> None:
 def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved:
     """Write what PEFT leaves out, and return what is to be written down; raises if a file is missing."""
     folders = transformer_folders(folder)
+    labels = {"num_labels": model.num_labels} if releases.is_cross_encoder(model) else {}
     found = []
     for number, transformer in adapted.items():
         adapters = adapter_folders(folders[number], folders)
@@ -152,7 +153,7 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
                 active=active if active in adapters else next(iter(adapters)),
                 padding_side=getattr(tokenizer, "padding_side", None),
                 fingerprint=state.fingerprint(backbone),
-                settings=changed_settings(backbone, _base_of(transformer)),
+                settings={**changed_settings(backbone, _base_of(transformer)), **labels},
             )
         )
     handle = handle_of(model)

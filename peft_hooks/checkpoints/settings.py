@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ..compat import peft_state as state
 from ..compat import sentence_transformers as releases
-from ..errors import UnsupportedModelError
+from ..errors import LoadError, UnsupportedModelError
 from .folder import CONFIG, read_json
 
-_OF_NUMBERS = ("dtype", "torch_dtype")  # the weights have it themselves
+# What the installed release writes, what the weights have themselves, and what could name code.
+_NO_SETTINGS = ("transformers_version", "dtype", "torch_dtype", "auto_map", "quantization_config", "trust_remote_code")
 
 
 def changed_settings(backbone: Any, base: str | None) -> dict[str, Any]:
@@ -32,18 +33,29 @@ def changed_settings(backbone: Any, base: str | None) -> dict[str, Any]:
         return {}
     now = json.loads(json.dumps(backbone.config.to_dict(), default=str))
     original = json.loads(json.dumps(original, default=str))
-    changed = {key: now[key] for key in now if now[key] != original.get(key) and not key.startswith("_")}
+    changed = {key: now[key] for key in now if now[key] != original.get(key) and _is_setting(key)}
     if "vocab_size" in changed:
         raise UnsupportedModelError(
             f"the backbone has {now['vocab_size']} tokens and its base model {base} has {original.get('vocab_size')}: "
             f"nothing saves the embeddings of the others: save the model with them first, without the adapter, and "
             f"train on that"
         )
-    return {key: value for key, value in changed.items() if key not in (*_OF_NUMBERS, "transformers_version")}
+    return changed
 
 
-def change_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write settings into the config in a temporary folder, where it may be a link to the base model's."""
+def _is_setting(key: str) -> bool:
+    return not key.startswith("_") and not key.endswith("_implementation") and key not in _NO_SETTINGS
+
+
+def change_settings(folder: Path, settings: dict[str, Any], named_by: Path) -> None:
+    """Write settings into the config in a temporary folder, where it may be a link to the base model's.
+
+    Raises:
+        LoadError: If one could make a release run code.
+    """
+    refused = next((key for key in settings if not _is_setting(key)), None)
+    if refused is not None:
+        raise LoadError(f"{named_by}: its settings have {refused}, which could name code: no code of a model is run")
     if settings:
         config = {**read_json(folder / CONFIG), **settings}
         (folder / CONFIG).unlink()

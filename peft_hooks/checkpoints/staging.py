@@ -21,7 +21,7 @@ from .folder import (
     refuse_code,
     transformer_folders,
 )
-from .manifest import Saved
+from .manifest import FILE, Saved
 from .pickles import pickle_where_needed
 from .settings import change_settings
 
@@ -59,7 +59,7 @@ def merged(path: Path, bases: dict[Path, Base], saved: Saved) -> Iterator[Path]:
             for file in files:
                 _link(file.resolve(), to / file.name)
             if folder in bases:
-                change_settings(to, saved.of(relative(folder, path)).settings)
+                change_settings(to, saved.of(relative(folder, path)).settings, path / FILE)
             else:
                 pickle_where_needed(to)
         yield whole

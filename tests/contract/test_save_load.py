@@ -557,6 +557,16 @@ DAMAGE: dict[str, tuple[Any, str]] = {
         lambda at: set_json(at / "adapter_config.json", peft_type="NEW_TUNING"),
         "adapter_config.json: could not be loaded: .* it may be of a later PEFT than",
     ),
+    "a setting that is code": (
+        lambda at: set_json(
+            at / "peft_hooks.json",
+            transformers=[
+                {**each, "settings": {"attn_implementation": "a/b"}}
+                for each in json.loads((at / "peft_hooks.json").read_text())["transformers"]
+            ],
+        ),
+        "peft_hooks.json: its settings have attn_implementation, which could name code",
+    ),
     "an import in the adapter": (
         lambda at: set_json(at / "adapter_config.json", megatron_config={"a": 1}, megatron_core="evil"),
         "it names other adapters or code to import",
