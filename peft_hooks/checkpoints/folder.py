@@ -92,8 +92,11 @@ def _parts(at: Path, named_by: Path, kind: str, where: str) -> Iterator[Part]:
 
 
 def transformer_folders(path: Path) -> list[Path]:
-    """Return where the Transformers of a model are saved, in the order in which its modules have them."""
-    return [part.folder for part in parts_of(path) if part.kind == "Transformer"]
+    """Return where the Transformers of a model are saved, in the order in which its modules have them.
+
+    A SparseEncoder's is an ``MLMTransformer`` on the Hub and before 5.4.
+    """
+    return [part.folder for part in parts_of(path) if part.kind.endswith("Transformer")]
 
 
 def adapter_folders(folder: Path, others: list[Path]) -> dict[str, Path]:
