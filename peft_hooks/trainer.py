@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from .checkpoints import training as checkpoints
 from .compat import sentence_transformers as releases
 from .errors import HookError, UnsupportedModelError
 from .prompts.attach import handle_of
@@ -24,8 +25,6 @@ except ImportError as error:
         "PromptTrainer needs the SentenceTransformerTrainer of Sentence Transformers 3.0 or later; before, train with "
         "`model.fit(...)`, which needs nothing of peft_hooks but the hooks"
     ) from error
-
-STATE = "trainable_state.safetensors"
 
 
 class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
@@ -40,6 +39,9 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     projection of prefix tuning, and the loss's own parameters (SoftmaxLoss), whose gradients it clears after each step,
     as releases before 6.2 do not. A resumed run ends with the weights of one that was never interrupted.
 
+    ``resume_from_checkpoint=True`` takes the newest checkpoint that is whole: one that the process was killed in is
+    passed over with a warning, and refused if it is given by its path.
+
     Args:
         *args: As in ``SentenceTransformerTrainer``.
         **kwargs: As in ``SentenceTransformerTrainer``.
@@ -51,7 +53,7 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
             of their own; if weights of the backbone would be trained beside a prompt, which no checkpoint of PEFT
             keeps.
         FileNotFoundError: When it loads a checkpoint that has no ``trainable_state.safetensors``.
-        ValueError: When it loads a checkpoint of other parameters.
+        ValueError: When it loads a checkpoint of other parameters, or one that was cut off while it was written.
 
     Example:
         >>> import tempfile
@@ -83,15 +85,36 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         state = {name: parameter.detach().cpu().contiguous() for name, parameter in self._trained().items()}
-        save_file(state, Path(output_dir or self.args.output_dir) / STATE)
+        save_file(state, Path(output_dir or self.args.output_dir) / checkpoints.TRAINED)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, as ``SentenceTransformerTrainer`` does, and resume from whole checkpoints only."""
+        needed = (checkpoints.TRAINED, checkpoints.PROGRESS, *self._of_steps())
+        if resume_from_checkpoint is True:
+            found = checkpoints.newest_whole(Path(self.args.output_dir), needed)
+            resume_from_checkpoint = True if found is None else str(found)
+        elif resume_from_checkpoint and (Path(resume_from_checkpoint) / checkpoints.TRAINED).is_file():
+            _refuse_cut_off(Path(resume_from_checkpoint), needed)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _of_steps(self) -> tuple[str, ...]:
+        """Return the files, beside the weights, that this run writes; with other engines they have other names."""
+        others = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return () if others or self.args.save_only_model else checkpoints.STEPS
+
+    def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
+        if self.args.should_save:
+            checkpoints.begin(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial, *args, **kwargs)
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
-        path = Path(checkpoint_path) / STATE
+        path = Path(checkpoint_path) / checkpoints.TRAINED
         if not path.is_file():
             raise FileNotFoundError(
-                f"{checkpoint_path} has no {STATE}: give a checkpoint that PromptTrainer wrote. For a model that was "
-                f"only saved, load it and begin anew"
+                f"{checkpoint_path} has no {path.name}: give a checkpoint that PromptTrainer wrote. For a model that "
+                f"was only saved, load it and begin anew"
             )
+        _refuse_cut_off(path.parent, (path.name,))
         copy_into(self._trained(), load_file(path), str(path))
 
     def _load_rng_state(self, checkpoint: Any) -> None:
@@ -128,6 +151,15 @@ class _ClearGradients(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         if optimizer is not None:
             optimizer.zero_grad()
+
+
+def _refuse_cut_off(checkpoint: Path, needed: tuple[str, ...]) -> None:
+    reason = checkpoints.why_cut_off(checkpoint, needed)
+    if reason is not None:
+        raise ValueError(
+            f"{checkpoint} is not whole: {reason}. The training was cut off while it wrote that: give an earlier "
+            f"checkpoint, or True, which takes the newest whole one"
+        )
 
 
 def copy_into(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], where: str) -> None:

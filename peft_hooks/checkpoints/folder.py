@@ -14,6 +14,9 @@ from ..errors import LoadError
 
 ADAPTER, MODULES, CONFIG, WEIGHTS = "adapter_config.json", "modules.json", "config.json", "adapter_model.safetensors"
 
+STAGE = ".peft_hooks.saving"
+"""Where ``save`` writes before anything in the model's own folder changes; a save that was killed leaves it there."""
+
 # What a tokenizer, a config, weights or a model card are saved as. Nothing else is read, whatever is there.
 _READ = (".json", ".txt", ".model", ".safetensors", ".jinja", ".bpe", ".codes", ".spm", ".vocab", ".tiktoken", ".md")
 
@@ -89,8 +92,11 @@ def _parts(at: Path, named_by: Path, kind: str, where: str) -> Iterator[Part]:
 
 
 def transformer_folders(path: Path) -> list[Path]:
-    """Return where the Transformers of a model are saved, in the order in which its modules have them."""
-    return [part.folder for part in parts_of(path) if part.kind == "Transformer"]
+    """Return where the Transformers of a model are saved, in the order in which its modules have them.
+
+    A SparseEncoder's is an ``MLMTransformer`` on the Hub and before 5.4.
+    """
+    return [part.folder for part in parts_of(path) if part.kind.endswith("Transformer")]
 
 
 def adapter_folders(folder: Path, others: list[Path]) -> dict[str, Path]:
@@ -100,7 +106,7 @@ def adapter_folders(folder: Path, others: list[Path]) -> dict[str, Path]:
     """
     found = {"default": folder} if (folder / ADAPTER).is_file() else {}
     for inner in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if (inner / ADAPTER).is_file() and inner not in others:
+        if (inner / ADAPTER).is_file() and inner not in others and inner.name != STAGE:
             found[inner.name] = inner
     return found
 
@@ -163,3 +169,15 @@ def check_weights(file: Path) -> None:
             opened.keys()
     except Exception as error:  # SafetensorError, OSError: each release has its own
         raise LoadError(f"{file}: could not be loaded: {type(error).__name__}: {error}") from error
+
+
+def check_values(file: Path) -> None:
+    """Raise LoadError if weights in a whole safetensors file are no numbers that a model can have: NaN, infinity."""
+    from safetensors.torch import load_file
+
+    for name, tensor in load_file(file).items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise LoadError(
+                f"{file}: {name} has values that are NaN or infinite: it was so when it was saved, or the file was "
+                f"changed"
+            )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,10 @@ from ..prompts.plan import options_of
 from ..prompts.refusals import level_of_caller
 from . import manifest as _saved
 from .base_model import Base, Reading, Say, find_base, found
-from .folder import ADAPTER, CONFIG, MODULES, adapter_folders, read_json, refuse_links, transformer_folders
+from .folder import ADAPTER, CONFIG, MODULES, STAGE, adapter_folders, read_json, refuse_links, transformer_folders
+from .replacing import whole_folder
 from .restore import put_adapters, read_config
+from .settings import put_types
 from .staging import check_folder, merged, relative
 
 if TYPE_CHECKING:
@@ -107,7 +110,7 @@ def load_model(name: str, base: str | None, say: Say) -> Any:
 
 def read_model(name: str, reading: Reading) -> tuple[Any, _saved.Saved]:
     """Load a model without hooks, with what ``peft_hooks.json`` says of it."""
-    path = found(name, reading.say)
+    path = whole_folder(found(name, reading.say))
     saved = _saved.read(path)
     try:
         return _read(path, name, saved, reading), saved
@@ -122,6 +125,8 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> Any:
     if not whole and (path / ADAPTER).is_file():
         return _read_adapter_alone(path, saved, reading)
     if not whole and not (path / CONFIG).is_file():
+        if (path / STAGE).is_dir():
+            raise LoadError(f"{name}: the saving of this folder was cut off, so it is incomplete: save the model again")
         raise LoadError(f"{name}: no model here: there is no {MODULES}, no {CONFIG} and no {ADAPTER} in it")
     check_folder(path)
     adapted = _adapted(path, saved, reading)
@@ -130,8 +135,9 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> Any:
     bases = {folder: _base(folder, path, adapted, saved, reading) for folder in adapted}
     shown = f"{path} with the weights of {', '.join(sorted({base.name for base in bases.values()}))}"
     kind = _model_class(path)
-    with merged(path, bases) as whole_model:
-        model = _plain(whole_model, reading, shown, kind)
+    with merged(path, bases, saved) as whole_model:
+        model = _plain(whole_model, reading, shown, kind, _number_of_labels(kind, saved))
+    put_types(model, saved.types)
     folders, transformers = transformer_folders(path), releases.transformers_of(model)
     if len(folders) != len(transformers):
         raise LoadError(f"{path / MODULES}: it names {len(folders)} Transformers, and {len(transformers)} were loaded")
@@ -197,11 +203,17 @@ def _base(folder: Path, path: Path, adapted: Adapted, saved: _saved.Saved, readi
     return find_base(adapters[active], saved.of(relative(folder, path)).base_model, reading)
 
 
-def _plain(path: Path, reading: Reading, shown: str = "", kind: Any = None) -> Any:
+def _plain(path: Path, reading: Reading, shown: str = "", kind: Any = None, options: Mapping[str, Any] = {}) -> Any:
     """Load a model as Sentence Transformers loads any."""
     assumed = "" if (path / MODULES).is_file() else " (a transformer alone: Sentence Transformers adds mean pooling)"
     with reading.say(f"Loading {shown or path}{assumed}"):
-        return (kind or _model_class(path))(str(path), device=reading.device)
+        return (kind or _model_class(path))(str(path), device=reading.device, **options)
+
+
+def _number_of_labels(kind: Any, saved: _saved.Saved) -> dict[str, int]:
+    """Return what a CrossEncoder has to be told where its base model has no head: it would give it one label."""
+    labels = saved.transformers[0].settings.get("num_labels") if saved.transformers else None
+    return {"num_labels": labels} if kind.__name__ == "CrossEncoder" and isinstance(labels, int) else {}
 
 
 def _model_class(path: Path) -> Any:

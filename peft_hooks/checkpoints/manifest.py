@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class SavedTransformer:
         active: The adapter that was active.
         padding_side: The tokenizer's, which no release of transformers saves.
         fingerprint: Of the base model's weights, to tell when another is loaded.
+        settings: Of the backbone's config, where they are not the base model's.
     """
 
     folder: str
@@ -31,6 +33,7 @@ class SavedTransformer:
     active: str
     padding_side: str | None
     fingerprint: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,13 @@ class Saved:
         options: Of ``register_prompt_mask_hooks``; None if the model had no hooks when it was saved.
         transformers: One for each Transformer that has adapters.
         truncate_dim: The model's, which is no part of what Sentence Transformers saves.
+        types: Of numbers, of each module's parameters, and of each buffer: ``{"0": "bfloat16"}``.
     """
 
     options: dict[str, Any] | None = None
     transformers: tuple[SavedTransformer, ...] = ()
     truncate_dim: int | None = None
+    types: dict[str, str] = field(default_factory=dict)
 
     def of(self, folder: str) -> SavedTransformer:
         """Return what is known of the Transformer that is saved in ``folder``."""
@@ -59,10 +64,33 @@ def write_incomplete(path: Path) -> None:
 
 
 def write(path: Path, saved: Saved) -> None:
-    """Write the file; the folder counts as whole from here on."""
-    (path / FILE).write_text(
-        json.dumps({"format": FORMAT, "complete": True, **asdict(saved)}, indent=2) + "\n", encoding="utf-8"
-    )
+    """Write the file, with a list of all others; the folder counts as whole from here on, and not before."""
+    files = {
+        file.relative_to(path).as_posix(): digest(file)
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file != path / FILE
+    }
+    content = {"format": FORMAT, "complete": True, **asdict(saved), "files": files}
+    written = path / f"{FILE}.next"
+    written.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    written.replace(path / FILE)
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of what a file holds."""
+    found = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether ``save`` wrote a folder to its end."""
+    try:
+        return read_json(path / FILE).get("complete") is True
+    except LoadError:
+        return False
 
 
 def read(path: Path) -> Saved:
@@ -89,4 +117,6 @@ def read(path: Path) -> Saved:
 
 
 def _known(kind: Any, found: dict[str, Any]) -> dict[str, Any]:
-    return {field.name: found[field.name] for field in fields(kind)}
+    """Return the fields that are there; one with a factory came later than the format, and may be missing."""
+    names = [each.name for each in fields(kind) if each.default_factory is MISSING or each.name in found]
+    return {name: found[name] for name in names}

@@ -8,16 +8,17 @@ network that computes them, which ``save`` writes beside it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..compat import sentence_transformers as releases
 from ..compat.backbones import backbone_sizes as sizes
 from ..errors import LoadError
-from .folder import ADAPTER, WEIGHTS, check_weights, read_json
+from .folder import ADAPTER, WEIGHTS, check_values, check_weights, read_json
 
 ENCODER = "prompt_encoder.safetensors"
 """The weights of a prompt encoder whose output alone PEFT saves."""
@@ -121,9 +122,13 @@ def _fill(peft_model: Any, name: str, folder: Path) -> None:
     from safetensors.torch import load_file
 
     config = peft_model.peft_config[name]
+    check_values(folder / WEIGHTS)
+    network = {}
     if computed(config) and not config.inference_mode:
         check_weights(folder / ENCODER)
-        peft_model.prompt_encoder[name].load_state_dict(load_file(folder / ENCODER), strict=True)
+        check_values(folder / ENCODER)
+        network = load_file(folder / ENCODER)
+        peft_model.prompt_encoder[name].load_state_dict(network, strict=True)
     else:
         peft_model.load_adapter(str(folder), name, is_trainable=not config.inference_mode)
     peft_model.eval()
@@ -134,5 +139,18 @@ def _fill(peft_model: Any, name: str, folder: Path) -> None:
     if missing:
         raise LoadError(f"{folder / WEIGHTS}: incomplete: {len(missing)} weights are missing, the first {missing[0]}")
     for key in now if config.is_prompt_learning else ():
-        if not torch.allclose(now[key].cpu().float(), saved[key].float(), rtol=1e-3, atol=1e-5):
-            raise LoadError(f"{folder / ENCODER}: it does not give the {key} in {WEIGHTS}: they are of different saves")
+        if not _equal_but_for_rounding(now[key].cpu(), saved[key], network.values()):
+            origin = ENCODER if network else "the model"
+            raise LoadError(f"{folder / WEIGHTS}: its {key} is not that of {origin}: they are of different saves")
+
+
+def _equal_but_for_rounding(now: Tensor, saved: Tensor, computed_from: Iterable[Tensor]) -> bool:
+    """Tell whether rows are those that were saved, as far as the coarsest type that they went through allows.
+
+    Measured with P-tuning, its LSTM and prefix tuning up to a width of 1024: float16 and bfloat16 move a row by 0.7 of
+    their precision, relative to the largest component; another network's rows are off by about 1.
+    """
+    types = [tensor.dtype for tensor in (now, saved, *computed_from) if tensor.is_floating_point()]
+    precision = max([torch.finfo(kind).eps for kind in types], default=0.0)
+    limit = max(1e-3, 4 * precision) * float(saved.float().abs().max())
+    return bool((now.float() - saved.float()).abs().max() <= limit)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,9 +18,11 @@ from ..errors import LoadError, SaveError, UnsupportedModelError
 from ..prompts.attach import handle_of
 from . import manifest as _saved
 from .card import point_to_load
-from .folder import ADAPTER, CONFIG, MODULES, WEIGHTS, adapter_folders, parts_of, transformer_folders
+from .folder import WEIGHTS, adapter_folders, check_values, transformer_folders
 from .pickles import unpickle_own
+from .replacing import replacing
 from .restore import ENCODER, computed
+from .settings import changed_settings, types_of
 from .staging import relative
 
 
@@ -34,20 +32,21 @@ def save(model: nn.Module, path: str | Path) -> None:
     Writes what ``model.save_pretrained(path)`` writes, and what that leaves out: the hooks' options, which adapter is
     active, the base model's path, the tokenizer's padding side, and the networks of P-tuning and prefix tuning with a
     projection, so that they can be trained on, of a model that was trained here or loaded with ``is_trainable=True``;
-    the model card says how to load it. The base model's weights are not saved. The folder appears when everything is
-    written: a crash leaves the former one, or none.
+    the model card says how to load it. The base model's weights are not saved. No file is ever replaced or
+    removed but those that ``save`` wrote itself, which ``peft_hooks.json`` lists; and those only when everything is
+    written: a crash leaves the former model, or none.
 
     Args:
         model: A ``SentenceTransformer`` (or another model of the library; a ``CrossEncoder`` since 5.4) with a PEFT
             adapter, with or without hooks.
-        path: The folder: a new or empty one, or a model that was saved before and is replaced.
+        path: The folder: a new or empty one, or one that ``save`` wrote before, whose model is replaced.
 
     Raises:
         TypeError: If ``model`` is no module or ``path`` no path.
         UnsupportedModelError: If it is no Sentence Transformers model, has no adapter, has LoRA layers under a prompt,
             of which PEFT saves nothing, or is a ``CrossEncoder`` before 5.4.
-        SaveError: If ``path`` is a file or has anything in it that is not of a saved model, or an adapter's name is no
-            name of a folder.
+        SaveError: If ``path`` is a file, or has anything in it that ``save`` did not write or that was changed since,
+            or the base model; if an adapter's name is no name of a folder; or if a weight is NaN or infinite.
 
     Example:
         >>> import tempfile
@@ -66,14 +65,14 @@ def save(model: nn.Module, path: str | Path) -> None:
     adapted = _adapted(model)
     target = Path(os.path.abspath(Path(need_path(path, "the path of a folder to save in")).expanduser()))
     target = target.resolve() if target.is_symlink() else target
-    _refuse_target(target)
-    with _appearing(target) as folder:
+    _refuse_base_in(target, adapted)
+    _refuse_not_finite(model, adapted)
+    with replacing(target) as folder:
         _saved.write_incomplete(folder)
         model.save(str(folder))  # type: ignore[operator]
         unpickle_own(folder)
         saved = _complete(model, folder, adapted)
         point_to_load(folder)
-        _refuse_losses(target, folder)
         _saved.write(folder, saved)
 
 
@@ -108,59 +107,33 @@ def _adapted(model: Any) -> dict[int, Any]:
     return adapted
 
 
-def _refuse_target(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise SaveError(f"{target}: a file is there: give a folder")
-    marks = (MODULES, ADAPTER, CONFIG, _saved.FILE)
-    if target.is_dir() and any(target.iterdir()) and not any((target / mark).is_file() for mark in marks):
-        raise SaveError(f"{target}: there is something in it that is no saved model: give a new or empty folder")
-
-
-# What a saved model consists of, beside its modules' and adapters' folders.
-_OF_A_MODEL = (".json", ".txt", ".model", ".safetensors", ".jinja", ".md", ".bin", ".spm")
-
-
-def _refuse_losses(target: Path, folder: Path) -> None:
-    """Refuse to replace a folder with anything in it that is not of a saved model: notes, checkpoints, ``.git``."""
-    if not target.is_dir():
-        return
-    modules = set(adapter_folders(target, []).values())
-    with contextlib.suppress(LoadError):  # a damaged model may be replaced
-        modules.update(part.folder for part in parts_of(target))
-    for entry in sorted(target.iterdir()):
-        known = entry in modules if entry.is_dir() else entry.suffix in _OF_A_MODEL
-        if not known and not (folder / entry.name).exists():
+def _refuse_base_in(target: Path, adapted: dict[int, Any]) -> None:
+    """Refuse to save over a base model, also one whose files ``save`` wrote itself: a Router saves it whole."""
+    for transformer in adapted.values():
+        base = _base_of(transformer)
+        if base and os.path.isdir(base) and Path(base).resolve().is_relative_to(target.resolve()):
             raise SaveError(
-                f"{target}: {entry.name} in it is not of a saved model and would be lost: move it, or give another "
-                f"folder"
+                f"{target}: the base model is there, in {base}: its weights are not saved with the adapter, so it "
+                f"must stay: give a new or empty folder"
             )
 
 
-@contextlib.contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """Give a folder beside ``target`` that takes its place when the block ends, and is removed if it raises."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unique = uuid.uuid4().hex[:8]
-    folder, former = (target.with_name(f".{target.name}.{unique}.{kind}") for kind in ("saving", "former"))
-    folder.mkdir()
-    try:
-        yield folder
-        if target.exists():
-            target.rename(former)
-        try:
-            folder.rename(target)
-        except BaseException:
-            if former.exists():
-                former.rename(target)
-            raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(former, ignore_errors=True)
+def _refuse_not_finite(model: nn.Module, adapted: dict[int, Any]) -> None:
+    """Refuse a model whose training went astray; the base model's weights are not saved and not looked at."""
+    backbones = [releases.plain_backbone(transformer) for transformer in adapted.values()]
+    frozen = {parameter for backbone in backbones for _, parameter in state.base_parameters(backbone)}
+    for name, parameter in model.named_parameters():
+        if parameter not in frozen and parameter.is_floating_point() and not parameter.isfinite().all():
+            raise SaveError(
+                f"the parameter {name!r} has values that are NaN or infinite, so the model gives no embeddings: go "
+                f"back to a checkpoint before that, and train with a lower learning rate or clipped gradients"
+            )
 
 
 def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved:
     """Write what PEFT leaves out, and return what is to be written down; raises if a file is missing."""
     folders = transformer_folders(folder)
+    labels = {"num_labels": model.num_labels} if releases.is_cross_encoder(model) else {}
     found = []
     for number, transformer in adapted.items():
         adapters = adapter_folders(folders[number], folders)
@@ -169,8 +142,9 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
         for name, at in adapters.items():
             if not (at / WEIGHTS).is_file():
                 raise SaveError(f"no {WEIGHTS} was saved of the adapter {name!r}")
+            _refuse_overflow(at / WEIGHTS, name)
             _save_network(transformer, name, at)
-        active = state.active_adapter(transformer)
+        active, backbone = state.active_adapter(transformer), releases.plain_backbone(transformer)
         tokenizer = getattr(transformer, "tokenizer", None)
         found.append(
             _saved.SavedTransformer(
@@ -178,12 +152,24 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
                 base_model=_base_of(transformer),
                 active=active if active in adapters else next(iter(adapters)),
                 padding_side=getattr(tokenizer, "padding_side", None),
-                fingerprint=state.fingerprint(releases.plain_backbone(transformer)),
+                fingerprint=state.fingerprint(backbone),
+                settings={**changed_settings(backbone, _base_of(transformer)), **labels},
             )
         )
     handle = handle_of(model)
     options = None if handle is None else asdict(handle.options)
-    return _saved.Saved(options, tuple(found), getattr(model, "truncate_dim", None))
+    return _saved.Saved(options, tuple(found), getattr(model, "truncate_dim", None), types_of(model))
+
+
+def _refuse_overflow(file: Path, name: str) -> None:
+    """Refuse rows that a network of finite weights computes in half precision, and that are not finite."""
+    try:
+        check_values(file)
+    except LoadError as error:
+        raise SaveError(
+            f"what the prompt's network of the adapter {name!r} computes is NaN or infinite, though its weights are "
+            f"not: save the model in float32, with model.float()"
+        ) from error
 
 
 def _save_network(transformer: Any, name: str, folder: Path) -> None:

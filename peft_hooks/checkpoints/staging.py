@@ -13,6 +13,7 @@ from .base_model import Base
 from .folder import (
     ADAPTER,
     CONFIG,
+    check_values,
     check_weights,
     files_to_read,
     parts_of,
@@ -20,7 +21,9 @@ from .folder import (
     refuse_code,
     transformer_folders,
 )
+from .manifest import FILE, Saved
 from .pickles import pickle_where_needed
+from .settings import change_settings
 
 
 def check_folder(path: Path, links: bool = False) -> None:
@@ -32,6 +35,8 @@ def check_folder(path: Path, links: bool = False) -> None:
     for part in parts_of(path):
         for file in part.folder.glob("*.safetensors"):
             check_weights(file)
+            if not links:  # a base model's are many, and not from here
+                check_values(file)
 
 
 def relative(folder: Path, path: Path) -> str:
@@ -40,7 +45,7 @@ def relative(folder: Path, path: Path) -> str:
 
 
 @contextlib.contextmanager
-def merged(path: Path, bases: dict[Path, Base]) -> Iterator[Path]:
+def merged(path: Path, bases: dict[Path, Base], saved: Saved) -> Iterator[Path]:
     """Make a folder for the length of a block: the model at ``path``, with the base's weights in its Transformers."""
     with tempfile.TemporaryDirectory(prefix="peft-hooks-") as temporary, contextlib.ExitStack() as open_bases:
         whole = Path(temporary) / "model"
@@ -53,7 +58,9 @@ def merged(path: Path, bases: dict[Path, Base]) -> Iterator[Path]:
             to.mkdir(parents=True, exist_ok=True)
             for file in files:
                 _link(file.resolve(), to / file.name)
-            if folder not in bases:
+            if folder in bases:
+                change_settings(to, saved.of(relative(folder, path)).settings, path / FILE)
+            else:
                 pickle_where_needed(to)
         yield whole
 

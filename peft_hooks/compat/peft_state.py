@@ -80,22 +80,29 @@ def unwrap_heads(backbone: nn.Module) -> None:
                 setattr(parent, name, child.original_module)
 
 
-def fingerprint(backbone: nn.Module) -> float | None:
-    """Return a number that tells a base model's weights from others', with or without LoRA's layers in it.
-
-    It is computed of a few of each parameter's components, so a change of single ones may be missed. Half precision
-    changes it by less than one in a thousand. A pooler may be missing in a checkpoint, and is random then.
-    """
+def base_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the backbone's own parameters with their names, with or without LoRA's layers in it."""
     added = {
         parameter
         for layer in tuner_layers(backbone)
         for name in (*getattr(layer, "adapter_layer_names", ()), "modules_to_save")
         for parameter in getattr(getattr(layer, name, None), "parameters", tuple)()
     }
+    for name, parameter in backbone.named_parameters():
+        if parameter not in added:
+            yield name, parameter
+
+
+def fingerprint(backbone: nn.Module) -> float | None:
+    """Return a number that tells a base model's weights from others', with or without LoRA's layers in it.
+
+    It is computed of a few of each parameter's components, so a change of single ones may be missed. Half precision
+    changes it by less than one in a thousand. A pooler may be missing in a checkpoint, and is random then.
+    """
     found = [
         parameter.detach().flatten()[:4096].double().abs().mean().cpu()
-        for name, parameter in backbone.named_parameters()
-        if parameter not in added and parameter.is_floating_point() and "pooler" not in name
+        for name, parameter in base_parameters(backbone)
+        if parameter.is_floating_point() and "pooler" not in name
     ]
     return float(torch.stack(found).mean()) if found else None
 

@@ -21,6 +21,7 @@ from peft_hooks import (
     trace_shapes,
     without_adapter,
 )
+from peft_hooks.testing import tiny_transformer
 
 from .. import cross
 from ..methods import Unavailable
@@ -220,3 +221,21 @@ def test_a_cross_encoder_is_trained_by_its_own_trainer(tmp_path: Path) -> None:
     assert any("prompt_encoder" in name for name in moved)
     assert all("prompt_encoder" in name or "modules_to_save" in name for name in moved)
     assert check_padding_invariance(model, PAIRS)
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3])
+def test_a_cross_encoder_with_labels_of_its_own_comes_back(labels: int, tmp_path: Path) -> None:
+    """Its base's folder has no head at all, and no number of labels."""
+    from sentence_transformers import CrossEncoder
+
+    needs(HAS_FOLDER, "saves no folder that says what it is")
+    base = tiny_transformer("bert", tmp_path / "base")
+    torch.manual_seed(0)
+    model = CrossEncoder(str(base), num_labels=labels, device="cpu")
+    cross.backbone_of(model).eval()
+    cross.put_adapter(model, "prompt_tuning")
+    register_prompt_mask_hooks(model)
+    peft_hooks.save(model, tmp_path / "tuned")
+    loaded: Any = peft_hooks.load(tmp_path / "tuned", device="cpu")
+    assert loaded.num_labels == labels
+    assert distance(cross.scores(loaded), cross.scores(model).double()) < 1e-6

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,6 +154,68 @@ def test_the_pickles_of_2_7_are_refused_by_name(base: Path, tmp_path: Path) -> N
     build(base).save(str(tmp_path / "model"))
     with pytest.raises(LoadError, match=r"2_Dense: weights are in pytorch_model.bin, which can run code"):
         peft_hooks.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", COMPUTED)
+def test_what_was_cast_to_half_and_saved_can_be_trained_on(
+    base: Path, tmp_path: Path, method: str, dtype: torch.dtype
+) -> None:
+    """Its rows were computed with the roundings of that type; those of another network are still found out."""
+    peft_hooks.save(build(base, method, dense=False).to(dtype), tmp_path / "model")
+    loaded = peft_hooks.load(tmp_path / "model", is_trainable=True, device="cpu")
+    assert any(p.requires_grad for p in backbone_of(loaded).parameters())
+    other = build(base, None, dense=False)
+    put_adapter(other, method, seed=3)
+    peft_hooks.save(other.to(dtype), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "prompt_encoder.safetensors", tmp_path / "model")
+    with pytest.raises(LoadError, match=r"is not that of prompt_encoder.safetensors: they are of different saves"):
+        peft_hooks.load(tmp_path / "model", is_trainable=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("method", [*ALL, "Dense"])
+def test_a_model_with_a_weight_that_is_no_number_is_not_saved(
+    base: Path, tmp_path: Path, method: str, value: float
+) -> None:
+    """By the parameter's name, before anything is written."""
+    model = build(base, "prompt_tuning" if method == "Dense" else method)
+    trained = model[2] if method == "Dense" else model
+    name, parameter = next((name, p) for name, p in trained.named_parameters() if p.requires_grad)
+    with torch.no_grad():
+        parameter.view(-1)[-1] = value
+    with pytest.raises(SaveError, match=rf"the parameter '.*{name}' has values that are NaN or infinite"):
+        peft_hooks.save(model, tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
+def test_rows_that_overflow_in_half_are_not_saved(base: Path, tmp_path: Path) -> None:
+    model = build(base, "p_tuning", dense=False)
+    network = backbone_of(model).prompt_encoder["default"]
+    with torch.no_grad():
+        network.embedding.weight.fill_(60_000.0)
+        network.mlp_head[0].weight.fill_(1.0)
+        network.mlp_head[2].weight.fill_(1.0)
+        network.mlp_head[4].weight.fill_(1.0)
+    with pytest.raises(SaveError, match=r"what the prompt's network of the adapter 'default' computes is NaN or inf"):
+        peft_hooks.save(model.half(), tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", ["adapter_model", "prompt_encoder", "2_Dense/model"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_saved_weight_that_is_no_number_is_named(whole: Path, tmp_path: Path, file: str, value: float) -> None:
+    """And no file is blamed for another."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(whole, tmp_path / "model")
+    path = tmp_path / "model" / f"{file}.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    weights[name].view(-1)[0] = value
+    save_file(weights, path)
+    with pytest.raises(LoadError, match=rf"{path}: {name} has values that are NaN or infinite"):
+        peft_hooks.load(tmp_path / "model", is_trainable=True, device="cpu")
 
 
 def test_peft_refuses_to_load_any_prompt_for_training(base: Path, tmp_path: Path) -> None:
@@ -322,6 +382,69 @@ def test_another_base_of_the_same_size_is_warned_of(base: Path, tmp_path: Path) 
         peft_hooks.load(tmp_path / "model", device="cpu")
 
 
+# --- what was changed on the base after it was read
+
+
+CHANGED = ({"num_hidden_layers": 1}, {"hidden_act": "relu"}, {"is_decoder": True}, {"layer_norm_eps": 0.1})
+
+
+@pytest.mark.parametrize("settings", CHANGED, ids=lambda settings: next(iter(settings)))
+def test_settings_of_the_base_that_were_changed_come_back(base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Layers cut, another activation: the base's folder knows nothing of them."""
+    needs(RELEASE >= (3, 0), "has no config_args")
+    from sentence_transformers import SentenceTransformer
+
+    modules = pipeline_modules()
+    transformer = modules.Transformer(str(base), config_args=settings)
+    model = SentenceTransformer(modules=[transformer, modules.Pooling(32, "mean")], device="cpu").eval()
+    put(model, "prompt_tuning")
+    register_prompt_mask_hooks(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        peft_hooks.save(model, tmp_path / "model")
+        loaded = peft_hooks.load(tmp_path / "model", device="cpu")
+    assert distance(vectors(loaded), vectors(model)) < 1e-6
+    peft_hooks.save(loaded, tmp_path / "again")
+    assert distance(vectors(peft_hooks.load(tmp_path / "again", device="cpu")), vectors(model)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_comes_back_in_its_own_type_of_numbers(base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    model = with_hooks(build(base).to(dtype))
+    peft_hooks.save(model, tmp_path / "model")
+    loaded = peft_hooks.load(tmp_path / "model", device="cpu")
+    own = [p.dtype for name, p in loaded.named_parameters() if "prompt_encoder" not in name]
+    assert set(own) == {dtype}
+    assert distance(vectors(loaded), vectors(model)) < 1e-6
+
+
+def test_a_decoder_read_as_bfloat16_keeps_the_buffers_that_are_float32(tmp_path: Path) -> None:
+    """Its rotary frequencies: cast with the weights they would be others."""
+    from sentence_transformers import SentenceTransformer
+
+    modules = pipeline_modules()
+    llama = tiny_transformer("llama", tmp_path / "llama")
+    transformer = modules.Transformer(str(llama), model_args={"torch_dtype": torch.bfloat16})
+    model = SentenceTransformer(modules=[transformer, modules.Pooling(32, "mean")], device="cpu").eval()
+    put(model, "prompt_tuning")
+    register_prompt_mask_hooks(model)
+    kinds = {name: buffer.dtype for name, buffer in model.named_buffers()}
+    peft_hooks.save(model, tmp_path / "model")
+    loaded = peft_hooks.load(tmp_path / "model", device="cpu")
+    assert {name: buffer.dtype for name, buffer in loaded.named_buffers()} == kinds
+    assert torch.equal(vectors(loaded), vectors(model))
+
+
+def test_added_tokens_are_refused(base: Path, tmp_path: Path) -> None:
+    """Their embeddings are the backbone's, and PEFT saves nothing of that."""
+    model = build(base, None)
+    backbone_of(model).resize_token_embeddings(backbone_of(model).config.vocab_size + 3)
+    put(model, "prompt_tuning")
+    with pytest.raises(UnsupportedModelError, match=r"nothing saves the embeddings of the others"):
+        peft_hooks.save(model, tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
 # --- several Transformers
 
 
@@ -434,6 +557,16 @@ DAMAGE: dict[str, tuple[Any, str]] = {
         lambda at: set_json(at / "adapter_config.json", peft_type="NEW_TUNING"),
         "adapter_config.json: could not be loaded: .* it may be of a later PEFT than",
     ),
+    "a setting that is code": (
+        lambda at: set_json(
+            at / "peft_hooks.json",
+            transformers=[
+                {**each, "settings": {"attn_implementation": "a/b"}}
+                for each in json.loads((at / "peft_hooks.json").read_text())["transformers"]
+            ],
+        ),
+        "peft_hooks.json: its settings have attn_implementation, which could name code",
+    ),
     "an import in the adapter": (
         lambda at: set_json(at / "adapter_config.json", megatron_config={"a": 1}, megatron_core="evil"),
         "it names other adapters or code to import",
@@ -493,7 +626,7 @@ def test_a_network_of_another_save_is_found_out(base: Path, whole: Path, tmp_pat
     put_adapter(other, "p_tuning", seed=3)
     peft_hooks.save(other, tmp_path / "other")
     shutil.copy(tmp_path / "other" / "prompt_encoder.safetensors", tmp_path / "model")
-    with pytest.raises(LoadError, match=r"they are of different saves"):
+    with pytest.raises(LoadError, match=r"not that of prompt_encoder.safetensors: they are of different saves"):
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
@@ -573,8 +706,8 @@ def test_a_saved_model_is_replaced_as_a_whole(base: Path, tmp_path: Path) -> Non
     ("name", "message"),
     [
         ("file", "a file is there: give a folder"),
-        ("notes", "there is something in it that is no saved model: give a new or empty folder"),
-        ("model", "diary.csv in it is not of a saved model and would be lost: move it"),
+        ("notes", "diary.csv in it was not written by peft_hooks.save, which replaces nothing else: give a new or"),
+        ("model", "diary.csv in it was not written by peft_hooks.save, which replaces nothing else: give a new or"),
     ],
 )
 def test_what_is_no_saved_model_is_never_replaced(base: Path, tmp_path: Path, name: str, message: str) -> None:
@@ -616,32 +749,6 @@ def test_a_save_that_raises_leaves_what_was_there(base: Path, tmp_path: Path, fo
         peft_hooks.save(model, tmp_path / "model")
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
     assert former or not any(tmp_path.iterdir())
-
-
-class Killer(nn.Module):
-    """Ends the process when it is saved, with no chance to clean up."""
-
-    def save(self, *_: Any, **__: Any) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_save_that_is_killed_leaves_no_folder_that_loads(base: Path, tmp_path: Path) -> None:
-    model = with_hooks(build(base))
-    peft_hooks.save(model, tmp_path / "model")
-    wanted = vectors(model)
-    model.add_module("4", Killer())
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(BaseException):
-            peft_hooks.save(model, tmp_path / "model")
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), wanted) < 1e-6
-    (left,) = (entry for entry in tmp_path.iterdir() if entry.name != "model")
-    assert left.name.startswith(".model.") and (left / "adapter_model.safetensors").is_file()
-    with pytest.raises(LoadError, match=r"the saving of this folder was cut off, so it is incomplete"):
-        peft_hooks.load(left)
 
 
 def test_save_leaves_the_model_as_it_was_and_the_card_says_how_to_load(base: Path, tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import peft_hooks
 from peft_hooks import (
     Hook,
     HookRegistry,
@@ -266,3 +269,20 @@ def test_the_check_of_a_user_compares_sparse_embeddings() -> None:
         assert check_padding_invariance(model, TEXTS)
         with HookRegistry(model).attached(Grow(), to="1"):
             assert not check_padding_invariance(model, TEXTS)
+
+
+def test_a_model_as_the_hub_has_them_is_saved_and_loaded(tmp_path: Path) -> None:
+    """Its modules.json names the class that a SparseEncoder's Transformer had before 5.4."""
+    from sentence_transformers import SparseEncoder
+
+    sparse().save_pretrained(str(tmp_path / "hub"))
+    modules = json.loads((tmp_path / "hub" / "modules.json").read_text())
+    modules[0]["type"] = "sentence_transformers.sparse_encoder.models.MLMTransformer"
+    (tmp_path / "hub" / "modules.json").write_text(json.dumps(modules))
+    model = SparseEncoder(str(tmp_path / "hub"), device="cpu").eval()
+    put(model[0], "prompt_tuning")
+    register_prompt_mask_hooks(model)
+    peft_hooks.save(model, tmp_path / "tuned")
+    loaded: Any = peft_hooks.load(tmp_path / "tuned", device="cpu")
+    assert type(loaded) is SparseEncoder
+    assert float((encoded(loaded, TEXTS) - encoded(model, TEXTS)).abs().max()) < 1e-6

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+import re
+import shutil
+import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +234,138 @@ def test_a_checkpoint_of_another_adapter_is_refused_and_changes_nothing(trainer_
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert "prompt_encoder.default.embedding.weight: [4, 32] saved, [3, 32] here" in str(caught.value)
     assert_equal(weights(other), before)
+
+
+# --- a process that dies in a checkpoint
+
+
+def dying_trainer(trainer_class: Any, where: str, before: bool) -> Any:
+    """Make a trainer whose process is killed at a step of writing checkpoint-4."""
+
+    class Dying(trainer_class):  # type: ignore[misc]
+        pass
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if before and self.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = getattr(super(Dying, self), where)(*args, **kwargs)
+        if self.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    setattr(Dying, where, step)
+    return Dying
+
+
+def killed(step: Any) -> bool:
+    """Run a step in another process; tell whether it was killed."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork")
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)  # the parent's other threads do not exist here
+        with contextlib.suppress(BaseException):
+            step()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+CUTS = [
+    ("_save", True),
+    ("_save", False),
+    ("_save_optimizer_and_scheduler", False),
+    ("_save_rng_state", True),
+    ("_save_rng_state", False),
+]
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("where", "before"), CUTS)
+def test_a_checkpoint_that_the_process_was_killed_in_is_passed_over_and_told(
+    where: str, before: bool, again: bool, trainer_class: Any, tmp_path: Path
+) -> None:
+    """The newest whole one is taken, also when a whole one was being written over; the run ends as one from there."""
+    folder = tmp_path / "run"
+    if again:
+        make(trainer_class, hooked(), folder, max_steps=6).train()
+        shutil.rmtree(folder / "checkpoint-6")
+    resume = {"resume_from_checkpoint": str(folder / "checkpoint-2")} if again else {}
+    dying = make(dying_trainer(trainer_class, where, before), hooked(), folder, max_steps=6)
+    assert killed(lambda: dying.train(**resume))
+    assert not (again and where == "_save" and before) or (folder / "checkpoint-4" / "optimizer.pt").is_file()
+    shutil.copytree(folder / "checkpoint-2", tmp_path / "checkpoint-2")
+    truth = hooked()
+    make(trainer_class, truth, tmp_path / "truth", max_steps=6).train(str(tmp_path / "checkpoint-2"))
+    resumed = hooked()
+    trainer = make(trainer_class, resumed, folder, max_steps=6)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train(resume_from_checkpoint=True)
+    told = [str(warning.message) for warning in caught if "newest whole checkpoint" in str(warning.message)]
+    if not (where == "_save" and before and not again):  # then nothing was begun
+        assert f"goes on from {folder / 'checkpoint-2'}, the newest whole" in told[0]
+        assert str(folder / "checkpoint-4") in told[0]
+    assert_equal(weights(resumed), weights(truth))
+
+
+DAMAGES = ["trainable_state.safetensors", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_checkpoint_in_which_a_file_is_missing_or_cut_is_passed_over(
+    name: str, cut: bool, trainer_class: Any, tmp_path: Path
+) -> None:
+    """And refused by name if it is given by its path, or if it is the only one."""
+    make(trainer_class, hooked(), tmp_path).train()
+    file = tmp_path / "checkpoint-4" / name
+    held = file.read_bytes()
+    file.unlink()
+    if cut:
+        file.write_bytes(held[: len(held) // 2])
+    reason = f"{name} is not whole" if cut else f"there is no {name.replace('state.pth', 'state*.pth')} in it"
+    trainer = make(trainer_class, hooked(), tmp_path)
+    before = weights(trainer.model)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"checkpoint-4") as caught:
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert name in str(caught.value) or reason in str(caught.value)
+    assert_equal(weights(trainer.model), before)
+    with pytest.warns(UserWarning, match=re.escape(reason)):
+        trainer.train(resume_from_checkpoint=True)
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    file.unlink()
+    with pytest.raises(ValueError, match=f"no checkpoint in {tmp_path} is whole"):
+        make(trainer_class, hooked(), tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_checkpoints_of_the_model_alone_are_whole_where_no_more_is_written(trainer_class: Any, tmp_path: Path) -> None:
+    """`save_only_model=True` leaves out the optimizer on purpose; a run that needs it does not begin it anew."""
+    make(trainer_class, hooked(), tmp_path, save_only_model=True).train()
+    trainer = make(trainer_class, hooked(), tmp_path, save_only_model=True, max_steps=5)
+    assert trainer.train(True).global_step == 5
+    with pytest.raises(ValueError, match=r"there is no optimizer.pt in it"):
+        make(trainer_class, hooked(), tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_no_checkpoint_at_all_is_said_as_ever(trainer_class: Any, tmp_path: Path) -> None:
+    """By the library's own words."""
+    with pytest.raises(ValueError, match=r"No valid checkpoint found in output directory"):
+        make(trainer_class, hooked(), tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_a_best_checkpoint_that_is_cut_is_refused(trainer_class: Any, tmp_path: Path) -> None:
+    """By its name, and the weights stay."""
+    model = hooked()
+    trainer = best_of_four(trainer_class, model, tmp_path)
+    file = Path(trainer.state.best_model_checkpoint) / "trainable_state.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"is not whole: trainable_state.safetensors is not whole"):
+        trainer._load_best_model()
+    assert_equal(weights(model), before)
+
+
+# --- what is refused
 
 
 def test_a_prompt_without_hooks_is_refused(trainer_class: Any, tmp_path: Path) -> None:
