@@ -217,31 +217,15 @@ def test_ph007_left_padding_that_moves_the_text() -> None:
     assert codes(model) == []
 
 
-def test_ph007_a_left_padded_decoder_with_a_prompt_is_cured_by_the_hooks() -> None:
-    """Before 3.3 Pooling raises, and there is nothing to compare."""
-    model = adapted("gpt2", padding_side="left", pooling="lasttoken")
+@pytest.mark.parametrize("architecture", ["gpt2", "mpnet"])
+def test_ph007_left_padding_before_a_prompt_is_cured_by_the_hooks(architecture: str) -> None:
+    """Positions, and distances. Before 3.3 Pooling raises, and there is nothing to compare."""
+    model = adapted(architecture, padding_side="left", pooling="lasttoken")
     one = found(model, "PH007" if RELEASE >= (3, 3) else "PH012")
     assert one.cure == HOOKS
     assert one.cured
     with prompt_mask_hooks(model):
         assert codes(model) == []
-
-
-def test_ph007_where_the_hooks_refuse_left_padding_the_cure_is_to_pad_right_and_then_the_hooks() -> None:
-    model = adapted("mpnet", padding_side="left", pooling="lasttoken")
-    diagnosis = diagnose(model, TEXTS)
-    cure = f'model.tokenizer.padding_side = "right"\n{HOOKS}'
-    assert {one.cure for one in diagnosis.findings} == {cure}
-    assert diagnosis.refusal is not None
-    assert "mpnet weighs tokens by their distance" in diagnosis.refusal
-    assert diagnosis.verdict.endswith(
-        f'model.tokenizer.padding_side = "right" and then {HOOKS} makes it right: measured'
-    )
-    assert model.tokenizer.padding_side == "left"
-    import peft_hooks
-
-    exec(cure, {"model": model, "peft_hooks": peft_hooks})
-    assert codes(model) == []
 
 
 def test_ph007_healthy_twins_do_not_see_where_padding_is() -> None:

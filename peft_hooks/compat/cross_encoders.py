@@ -102,6 +102,11 @@ def is_classifier(transformer: Any) -> bool:
     return type(releases.plain_backbone(transformer)).__name__.endswith("ForSequenceClassification")
 
 
+def scores_by_logits(transformer: Any) -> bool:
+    """Tell whether a language model's logits for what follows a pair are its score: since 5.4, by ``LogitScore``."""
+    return getattr(transformer, "module_output_name", None) == "causal_logits"
+
+
 def task_type(transformer: Any) -> str:
     """Return the PEFT task type that hands a prompt to this backbone with all that the backbone reads."""
     name = type(releases.plain_backbone(transformer)).__name__

@@ -91,7 +91,8 @@ def seen_in(events: list[Event], gradients: bool = False) -> Iterator[Seen]:
     """Pair every Transformer with the Pooling behind it. Calls Pooling again if ``gradients`` are wanted."""
     for number, event in enumerate(events):
         rows = None if event.gave is None else event.gave.get("token_embeddings")
-        ids, mask = event.came.get("input_ids"), event.came.get("attention_mask")
+        given = event.got or event.came  # in the order of the rows: the hooks put padding last
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
         if not isinstance(rows, Tensor) or rows.dim() != 3 or ids is None or mask is None or _is_pooling(event):
             continue
         behind = events[number + 1] if number + 1 < len(events) and _is_pooling(events[number + 1]) else None

@@ -76,16 +76,25 @@ class PutTextLast(Hook):
     """Roll the rows of a batch so that every text ends at the last one. Goes on the layers before a decoder's head.
 
     Classifiers on decoders score a text's last token, and find it by the padding in ``input_ids``. PEFT gives them
-    embeddings, from which they take the last row: padding. Where they get ids (a prefix, LoRA), rows stay.
+    embeddings, from which they take the last row: padding. Where they get ids (a prefix, LoRA), rows stay. A language
+    model whose logits are the score takes the last row in any case.
+
+    Args:
+        always: Whether the head takes the last row of ids, too.
     """
+
+    def __init__(self, always: bool = False) -> None:
+        self.always = always
 
     def after(self, call: Call, output: Any) -> Any:
         mask, hidden = call.kwargs.get("attention_mask"), output[0]
-        given = call.kwargs.get("inputs_embeds")
-        if given is None or mask is None or mask.shape != hidden.shape[:2]:
+        length = hidden.size(1)
+        if mask is None or mask.dim() != 2 or mask.size(1) < length:
             return None
-        after_text = ft.first_counted(mask.flip(1)) * -1
-        return _with_rows(output, ft.take(hidden, ft.rolled(after_text, mask.size(1))))
+        if not self.always and (call.kwargs.get("inputs_embeds") is None or mask.size(1) != length):
+            return None
+        behind = ft.first_counted(mask[:, -length:].flip(1))  # how many rows stand behind the text
+        return _with_rows(output, ft.take(hidden, ft.rolled(-behind, length)))
 
 
 def _with_rows(output: Any, hidden: Tensor) -> Any:
@@ -127,6 +136,9 @@ def refuse_classifier(path: str, transformer: Any, virtual_tokens: str) -> None:
 
 def hooks_of_head(transformer: Any, virtual_tokens: str) -> Iterator[tuple[str, Hook, nn.Module]]:
     """Yield the hooks that make the head read the text, but ``NoteTextLength``: name, hook, module."""
+    if cross.scores_by_logits(transformer):
+        plain = releases.plain_backbone(transformer)
+        yield "ends", PutTextLast(always=True), getattr(plain, plain.base_model_prefix)
     if not cross.is_classifier(transformer) or not hasattr(releases.backbone_of(transformer), "active_peft_config"):
         return
     plain, reads = releases.plain_backbone(transformer), cross.head_reads(transformer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,9 +10,6 @@ from torch import Tensor
 
 from ..compat import sentence_transformers as releases
 from . import probes
-
-# A text moves with the others of its batch by rounding where activations are quantized, as a part of a row's length.
-_ROUNDING = 0.1
 
 _Features = dict[str, Tensor]
 
@@ -41,15 +39,15 @@ def _measured(transformer: Any, outer: Any, batch: _Features) -> str | None:
     alone = {name: value[:1, :length] for name, value in batch.items()}
     rows, row = _rows(transformer, outer, batch), _rows(transformer, outer, alone)
     far = probes.apart(rows[:1, : row.size(1)], row)
-    if far <= probes.tolerance_of(row.dtype):
-        return None
+    if math.isnan(far) or not probes.moves(far, 0.0, row.dtype):
+        return None  # weights that are no numbers give rows that are none, alone and in a batch
     beside = {name: value[:, :length] for name, value in batch.items()}
     beside["attention_mask"] = torch.ones_like(beside["attention_mask"])
     moved = probes.apart(_rows(transformer, outer, beside)[:1], row)
-    if not moved <= _ROUNDING:
-        return f"gives a text other rows beside another one, by {moved:.0e} of their length"
+    if not probes.moves(far, moved, row.dtype):
+        return None
     if far <= 4 * moved:
-        return None  # no more than beside a text of the same length
+        return f"gives a text other rows beside another one, by {moved:.0e} of their length"
     return f"reads padding: a text's rows move by {far:.0e} of their length with the padding behind it"
 
 

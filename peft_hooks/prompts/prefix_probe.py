@@ -159,5 +159,7 @@ def _difference(alone: Tensor, right: Tensor, together: Tensor, short: Tensor) -
             f"gives other rows than with the prefix as keys and values of its layers, by {far:.0e} of their length: "
             f"PEFT mixes them up"
         )
-    far = max(probes.apart(together[:1], alone), probes.apart(together[1:, :SHORTER], short))
-    return None if far <= tolerance else f"gives other rows in a batch with a prefix, by {far:.0e} of their length"
+    beside, far = probes.apart(together[:1], alone), probes.apart(together[1:, :SHORTER], short)
+    if not probes.moves(far, beside, alone.dtype):
+        return None
+    return f"gives other rows in a batch with a prefix, by {max(beside, far):.0e} of their length"

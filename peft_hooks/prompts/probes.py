@@ -16,6 +16,9 @@ from ..compat import sentence_transformers as releases
 # How far a row of a hidden state may be from the plain one, as a part of its length. What is wrong is off by tenths.
 _TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
+# A text moves with the scales of its batch where activations are quantized: by less than this part of a row's length.
+_ROUNDING = 0.1
+
 # Weights times positions that a probe may take: a tenth of a second on two cores. The shortest ones take what they do.
 _BUDGET = 1_000_000_000
 
@@ -148,6 +151,17 @@ def apart(one: Tensor, other: Tensor, mask: Tensor | None = None) -> float:
     """Return how far rows are apart as a part of their length, at most over all that count; NaN if one is."""
     far = (one.double() - other.double()).norm(dim=-1) / other.double().norm(dim=-1).clamp(min=1e-30)
     return float((far if mask is None else far[mask.bool()]).max())
+
+
+def moves(far: float, rounding: float, dtype: torch.dtype) -> bool:
+    """Tell whether rows are further apart than rounding makes them, which is measured where activations are quantized.
+
+    Args:
+        far: How far they are apart.
+        rounding: How far a text moves beside another one of its length, where nothing but rounding should move it.
+        dtype: Of the rows.
+    """
+    return rounding > _ROUNDING or not far <= max(tolerance_of(dtype), 4 * rounding)
 
 
 def in_a_line(error: Exception) -> str:

@@ -79,10 +79,8 @@ class RefuseTooLong(Hook):
         if length + virtual <= self.positions:
             return
         longest = getattr(call.module, "max_seq_length", None)
-        if longest is not None and longest + virtual <= self.positions:
-            return  # no text is too long: what is beyond is padding, which has positions of its own
         raise HookError(
-            f"{call.where}: a text has {length} tokens, and {releases.adapter_summary(call.module)} adds {virtual}, "
-            f"but the backbone has {self.positions} positions: max_seq_length is {longest}. Set it to "
+            f"{call.where}: a batch is {length} tokens long, {releases.adapter_summary(call.module)} adds {virtual}, "
+            f"and the backbone has {self.positions} positions: max_seq_length is {longest}. Set it to "
             f"{self.positions - virtual} or less, or call `handle.refresh()`, which lowers it"
         )

@@ -209,11 +209,11 @@ def test_a_refused_adapter_leaves_the_head_as_it_was() -> None:
     """If hooks are refused after SEQ_CLS wrapped the head, the classifier is as it was, to the module."""
     from peft import PromptTuningConfig
 
-    model = adapted("bert", None, side="left")
+    model = adapted("bert", None)
     backbone = cross.backbone_of(model)
     children = dict(backbone.named_children())
     with pytest.raises((UnsupportedModelError, TypeError)):
-        add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=3))
+        add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=999))  # more than there are positions
     assert cross.backbone_of(model) is backbone
     assert all(dict(backbone.named_children())[name] is child for name, child in children.items())
 

@@ -42,7 +42,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     },
     "bamba": {**_MAMBA, "attn_layer_indices": [1, 3]},
     "recurrent_gemma": {"lru_width": 32, "attention_window_size": 16, "block_types": ["recurrent", "attention"]},
-    "kimi_linear": {},
+    "kimi_linear": {"first_k_dense_replace": 4},
     "mamba": {"state_size": 4, "time_step_rank": 4},
     "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16},
 }

@@ -638,8 +638,8 @@ FAILURES: dict[str, tuple[Any, Any, dict[str, Any], type[BaseException]]] = {
         {},
         UnsupportedModelError,
     ),
-    "left padding": (
-        lambda: plain("t5", padding_side="left"),
+    "a backbone that reads padding": (
+        lambda: plain("convbert", embedding_size=32, head_ratio=2, conv_kernel_size=3),
         lambda: bare_config("prompt_tuning"),
         {},
         UnsupportedModelError,

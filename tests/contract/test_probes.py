@@ -190,7 +190,7 @@ def test_any_backbone_runs_with_the_adapter_or_is_refused_by_name_when_it_is_put
         handle = add_prompt_adapter(model, config)
     except UnsupportedModelError as error:
         assert repr(architecture) in str(error)
-        assert "LORA" in str(error)
+        assert "LORA" in str(error) or "reads padding" in str(error)
         assert not hasattr(backbone_of(model), "peft_config")
         return
     with handle:

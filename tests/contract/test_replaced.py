@@ -259,14 +259,15 @@ def test_nothing_is_attached_anew_where_nothing_was_changed() -> None:
 
 
 def test_a_refresh_that_is_refused_leaves_the_hooks_that_were_on() -> None:
-    """A tokenizer that pads on the left now, where that cannot be right."""
-    model = adapted("mpnet")
+    """A config that has no position left for a text."""
+    model = adapted("bert")
     handle = register_prompt_mask_hooks(model)
-    model.tokenizer.padding_side = "left"
+    config = backbone_of(model).get_base_model().config
+    former, config.max_position_embeddings = config.max_position_embeddings, 2
     with unchanged(model), pytest.raises(UnsupportedModelError):
         handle.refresh()
     assert handle.active
-    model.tokenizer.padding_side = "right"
+    config.max_position_embeddings = former
     assert_right(model)
 
 
@@ -322,11 +323,9 @@ def test_an_adapter_of_more_virtual_tokens_is_refused_in_words(short: Any) -> No
     assert_right(short, ["the cat", LONG])
 
 
-def test_padding_alone_beyond_the_positions_is_no_text_that_is_too_long(short: Any) -> None:
-    """A batch padded to a multiple of something: padding needs no positions of its own."""
-    needs(RELEASE >= (5, 4), "has segment ids for as many tokens as there are positions, padding included")
+def test_padding_alone_beyond_the_positions_is_refused_in_words(short: Any) -> None:
+    """A batch padded to a multiple of something: the backbone counts a position for each token of padding, too."""
     register_prompt_mask_hooks(short)
     features = short.tokenizer(["the cat"], return_tensors="pt", padding="max_length", max_length=28)
-    alone = short.tokenizer(["the cat"], return_tensors="pt")
-    found = forward(short, dict(features))["sentence_embedding"]
-    assert distance(found, forward(short, dict(alone))["sentence_embedding"]) <= 1e-6
+    with pytest.raises(HookError, match="a batch is 28 tokens long"):
+        forward(short, dict(features))
