@@ -83,7 +83,11 @@ def trace_shapes(
                 handles.append(module.register_forward_pre_hook(tap.before, with_kwargs=True))
                 handles.append(module.register_forward_hook(tap.after, always_call=True))
             recorder.taps.append(tap)
-        yield trace
+        try:
+            yield trace
+        except Exception as error:
+            recorder.left_block(error)
+            raise
     finally:
         for handle in handles:
             handle.remove()
