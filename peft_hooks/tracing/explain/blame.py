@@ -74,6 +74,8 @@ def changed(scene: Scene, birth: Origin, operand: Operand) -> str:
     wide = operand.dtype is not None and operand.dtype.is_floating_point
     for other in birth.row.came:
         change = what_changed(other.shape or (), made, wide) if other.dtype == operand.dtype else None
+        if change is not None and change[0] == "width" and any(one.dim() > 1 for one in module.parameters()):
+            continue  # another width is what such a module is for
         if change is not None and change[0] != "rank" and due(module, other.shape or ()) != made:
             return f"{birth.row.where} turned {other.name} {list(other.shape or ())} into {list(made)}: {change[1]}"
     return ""

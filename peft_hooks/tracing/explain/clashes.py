@@ -202,7 +202,8 @@ def _odd_one(scene: Scene, clash: Clash, pair: tuple[int, int], bounds: tuple[Bo
     sides = [(clash.left, clash.place)] + ([] if clash.right is None else [(clash.right, clash.other)])
     found = blame(scene, sides, pair)
     cause = _both(clash) + (f"; {found.words}" if found.words else "")
-    cure = f"look at what {found.where} returns" if found.words else _cure(clash)
+    odd = found.words and (scene.on(found.path) or not scene.is_torch(found.path))
+    cure = f"look at what {found.where} returns" if odd else _cure(clash)
     kind = found.kind or _kind(clash)
     return Finding(kind, cause + scene.on(found.path), cure, bounds, found.path)
 

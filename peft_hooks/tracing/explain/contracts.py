@@ -40,7 +40,9 @@ def broken_contract(site: Site) -> Finding | None:
         if guilty.words:
             kind = guilty.kind or _kind(found)
             cause = f"{cause}; {guilty.words}{site.scene.on(guilty.path)}"
-            return Finding(kind, cause, f"look at what {guilty.where} returns", bounds, guilty.path)
+            odd = site.scene.on(guilty.path) or not site.scene.is_torch(guilty.path)
+            cure = f"look at what {guilty.where} returns" if odd else _without_repair(site, found, operand)
+            return Finding(kind, cause, cure, bounds, guilty.path)
     culprit = _culprit(site.scene, operand, found.dimension)
     if first is None:
         culprit = guilty.path if found.fixed.dimension is not None else culprit
@@ -104,8 +106,8 @@ def _cause(site: Site, found: Mismatch, operand: Operand) -> str:
     """Say what does not fit: ``"x [4, 11, 16] has 11 in dimension 1, where Conv1d 'conv' takes 16 (in_channels)"``."""
     wanted, place = found.wanted[0], found.dimension or 0
     if found.fixed.dimension is None:
-        attribute = "its normalized_shape" if found.fixed.name == "normalized_shape" else f"its {found.fixed.name}"
-        attribute = attribute if site.module is not None else found.fixed.name
+        short = found.fixed.name.rpartition(".")[2]
+        attribute = f"its {short}" if site.module is not None else short
         if place == len(operand.shape) - 1:
             origin = site.scene.origin(operand)
             source = "" if origin is None else f", {origin.source(site.scene.history.rows)},"
@@ -126,7 +128,7 @@ def _other(site: Site, found: Mismatch) -> Bound:
     if found.fixed.dimension is None:
         path = site.path
         owner = site.where if site.module is not None else f"an argument of {site.where}"
-        return Bound(found.wanted[0], f"{found.fixed.name} of {owner}", (), 0, "", path)
+        return Bound(found.wanted[0], f"{found.fixed.name.rpartition('.')[2]} of {owner}", (), 0, "", path)
     return site.scene.bound(site.operands[found.fixed.name], found.fixed.dimension)
 
 

@@ -46,7 +46,8 @@ class Finding:
     Attributes:
         kind: ``"virtual tokens"``, ``"length"``, ``"batch"``, ``"width"``, ``"transposed"``, ``"rank"``, ``"dtype"``,
             ``"device"``, ``"none"``, ``"object"``, ``"key"``, ``"argument"``, ``"index"``, ``"view"``,
-            ``"checkpointing"``, ``"hook"``, ``"own"`` of an exception that the code raises by itself, or ``"unknown"``.
+            ``"checkpointing"``, ``"check"`` of a library that compared by itself, ``"hook"``, ``"own"`` of an exception
+            that the code raises by itself, or ``"unknown"``.
         cause: A sentence.
         cure: The call that mends it, or where to look; None if there is none to give.
         bounds: The sizes that disagree, and who bound them.

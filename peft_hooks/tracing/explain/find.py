@@ -17,6 +17,7 @@ from torch import nn
 from .clashes import broken_expression, of_clash
 from .contracts import broken_contract
 from .failure import Finding
+from .guards import guarded
 from .indexing import bad_index
 from .kinds import mixed_dtypes, wrong_device, wrong_dtype
 from .objects import is_none, missing_feature, wrong_arguments, wrong_object, wrong_operand
@@ -116,7 +117,8 @@ def _broken_loss(scene: Scene) -> Finding | None:
         names = BROADCAST.get(step.name, ("input", "target"))
         given = [scene.names.of_parameter(place, name, step.locals[name]) for name in names if name in step.locals]
         given = [one for one in given if one.is_tensor]
-        clash = broadcast_clash(given)
+        rule = f"are {' and '.join(names)} of {step.name}(), which must be of one size there"
+        clash = broadcast_clash(given, rule)
         if clash is not None:
             return of_clash(scene, clash)
         if step.name in EQUAL and len(given) == 2 and given[0].shape != given[1].shape:
@@ -167,48 +169,6 @@ def _unpacked(scene: Scene) -> Finding | None:
     return Finding("rank", cause, f"give {owner.name} {names} dimensions", bounds, culprit)
 
 
-def _guarded(scene: Scene) -> Finding | None:
-    """A library that raises by itself since something is None: who did not give it."""
-    step, place = scene.steps[-1], len(scene.steps) - 1
-    if not step.raises or step.running[1] is None:
-        return None
-    statement = step.running[1]
-    test = (
-        statement.test
-        if isinstance(statement, ast.Assert)
-        else getattr(getattr(statement, "parent", None), "test", None)
-    )
-    if test is None:
-        return None
-    asked = [
-        one.left.id
-        for one in ast.walk(test)
-        if isinstance(one, ast.Compare)
-        and isinstance(one.left, ast.Name)
-        and isinstance(one.ops[0], (ast.Is, ast.IsNot))
-    ]
-    missing = [name for name in dict.fromkeys(asked) if step.values.names.get(name, 0) is None]
-    if not missing or len(missing) != len(set(asked)):
-        return None
-    names = [_first_name(scene, place, name) for name in missing]
-    inside = "" if scene.inner is None else f" in {scene.where(scene.inner)}"
-    verb = "is" if len(missing) == 1 else "are both" if len(missing) == 2 else "are all"
-    cause = f"{' and '.join(missing)} {verb} None{inside}: no {' and no '.join(dict.fromkeys(names))} was given"
-    return Finding("none", cause, f"give {' or '.join(dict.fromkeys(names))}")
-
-
-def _first_name(scene: Scene, place: int, name: str) -> str:
-    """Return what a None was called where it was first handed on."""
-    for _ in range(20):
-        found = scene.names.argument(place, name)
-        if found is None or not isinstance(found[1], ast.Name):
-            return name
-        if scene.steps[found[0]].values(found[1]) is not None:
-            return name
-        place, name = found[0], found[1].id
-    return name
-
-
 def _key(scene: Scene) -> Finding | None:
     """A ``KeyError`` of features that the expression does not tell more of."""
     if not isinstance(scene.error, KeyError) or not scene.error.args:
@@ -239,7 +199,7 @@ _RULES: tuple[Callable[[Scene], Finding | None], ...] = (
     broken_expression,
     mixed_dtypes,
     _unpacked,
-    _guarded,
+    guarded,
     wrong_arguments,
     _key,
     wrong_device,

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..leaves import identity_of
 from ..trace import Row
 from .expressions import Expression
 from .failure import Finding
@@ -75,9 +76,12 @@ def _of_access(scene: Scene, place: int, node: ast.Attribute | ast.Subscript, on
         if isinstance(scene.error, KeyError) and isinstance(value, (Mapping, nn.ModuleDict, nn.ParameterDict)):
             return _missing_key(scene, one, scene.error.args[0] if scene.error.args else key)
         return None
-    if isinstance(scene.error, AttributeError) and _is_other(value) and not isinstance(value, nn.Module):
+    if not isinstance(scene.error, AttributeError) or value is UNKNOWN:
+        return None
+    if _is_other(value):
         return _other(scene, one, None, node.attr)
-    return None
+    kind = scene.where(value) if isinstance(value, nn.Module) else f"a {type(value).__name__}"
+    return Finding("object", f"{one if one.is_tensor else one.name} is {kind}, which has no {node.attr!r}")
 
 
 def is_none(scene: Scene, one: Operand, where: str) -> Finding | None:
@@ -157,12 +161,14 @@ def _returned(scene: Scene, one: Operand) -> Row | None:
         tensors = [
             part for part in (value.values() if isinstance(value, Mapping) else value) if isinstance(part, Tensor)
         ]
-    for tensor in tensors:
-        origin = scene.history.origin_of(tensor)
-        if origin is not None and origin.made:
-            return origin.row
     for row in scene.history.ended():
         if maker is not None and scene.modules.get(row.path) is maker:
+            return row
+        if (
+            maker is None
+            and tensors
+            and {identity_of(one) for one in tensors} <= {leaf.identity for leaf in row.outputs}
+        ):
             return row
         if maker is None and isinstance(value, str) and value in {leaf.name for leaf in row.outputs}:
             return row
@@ -178,7 +184,15 @@ def _missing_key(scene: Scene, one: Operand, key: Any) -> Finding | None:
         return Finding(
             "key", f"{name} has the keys {keys}, not {key!r}", f"one of {keys}, or add {key!r} to it", culprit=path
         )
-    return missing_feature(scene, str(key))
+    given = set() if scene.row is None else {leaf.key for leaf in scene.row.inputs}
+    own = {str(name) for name in value}
+    maker = scene.maker(one)
+    if maker is None and (not own or own & given):
+        return missing_feature(scene, str(key))
+    keys = ", ".join(sorted(map(repr, own))[:8]) or "nothing"
+    made = f": {scene.where(maker)} returned it" if maker is not None else ""
+    path = None if maker is None else scene.paths.get(id(maker))
+    return Finding("key", f"{one.name} has the keys {keys}, {key!r} is missing{made}", f"one of {keys}", culprit=path)
 
 
 def missing_feature(scene: Scene, key: str) -> Finding | None:

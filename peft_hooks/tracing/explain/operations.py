@@ -44,23 +44,26 @@ def clash_of(expression: Expression) -> Clash | None:
     return None if work is None else work(expression)
 
 
-def broadcast_clash(operands: Sequence[Operand]) -> Clash | None:
+_RULE = "must be of one size there, or one of them 1"
+
+
+def broadcast_clash(operands: Sequence[Operand], rule: str = _RULE) -> Clash | None:
     """Return the first two operands that cannot be broadcast against each other."""
     for number, one in enumerate(operands):
         for other in operands[:number]:
-            clash = _unlike(other, one)
+            clash = _unlike(other, one, rule)
             if clash is not None:
                 return clash
     return None
 
 
-def _unlike(one: Operand, other: Operand) -> Clash | None:
+def _unlike(one: Operand, other: Operand, rule: str = _RULE) -> Clash | None:
     if broadcast(one.shape, other.shape) is not None:
         return None
     for place in range(1, min(len(one.shape), len(other.shape)) + 1):
         if one.shape[-place] != other.shape[-place] and 1 not in (one.shape[-place], other.shape[-place]):
             places = len(one.shape) - place, len(other.shape) - place
-            return Clash("broadcast", one, places[0], other, places[1], "must be of one size there, or one of them 1")
+            return Clash("broadcast", one, places[0], other, places[1], rule)
     return None
 
 

@@ -89,6 +89,10 @@ class Scene:
         kind = type(module).__name__
         return f"{kind} {self.paths[id(module)]!r}" if id(module) in self.paths else kind
 
+    def is_torch(self, path: str | None) -> bool:
+        """Tell whether the module at a path is a layer of PyTorch's own, which does what its class says."""
+        return path in self.modules and type(self.modules[path]).__module__.startswith("torch.nn.")
+
     def on(self, path: str | None) -> str:
         """Name the hooks that others have on the module at ``path``, as the end of a sentence."""
         names = [] if path is None or path not in self.modules else self.hooks_of(path)
