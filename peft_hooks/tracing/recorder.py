@@ -11,16 +11,14 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
-from torch import Tensor, nn
+from torch import nn
 from torch.compiler import is_compiling
 
 from ..compat.torch_internals import calls_of, is_checkpointing
-from .frames import Frame, Thread
-from .leaves import Raw, collect
+from .frames import Frame, Thread, inputs_of, outputs_of
 from .model import find_adapters
 from .trace import ShapeTrace
 
@@ -138,18 +136,6 @@ class Recorder:
             logger.warning("the failed forward could not be explained", exc_info=True)
 
 
-def outputs_of(output: Any, stats: bool) -> list[Raw]:
-    """Return every leaf of what came out."""
-    if type(output) is Tensor and not stats:
-        try:
-            return [("output", output.shape, output.dtype, output.device, ref(output), None)]
-        except RuntimeError:  # a nested tensor has no shape
-            pass
-    found: list[Raw] = []
-    collect(found, "" if isinstance(output, (dict, Mapping)) else "output", output, stats)
-    return found
-
-
 class Tap:
     """What the trace puts on a module. A copied or unpickled tap belongs to no trace and does nothing."""
 
@@ -217,29 +203,12 @@ class Tap:
         """Note what goes into a call, and keep it unless there are many of this module."""
         path = frame.path
         thread.calls[path] = frame.call = thread.calls.get(path, 0) + 1
-        frame.inputs = self.inputs_of(args, kwargs, recorder.stats)
+        frame.inputs = inputs_of(self.names, args, kwargs, recorder.stats)
         if self.kept < recorder.max_calls:
             self.kept += 1
             recorder.keep(frame)
         else:
             recorder.skipped[path] = recorder.skipped.get(path, 0) + 1
-
-    def inputs_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], stats: bool) -> list[Raw]:
-        """Return every leaf of what goes in, by the parameters' names."""
-        found: list[Raw] = []
-        names = self.names
-        for index, value in enumerate(args):
-            name = names[index] if index < len(names) else f"args.{index}"
-            if type(value) is Tensor and not stats:  # most of what goes into a module; every microsecond counts here
-                try:
-                    found.append((name, value.shape, value.dtype, value.device, ref(value), None))
-                    continue
-                except RuntimeError:  # a nested tensor has no shape
-                    pass
-            collect(found, name, value, stats)
-        for name, value in kwargs.items():
-            collect(found, name, value, stats)
-        return found
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         recorder = self.recorder

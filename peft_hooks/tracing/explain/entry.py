@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from ...compat import sentence_transformers as releases
-from ..trace import Row, ShapeTrace
+from ..records import Row
+from ..trace import ShapeTrace
 from .failure import Failure, Finding
 from .find import find_cause, is_own
 from .origins import History

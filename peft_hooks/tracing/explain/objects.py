@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..leaves import identity_of
-from ..trace import Row
+from ..records import Row
 from .expressions import Expression
 from .failure import Finding
 from .ghosts import Ghost

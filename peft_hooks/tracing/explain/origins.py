@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..leaves import Leaf, identity_of
-from ..trace import Row
+from ..records import Row
 from .ghosts import Shape
 
 

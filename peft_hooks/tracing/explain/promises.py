@@ -13,7 +13,7 @@ from torch import nn
 
 from ..._format import dtype_of
 from ..leaves import Leaf
-from ..trace import Row
+from ..records import Row
 from .failure import Bound, Finding
 from .ghosts import Shape
 from .scene import Scene

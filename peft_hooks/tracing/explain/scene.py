@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..model import Adapter
-from ..trace import Row
+from ..records import Row
 from .failure import Bound
 from .ghosts import Ghost, Shape
 from .operands import Names, Operand
@@ -91,7 +91,7 @@ class Scene:
 
     def is_torch(self, path: str | None) -> bool:
         """Tell whether the module at a path is a layer of PyTorch's own, which does what its class says."""
-        return path in self.modules and type(self.modules[path]).__module__.startswith("torch.nn.")
+        return path is not None and path in self.modules and type(self.modules[path]).__module__.startswith("torch.nn.")
 
     def on(self, path: str | None) -> str:
         """Name the hooks that others have on the module at ``path``, as the end of a sentence."""
