@@ -29,11 +29,9 @@ def blame(scene: Scene, sides: Sequence[tuple[Operand, int]], pair: Sequence[int
     if turned is not None and set(pair) == set(scene.history.batch_and_length):
         words = f"{turned.row.where} returned {list(turned.leaf.shape or ())}: batch and length are transposed"
         return Blame(words, turned.row.path, turned.row.where, "transposed")
-    for operand, place in sides:
-        if scene.birth(operand, place) is None and scene.owner_of(operand, operand.shape[place]) is None:
-            made = _made_inside(scene, operand, place)
-            if made is not None:
-                return made
+    known = _by_trail(scene, sides, pair) or _by_change(scene, sides)
+    if known is not None:
+        return known
     seen = []
     for operand, place in sides:
         birth = scene.birth(operand, place)
@@ -45,6 +43,54 @@ def blame(scene: Scene, sides: Sequence[tuple[Operand, int]], pair: Sequence[int
     path = birth.culprit(scene.history.rows, bool(scene.on(birth.row.path)))
     kind = kind_of(operand, place)
     return Blame(changed(scene, birth, operand), path, birth.row.where, kind)
+
+
+def _by_trail(scene: Scene, sides: Sequence[tuple[Operand, int]], pair: Sequence[int]) -> Blame | None:
+    for number, (operand, place) in enumerate(sides):
+        wanted = next((size for size in pair if size != operand.shape[place]), None)
+        source = None if wanted is None else trail(scene, operand, place, wanted)
+        if source is not None and not (number == 0 and len(sides) > 1 and _is_due(scene, operand, place)):
+            words = changed(scene, source, operand)
+            return Blame(words, source.row.path, source.row.where, kind_of(operand, place))
+    return None
+
+
+def _by_change(scene: Scene, sides: Sequence[tuple[Operand, int]]) -> Blame | None:
+    for operand, place in sides:
+        if scene.birth(operand, place) is None and scene.owner_of(operand, operand.shape[place]) is None:
+            made = _made_inside(scene, operand, place)
+            if made is not None:
+                return made
+    return None
+
+
+def trail(scene: Scene, operand: Operand, place: int, wanted: int) -> Origin | None:
+    """Go back from call to call, by the tensors themselves, to the one that made a size of another.
+
+    Args:
+        scene: What is known.
+        operand: The tensor with the size.
+        place: In which dimension.
+        wanted: The size that it was, or should have been, before.
+    """
+    size = operand.shape[place]
+    origin = scene.origin(operand) or scene.made(operand, size)
+    while origin is not None and origin.made:
+        shape = origin.leaf.shape or ()
+        at = (
+            place if len(shape) == len(operand.shape) else next((n for n, one in enumerate(shape) if one == size), None)
+        )
+        if at is None or shape[at] != size:
+            return None
+        given = [leaf for leaf in origin.row.came if len(leaf.shape or ()) == len(shape)]
+        same = [leaf for leaf in given if (leaf.shape or ())[at] == size]
+        if not same:
+            return origin if any((leaf.shape or ())[at] == wanted for leaf in given) else None
+        before = scene.history.origin(same[0])
+        if before is None or before.when >= origin.when:
+            return None
+        origin = before
+    return None
 
 
 def _made_inside(scene: Scene, operand: Operand, place: int) -> Blame | None:

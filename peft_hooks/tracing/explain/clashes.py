@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..leaves import Leaf
-from .blame import blame, changed, kind_of
+from .blame import blame, changed, kind_of, trail
 from .expressions import Expression
 from .failure import Bound, Finding
 from .operands import Operand
@@ -138,9 +138,10 @@ def _of_owner(
     culprit = origin.row.path if origin is not None and origin.made else path
     if other is not None:
         birth = scene.birth(other, [*other.shape].index(wanted))
-        if birth is not None and birth.made and changed(scene, birth, other):
-            culprit = birth.row.path
-            cause += f"; {changed(scene, birth, other)}"
+        birth = trail(scene, other, [*other.shape].index(wanted), size) or birth
+        if birth is not None and birth.made:
+            culprit, words = birth.row.path, changed(scene, birth, other)
+            cause += f"; {words}" if words else ""
     return Finding(kind_of_dimension(place, len(one.shape), True), cause + scene.on(culprit), cure, bounds, culprit)
 
 

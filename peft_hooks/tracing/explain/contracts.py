@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 
 from .blame import Blame, blame
@@ -25,7 +26,7 @@ def broken_contract(site: Site) -> Finding | None:
     fitting = [one for one in repairs(site.takes, site.shapes, site.number, found, site.same) if _likely(site, one)]
     if found.dimension is None:
         return _rank(site, found, operand, fitting)
-    bounds = (site.scene.bound(operand, found.dimension), _other(site, found))
+    bounds = (site.scene.bound(operand, found.dimension), _other(site, found), *_parts(site.scene, operand))
     if found.fixed.dimension is not None:
         other = site.operands[found.fixed.name]
         special = virtual_tokens(site.scene, [operand, other], (found.size, found.wanted[0]), bounds)
@@ -58,12 +59,23 @@ def broken_contract(site: Site) -> Finding | None:
     return Finding(_kind(found), cause, _cure_of(site, first), bounds, culprit)
 
 
+def _parts(scene: Scene, operand: Operand) -> list[Bound]:
+    """Return the sizes of what was joined to an operand, along the dimension that they were joined in."""
+    node, place = operand.node, operand.place
+    given = node.args[0] if isinstance(node, ast.Call) and node.args else None
+    if not isinstance(given, (ast.List, ast.Tuple)) or not operand.is_tensor:
+        return []
+    joined = [scene.names.of_expression(place, one) for one in given.elts]
+    if not all(len(one.shape) == len(operand.shape) for one in joined):
+        return []
+    along = [at for at, size in enumerate(operand.shape) if any(one.shape[at] != size for one in joined)]
+    return [scene.bound(one, along[0]) for one in joined] if along else []
+
+
 def _blame(site: Site, found: Mismatch, operand: Operand) -> Blame:
     sides, pair = [(operand, found.dimension or 0)], [found.size, found.wanted[0]]
     if found.fixed.dimension is not None:
         sides.append((site.operands[found.fixed.name], found.fixed.dimension))
-    elif site.scene.birth(operand, found.dimension or 0) is None:
-        return Blame()
     return blame(site.scene, sides, pair)
 
 

@@ -45,7 +45,12 @@ def find_cause(scene: Scene) -> Finding:
     if promise is not None and (found is None or _follows(found, promise)):
         bounds = (found.bounds if found is not None else ()) or promise.bounds
         return Finding(promise.kind, promise.cause, promise.cure, bounds, promise.culprit)
+    if promise is not None and found is not None and {promise.kind, found.kind} <= _OF_SHAPE:
+        return Finding(found.kind, f"{found.cause}; {promise.cause}", promise.cure, found.bounds, promise.culprit)
     return found or Finding("unknown", UNKNOWN_CAUSE)
+
+
+_OF_SHAPE = {"length", "width", "batch", "transposed", "rank", "view"}
 
 
 def is_own(scene: Scene) -> bool:

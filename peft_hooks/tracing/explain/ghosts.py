@@ -209,3 +209,17 @@ def sliced(tensor: Any, index: Any) -> Ghost | None:
         else:
             left.pop(0)
     return Ghost(tuple(sizes), tensor.dtype, tensor.device)
+
+
+def joined(parts: Sequence[Any], dim: int, new: bool) -> Ghost | None:
+    """Return what ``cat`` or ``stack`` gives; None if that is not known."""
+    shapes = [shape_of(part) for part in parts]
+    if not shapes or None in shapes:
+        return None
+    known = [shape for shape in shapes if shape is not None]
+    place = dim % (len(known[0]) + new)
+    if new:
+        shape = (*known[0][:place], len(known), *known[0][place:])
+    else:
+        shape = (*known[0][:place], sum(one[place] for one in known), *known[0][place + 1 :])
+    return Ghost(shape, parts[0].dtype, parts[0].device)

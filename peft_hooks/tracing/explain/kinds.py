@@ -119,8 +119,15 @@ def _odd(scene: Scene, one: Operand, kind: str, what: str, call: str, more: str 
     """Return a finding about a tensor that is not like the rest, with where it became so."""
     origin = scene.origin(one)
     kinds = [] if origin is None else [getattr(leaf, kind) for leaf in origin.row.came if is_float(leaf)]
-    if origin is None or not origin.made or getattr(one, kind) in kinds:  # it was only handed on there
-        origin = scene.history.first(lambda leaf: getattr(leaf, kind) == getattr(one, kind)) or origin
+    first = scene.history.first(lambda leaf: getattr(leaf, kind) == getattr(one, kind))
+    inside = (
+        first is not None
+        and origin is not None
+        and first.when < origin.when
+        and (first.row.path.startswith(f"{origin.row.path}."))
+    )
+    if origin is None or not origin.made or getattr(one, kind) in kinds or inside:  # it was only handed on there
+        origin = first or origin
     owner = scene.owner(one.value)
     if owner is not None:
         cause = f"the {owner.kind} {owner.name!r} of {scene.where(owner.module)} {what}"

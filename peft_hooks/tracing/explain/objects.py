@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Mapping
+from types import BuiltinFunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from .expressions import Expression
 from .failure import Finding
 from .ghosts import Ghost
 from .operands import Operand
+from .operations import parts
 from .parameters import PARAMETERS
 from .scene import Scene
 from .sites import Site
@@ -56,9 +58,13 @@ def _wrong_at(scene: Scene, place: int) -> Finding | None:
         return _of_access(scene, place, node, one)
     expression = Expression(scene.names, place)
     operands = list(expression.operands.values())
-    torch_takes_it = scene.steps[place].in_torch or any(one.is_tensor for one in operands)
+    is_builtin = isinstance(expression.target, BuiltinFunctionType)
+    torch_takes_it = scene.steps[place].in_torch or is_builtin or any(one.is_tensor for one in operands)
     if not isinstance(scene.error, TypeError) or not torch_takes_it:
         return None
+    for one in parts(expression):
+        if one.value is None:
+            return is_none(scene, one, ast.unparse(node) if node is not None else "")
     for number, one in enumerate(operands):
         if one.value is None and (number == 0 or isinstance(node, ast.BinOp) or expression.name in PARAMETERS):
             return is_none(scene, one, ast.unparse(node) if node is not None else "")

@@ -73,10 +73,10 @@ def _broadcast(expression: Expression) -> Clash | None:
     return broadcast_clash([one for one in known if one.is_tensor])
 
 
-def _parts(expression: Expression) -> list[Operand]:
+def parts(expression: Expression) -> list[Operand]:
     """Return the tensors that ``cat`` or ``stack`` is given, by name where they are listed."""
     given = expression.operands.get("tensors")
-    if given is None:
+    if given is None or expression.name not in ("cat", "concat", "stack"):
         return []
     if isinstance(given.node, (ast.List, ast.Tuple)):
         return [expression.operand(one) for one in given.node.elts]
@@ -85,11 +85,11 @@ def _parts(expression: Expression) -> list[Operand]:
 
 
 def _join(expression: Expression) -> Clash | None:
-    parts = [one for one in _parts(expression) if one.is_tensor]
+    given = [one for one in parts(expression) if one.is_tensor]
     dim = expression.value("dim")
     along = dim if isinstance(dim, int) else 0
-    for one in parts[1:]:
-        first = parts[0]
+    for one in given[1:]:
+        first = given[0]
         if len(one.shape) != len(first.shape):
             if (0,) in (one.shape, first.shape) and expression.name != "stack":
                 continue

@@ -31,7 +31,28 @@ def due(module: nn.Module, shape: Shape) -> Shape | None:
         return (*shape[:-1], module.out_features)
     if type(module) is nn.Embedding:
         return (*shape, module.embedding_dim)
+    if type(module) in _CONVOLUTIONS and len(shape) == len(module.weight.shape):  # type: ignore[arg-type]
+        return _convolved(module, shape)
+    if type(module) is nn.AdaptiveAvgPool2d and isinstance(module.output_size, int):
+        return (*shape[:-2], module.output_size, module.output_size)
     return shape if type(module) in _KEEPING else None
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _convolved(module: Any, shape: Shape) -> Shape | None:
+    if isinstance(module.padding, str):
+        return None
+    sizes = []
+    settings = zip(shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, module.output_padding)
+    for size, kernel, stride, padding, dilation, more in settings:
+        reach = dilation * (kernel - 1)
+        if module.transposed:
+            sizes.append((size - 1) * stride - 2 * padding + reach + more + 1)
+        else:
+            sizes.append((size + 2 * padding - reach - 1) // stride + 1)
+    return (shape[0], module.out_channels, *sizes)
 
 
 def kind_of_dimension(dimension: int, rank: int, wide: bool = False) -> str:
@@ -93,7 +114,11 @@ def _promise(scene: Scene, row: Row) -> Finding | None:
     if same and went.device is not None and device is not None and went.device.type != device.type:
         return _finding(scene, row, "device", f"is on {went.device}, but {device} is due")
     dtypes = [came.dtype] if parameter is None else [came.dtype, parameter.dtype]
-    dtypes = [parameter.dtype] if isinstance(module, (nn.Linear, nn.Embedding)) and parameter is not None else dtypes
+    dtypes = (
+        [parameter.dtype]
+        if isinstance(module, (nn.Linear, nn.Embedding, *_CONVOLUTIONS)) and parameter is not None
+        else dtypes
+    )
     if went.dtype not in dtypes and not _autocast():
         names = [dtype_of(one) for one in dict.fromkeys(dtypes) if one is not None]
         assert went.dtype is not None

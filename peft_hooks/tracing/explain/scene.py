@@ -173,9 +173,9 @@ class Scene:
             # Attention splits [batch, length, width] into heads, which have another rank.
             if len(leaf.shape or ()) == 3 and (leaf.shape or ())[1] == size:
                 return self.history.birth(leaf.shape or (), 1, is_float(leaf), is_wide(leaf))
-        return self.history.birth(operand.shape, place, real, wide) or self._made(operand, size)
+        return self.history.birth(operand.shape, place, real, wide) or self.made(operand, size)
 
-    def _made(self, operand: Operand, size: int) -> Origin | None:
+    def made(self, operand: Operand, size: int) -> Origin | None:
         """Return the call that the source says an operand came out of, if it gave a tensor of a size."""
         maker = self.maker(operand)
         for when in range(len(self.history.events) - 1, -1, -1):

@@ -159,6 +159,9 @@ class Values:
             return shape[0] if shape else UNKNOWN
         if getattr(function, "__module__", None) in ("torch", "torch._C._VariableFunctions", None) and node.args:
             args, kwargs = self.arguments(node)
+            if getattr(function, "__name__", "") in ("cat", "stack") and isinstance(args[0], (list, tuple)):
+                dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+                return ghosts.joined(args[0], dim, function.__name__ == "stack") or UNKNOWN
             if isinstance(args[0], (Tensor, Ghost)):
                 return ghosts.called(getattr(function, "__name__", ""), args[0], args[1:], kwargs) or UNKNOWN
         return UNKNOWN
