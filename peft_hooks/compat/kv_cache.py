@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from torch import nn
+
 
 def empty_cache(backbone: Any) -> Any:
     """Return what the backbone is to fill with keys and values, or None where it makes its own, a tuple or a cache.
@@ -40,3 +42,10 @@ def repeated(cache: Any, batch: int) -> Any:
     for layer in cache.layers:
         layer.keys, layer.values = rows(layer.keys), rows(layer.values)
     return cache
+
+
+def throws_caches_away(module: nn.Module) -> bool:
+    """Tell whether a layer is being checkpointed in training by the class that leaves out caches (since 4.53)."""
+    layers = sys.modules.get("transformers.modeling_layers")
+    kind = getattr(layers, "GradientCheckpointingLayer", None)
+    return kind is not None and isinstance(module, kind) and bool(module.gradient_checkpointing) and module.training

@@ -16,6 +16,7 @@ from ..dimensions.contracts import causes_of, checks
 from ..errors import close_matches
 from ..hooks.call import Hook
 from ..hooks.log_shapes import LogShapes
+from .checkpointing import RefuseCheckpointing
 from .classifier import NoteTextLength
 from .hidden_states import KeepHiddenStates, ReplayLayers
 from .mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
@@ -115,6 +116,9 @@ def _plan_backbone(path: str, transformer: Any, entry: nn.Module, options: Optio
     distance = refuse_left_padding(path, transformer)
     if distance is not None:
         yield Planned(f"padding:{path}", RefuseLeftPadding(distance), entry, MAKE - 1)
+    config = releases.active_config(transformer)
+    if config is not None and releases.method_of(config) in releases.PREFIX_METHODS:
+        yield Planned(f"checkpointing:{path}", RefuseCheckpointing(), entry, MAKE - 1)
     if hasattr(outer, "active_peft_config"):
         yield Planned(f"hidden:{path}", KeepHiddenStates(), outer.base_model, MAKE)
         if backbones.accepts(releases.plain_backbone(transformer), "position_ids"):

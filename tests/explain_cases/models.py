@@ -86,7 +86,7 @@ def logits_of_a_model_without_a_head() -> Made:
     return called(Does(does, bert=bert()), IDS)
 
 
-@case("embeddings", "9 input_ids batch", "unsqueeze")
+@case("embeddings|", "9 input_ids batch", "unsqueeze")
 def one_text_for_bert() -> Made:
     return called(bert(), input_ids=torch.arange(9))
 

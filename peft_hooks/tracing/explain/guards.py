@@ -19,18 +19,20 @@ def guarded(scene: Scene) -> Finding | None:
     if not step.raises:
         return None
     tests = list(_tests(step))
-    return _missing(scene, step, place, tests) or _unequal(scene, step, tests)
+    return _missing(scene, step, place, [test for test, _ in tests]) or _unequal(
+        scene, step, [test for test, holds in tests if holds]
+    )
 
 
-def _tests(step: Step) -> Iterator[ast.expr]:
-    """Yield what an ``assert`` or the ``if`` around a ``raise`` asks, the innermost first."""
+def _tests(step: Step) -> Iterator[tuple[ast.expr, bool]]:
+    """Yield what an ``assert`` or the ``if`` around a ``raise`` asks, and whether it held, the innermost first."""
     statement: Any = step.running[1]
     if isinstance(statement, ast.Assert):
-        yield statement.test
+        yield statement.test, True
     while statement is not None and not isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
         parent = getattr(statement, "parent", None)
-        if isinstance(parent, ast.If) and statement in parent.body:
-            yield parent.test
+        if isinstance(parent, ast.If):
+            yield parent.test, statement in parent.body
         statement = parent
 
 

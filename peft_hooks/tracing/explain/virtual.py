@@ -6,6 +6,7 @@ import ast
 
 from torch import nn
 
+from ...compat import sentence_transformers as releases
 from ..model import Adapter
 from .failure import Bound, Finding
 from .operands import Operand
@@ -32,7 +33,7 @@ def _of_virtual_tokens(
 ) -> Finding:
     short, long = pair
     extra = long - short
-    if adapter.method in _CACHED and any(_checkpoints(module) for module in scene.modules.values()):
+    if adapter.method in releases.PREFIX_METHODS and any(_checkpoints(module) for module in scene.modules.values()):
         cause = (
             f"{long} - {short} = {extra} = num_virtual_tokens of {adapter}: its prefix is a cache (past_key_values),"
             " which gradient checkpointing throws away"
@@ -72,9 +73,6 @@ def virtual_tokens_inside(scene: Scene) -> Finding | None:
             if found is not None:
                 return found
     return None
-
-
-_CACHED = ("PREFIX_TUNING", "CARTRIDGE")
 
 
 def _checkpoints(module: nn.Module) -> bool:
