@@ -16,6 +16,7 @@ from torch import nn
 
 from .clashes import broken_expression, of_clash
 from .contracts import broken_contract
+from .demands import unmet_demand
 from .failure import Finding
 from .guards import guarded
 from .indexing import bad_index
@@ -203,6 +204,7 @@ _RULES: tuple[Callable[[Scene], Finding | None], ...] = (
     bad_index,
     broken_expression,
     mixed_dtypes,
+    unmet_demand,
     _unpacked,
     guarded,
     wrong_arguments,

@@ -136,7 +136,7 @@ def _check_one(parameter: str, alternatives: list[list[str]], shape: Shape, know
         wanted = tuple(sorted({len(words) - ("..." in words) for words in alternatives}))
         return Mismatch(parameter, None, len(shape), wanted, Fixed(""), "", _readable(alternatives[0]))
     words = fitting[0]
-    if words[:1] == ["..."]:
+    if words[:1] == ["..."] and len(words) > 1:
         places = [(place - len(words), word) for place, word in enumerate(words) if word != "..."]
     else:
         places = [(place, word) for place, word in enumerate(words) if word != "..."]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -117,6 +118,9 @@ def sites(scene: Scene) -> Iterator[Site]:
 
 def _function(scene: Scene, place: int, name: str, given: dict[str, Operand]) -> Site:
     takes = FUNCTIONS[name]
+    for parameter, one in given.items():  # a list of numbers will do where a tensor of one dimension does
+        if isinstance(one.value, list) and one.value and all(type(number) is int for number in one.value):
+            given = {**given, parameter: replace(one, value=torch.tensor(one.value))}
     if name in _CLASSIFY and given.get("input") is not None:
         takes = _for_classes(takes, given)
     return Site(scene, place, name, takes, None, given)

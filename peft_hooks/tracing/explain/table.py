@@ -191,6 +191,7 @@ FUNCTIONS: dict[str, Takes] = {
     "addmm": Takes({"mat2": "K J", "mat1": "I K"}, alike=("mat1", "mat2")),
     "baddbmm": Takes({"batch2": "B K J", "batch1": "B I K"}, alike=("batch1", "batch2")),
     "cdist": Takes({"x1": "... K", "x2": "... K"}, alike=("x1", "x2")),
+    "pack_padded_sequence": Takes({"input": "(T N) ...", "lengths": "N"}, "batch_first"),
     "one_hot": Takes({"tensor": "..."}, integers=("tensor",), indices={"tensor": "num_classes"}),
 }
 """By name: functions of ``torch`` and ``torch.nn.functional``, and methods of tensors."""
