@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import logging
 import pickle
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from peft_hooks import trace_shapes
+from peft_hooks import HookRegistry, LogShapes, assert_dimensions, trace_shapes
 from peft_hooks.testing import assert_no_hooks_left
 from peft_hooks.tracing.leaves import MOST
 
@@ -152,3 +153,18 @@ def test_a_failure_keeps_no_tensor_alive() -> None:
         gc.collect()
         assert gone() is None
     assert trace.failure is not None
+
+
+@pytest.mark.parametrize("make", [healthy.a_strided_nested_tensor, healthy.a_jagged_nested_tensor])
+@pytest.mark.filterwarnings("ignore")
+def test_other_watchers_let_nested_tensors_through(
+    make: Callable[[], Program], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, call = make()
+    with (
+        caplog.at_level(logging.DEBUG, logger="peft_hooks"),
+        HookRegistry(model).attached(LogShapes(), to="lin"),
+        assert_dimensions(model, {"lin": {"input": "batch seq 4"}}),
+    ):
+        call()
+    assert "nested[2,*,4]" in caplog.messages[-1]

@@ -13,7 +13,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from .._format import dtype_of, padding_of
+from .._format import dtype_of, nested_shape, padding_of
 
 Raw = tuple[Any, ...]
 """``(name, shape, dtype, device, reference, stats)`` of a tensor, ``(name, text)`` of anything else."""
@@ -147,22 +147,11 @@ def collect(found: list[Raw], name: str, value: Any, stats: bool = False, depth:
 def _tensor(name: str, value: Tensor, stats: bool) -> Raw:
     try:
         if value.is_nested:
-            return (name, "nested" + _nested_shape(value))
+            return (name, "nested" + nested_shape(value))
         reference = ref(value)
         return (name, value.shape, value.dtype, value.device, reference, _stats(name, value) if stats else None)
     except Exception:  # a tensor of someone else's that has no shape, or no weak reference
         return (name, type(value).__name__)
-
-
-def _nested_shape(value: Tensor) -> str:
-    """Return the shape of a nested tensor, ``[2,*,8]``: the rows have different lengths."""
-    sizes = []
-    for place in range(value.dim()):
-        try:
-            sizes.append(str(int(value.size(place))))
-        except Exception:  # this is the dimension that the rows differ in
-            sizes.append("*")
-    return f"[{','.join(sizes)}]"
 
 
 def _collect_inside(found: list[Raw], name: str, value: Any, stats: bool, depth: int) -> None:

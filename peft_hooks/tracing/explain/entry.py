@@ -153,7 +153,8 @@ def _of_a_hook(
     hook = raised.hook or "a hook that runs before the trace"
     calls = [other for other in rows if other.path == path and other.forward == forward and other.state != "done"]
     called = calls[-1] if calls else Row(-1, path, kind, (), forward, 1, None, "", (), (), "raised")
-    finding = Finding("hook", f"{hook} raised: {message.splitlines()[0] if message else type(error).__name__}")
+    told = message and all(isinstance(one, str) for one in error.args)  # an object may print its values
+    finding = Finding("hook", f"{hook} raised: {message.splitlines()[0] if told else type(error).__name__}")
     return _failure(called, error, hook, None, raised, finding)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from .clashes import broken_expression, of_clash
 from .contracts import broken_contract
 from .demands import unmet_demand
+from .expressions import Expression
 from .failure import Finding
 from .guards import guarded
 from .indexing import bad_index
@@ -43,7 +44,7 @@ def find_cause(scene: Scene) -> Finding:
         return Finding("own", f"the code{where} raises it by itself, on this line")
     found = next(_findings(scene), None)
     promise = broken_promise(scene)
-    if promise is not None and (found is None or _follows(found, promise)):
+    if promise is not None and (_follows(found, promise) if found is not None else _is_of_tensors(scene)):
         bounds = (found.bounds if found is not None else ()) or promise.bounds
         return Finding(promise.kind, promise.cause, promise.cure, bounds, promise.culprit)
     if promise is not None and found is not None and {promise.kind, found.kind} <= _OF_SHAPE:
@@ -89,6 +90,13 @@ def _tried(work: Callable[[], T]) -> T | None:
 
 def _device_of(site: Site) -> Finding | None:
     return wrong_device(site.scene, site)
+
+
+def _is_of_tensors(scene: Scene) -> bool:
+    """Tell whether it was an operation on tensors that raised."""
+    usual = isinstance(scene.error, (RuntimeError, IndexError, ValueError, TypeError))
+    places = list(scene.last_places())
+    return usual and (len(places) > 1 or any(Expression(scene.names, place).tensors() for place in places))
 
 
 def _follows(found: Finding, promise: Finding) -> bool:

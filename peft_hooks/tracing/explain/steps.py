@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import linecache
 import os
 import sys
@@ -89,9 +90,22 @@ class Step:
         except Exception:  # no source, or one that does not belong to the code: then there is nothing to read
             return None, None
         if found.node is None and len(statements) > 1:
-            here = [one for one in statements if one.lineno <= self.line <= (one.end_lineno or one.lineno)]
-            statements = sorted(here, key=lambda one: (one.end_lineno or 0) - one.lineno)
+            here = [one for one in statements if self._is_at(one)]
+            statements = sorted(here or statements, key=lambda one: (one.end_lineno or 0) - one.lineno)
         return found.node, statements[0] if statements else None
+
+    def _is_at(self, statement: ast.stmt) -> bool:
+        """Tell whether what raised is in a statement: by its line, and by its columns where Python keeps them."""
+        start, end = statement.lineno, statement.end_lineno or statement.lineno
+        if not start <= self.line <= end:
+            return False
+        code: Any = self.frame.f_code
+        if start != end or not hasattr(code, "co_positions"):
+            return True
+        _, _, column, last = next(itertools.islice(code.co_positions(), self._traceback.tb_lasti // 2, None))
+        if column is None or last is None:
+            return True
+        return bool(statement.col_offset <= column and last <= (statement.end_col_offset or last))
 
     @property
     def node(self) -> ast.AST | None:
