@@ -74,7 +74,9 @@ def trail(scene: Scene, operand: Operand, place: int, wanted: int) -> Origin | N
         wanted: The size that it was, or should have been, before.
     """
     size = operand.shape[place]
-    origin = scene.origin(operand) or scene.made(operand, size)
+    origin = scene.origin(operand)
+    if origin is None or not origin.made:
+        origin = scene.made(operand, size)
     while origin is not None and origin.made:
         shape = origin.leaf.shape or ()
         at = (

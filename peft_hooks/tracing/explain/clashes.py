@@ -29,6 +29,10 @@ def of_clash(scene: Scene, clash: Clash) -> Finding:
     """Say what a clash is."""
     if clash.kind == "view":
         return _view(scene, clash)
+    if clash.kind == "few" and clash.right is not None:
+        cause = f"{clash.right} selects {clash.other} places, {clash.left} has {clash.place} numbers for them"
+        cure = f"as many places in {clash.right.name} as numbers in {clash.left.name}: {clash.other} and {clash.place}"
+        return Finding("index", cause, cure, (scene.bound(clash.left, 0),))
     if clash.kind == "select":
         return _select(scene, clash)
     if clash.kind == "rank":
@@ -112,9 +116,9 @@ def _of_owner(
     size = one.shape[place]
     path = scene.paths.get(id(owner.module))
     where = f"the {owner.kind} {owner.name!r} {list(owner.tensor.shape)} of {scene.where(owner.module)}"
-    named = (
-        "" if one.text in (owner.name, f"self.{owner.name}") else f", of which {one.name} {list(one.shape)} is made,"
-    )
+    same = one.text.rpartition(".")[2] == owner.name and one.shape == tuple(owner.tensor.shape)
+    made = "" if one.text == f"self.{owner.name}" else f", of which {one.name} {list(one.shape)} is made,"
+    named = "" if same else made
     what = "" if other is None else f" {other.name} {list(other.shape)}"
     length = _length_of(scene)
     if (wanted > size and wanted == length and place < max(len(one.shape) - 1, 1)) or (

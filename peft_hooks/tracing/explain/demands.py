@@ -137,9 +137,14 @@ def _one_value(scene: Scene) -> Finding | None:
 def _no_probability(scene: Scene) -> Finding | None:
     """A loss of probabilities that is given other numbers."""
     for place, step in enumerate(scene.steps):
-        if not (step.in_torch and step.name == "binary_cross_entropy"):
+        if not (step.in_torch and step.name.startswith("binary_cross_entropy")):
             continue
-        for name in ("input", "target"):
+        given, labels = step.locals.get("input"), step.locals.get("target")
+        if isinstance(labels, Tensor) and isinstance(given, Tensor) and not labels.is_floating_point():
+            one = scene.names.of_parameter(place, "target", labels)
+            cause = f"{one}, the target, is {one.short}; {step.name}() takes floating-point numbers there"
+            return Finding("dtype", cause, f"{one.name}.float()", _bounds(scene, one))
+        for name in ("input", "target") if step.name == "binary_cross_entropy" else ():
             value = step.locals.get(name)
             if (
                 isinstance(value, Tensor)

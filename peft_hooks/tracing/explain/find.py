@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from .arguments import wrong_arguments
 from .clashes import broken_expression, of_clash
 from .contracts import broken_contract
 from .demands import unmet_demand
@@ -22,7 +23,7 @@ from .failure import Finding
 from .guards import guarded
 from .indexing import bad_index
 from .kinds import mixed_dtypes, wrong_device, wrong_dtype
-from .objects import is_none, missing_feature, wrong_arguments, wrong_object, wrong_operand
+from .objects import is_none, missing_feature, wrong_object, wrong_operand
 from .operations import Clash, broadcast_clash
 from .parameters import BROADCAST, EQUAL
 from .promises import broken_promise

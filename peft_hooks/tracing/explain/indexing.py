@@ -41,6 +41,12 @@ def _by_index(scene: Scene, expression: Expression) -> Finding | None:
     table, index, dim = (expression.operands.get(name) for name in ("input", "index", "dim"))
     if table is None or index is None or dim is None or not isinstance(dim.value, int) or not table.shape:
         return None
+    if len(index.shape) != len(table.shape) and expression.name not in ("index_select", "index_add", "index_copy"):
+        cause = f"{index} has {len(index.shape)} dimensions, {table} has {len(table.shape)}"
+        cause += f": {expression.name}() takes as many"
+        return Finding(
+            "rank", cause, f"unsqueeze and expand {index.name} to {len(table.shape)} dimensions", _bounds(scene, index)
+        )
     along = dim.value % len(table.shape)
     found = read(index.value, table.shape[along], 0)
     return None if found is None else _along(scene, table, index, along, found)

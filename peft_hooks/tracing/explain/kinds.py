@@ -44,8 +44,11 @@ def _on_meta(one: Operand) -> bool:
 def _materialise(scene: Scene, module: nn.Module) -> str:
     path = scene.paths.get(id(module))
     name = path if path else type(module).__name__
+    if not all(part.isidentifier() for part in name.split(".")):
+        name = f'model.get_submodule("{path}")'
     reset = " and .reset_parameters()" if hasattr(type(module), "reset_parameters") else ""
-    return f"load the weights of {name!r}; or {name}.to_empty(device=...){reset}, if they are to be trained anew"
+    anew = f"{name}.to_empty(device=...){reset}, if they are to be trained anew"
+    return f"load the weights of {path or type(module).__name__!r}; or {anew}"
 
 
 def _involved(scene: Scene, site: Site | None) -> tuple[list[Operand], Tensor | None]:

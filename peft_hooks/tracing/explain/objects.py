@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Mapping
 from types import BuiltinFunctionType
 from typing import Any
@@ -137,7 +136,7 @@ def _other(scene: Scene, one: Operand, where: str | None, attribute: str = "") -
     what += f", where {where} takes a tensor" if where else f", which has no {attribute!r}"
     row = _returned(scene, one)
     if row is None:
-        return Finding("object", what, f"give it the tensor in {one.name}" if not isinstance(value, str) else None)
+        return Finding("object", what, _tensor_in(one))
     outputs = [leaf.name for leaf in row.outputs if leaf.shape is not None]
     names = ", ".join(outputs[:4]) + (", ..." if len(outputs) > 4 else "")
     if isinstance(value, str):
@@ -153,9 +152,21 @@ def _other(scene: Scene, one: Operand, where: str | None, attribute: str = "") -
     return Finding(
         "object",
         cause,
-        f"take one of them, the first with [0]: output = {row.path or 'model'}(...)[0]",
+        f"take one of them, as the first: [0] of what {row.where} returns",
         culprit=row.path,
     )
+
+
+def _tensor_in(one: Operand) -> str | None:
+    """Say how to come to a tensor from an object that no module of the model returned."""
+    value = one.value
+    if isinstance(value, str):
+        return None
+    if isinstance(value, Mapping):
+        return f"one of its values: {', '.join(map(repr, [*value][:5]))}"
+    if isinstance(value, list) and all(isinstance(part, (int, float)) for part in value):
+        return f"torch.tensor({one.name})"
+    return f"one of the tensors in {one.name}, or torch.stack or torch.cat of them"
 
 
 def _returned(scene: Scene, one: Operand) -> Row | None:
@@ -225,38 +236,3 @@ def _handed_on(row: Row, failing: Row) -> bool:
     """Tell whether a call ended before the failing one, beside it, and returned a dict of features."""
     beside = row.parent == failing.parent and row.forward == failing.forward and row.index < failing.index
     return beside and row.state == "done" and len(row.outputs) > 1
-
-
-def wrong_arguments(scene: Scene) -> Finding | None:
-    """Find that a forward or function was called with arguments that it does not take."""
-    if not isinstance(scene.error, TypeError):
-        return None
-    for place in range(len(scene.steps) - 1, -1, -1):
-        step = scene.steps[place]
-        module = step.locals.get("self") if step.module is not None and step.name != "forward" else None
-        if step.in_torch and isinstance(module, nn.Module) and "args" in step.locals:
-            return _unbound(
-                scene, scene.where(module), module.forward, step.locals["args"], step.locals.get("kwargs", {})
-            )
-        if not step.in_torch:
-            node = step.node
-            function = step.values(node.func) if isinstance(node, ast.Call) else UNKNOWN
-            if inspect.isfunction(function) and isinstance(node, ast.Call):
-                return _unbound(scene, f"{function.__name__}()", function, *step.values.arguments(node))
-            return None
-    return None
-
-
-def _unbound(scene: Scene, where: str, function: Any, args: Any, kwargs: Any) -> Finding | None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return None
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        takes = ", ".join(name for name in signature.parameters if name != "self")
-        given = ", ".join([f"{len(args)} by position"] * bool(args) + [str(name) for name in kwargs]) or "nothing"
-        cause = f"{where} takes {takes or 'nothing'}; it was given {given}: {error}"
-        return Finding("argument", cause, f"call it with what it takes: {takes or 'nothing'}")
-    return None

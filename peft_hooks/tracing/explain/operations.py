@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -201,6 +202,18 @@ def places_clash(expression: Expression, mask: Any, values: Operand) -> Clash | 
     return None
 
 
+def _scattered(expression: Expression) -> Clash | None:
+    """A mask that selects more places than there are numbers."""
+    one, mask, source = (expression.operands.get(name) for name in ("input", "mask", "source"))
+    if one is None or mask is None or source is None or not isinstance(mask.value, Tensor) or not source.is_tensor:
+        return None
+    clash = _unlike(one, mask)
+    if clash is not None:
+        return clash
+    count, numbers = int(mask.value.expand(one.shape).sum()), math.prod(source.shape)
+    return Clash("few", source, numbers, mask, count) if numbers < count else None
+
+
 _WORK: dict[str, Callable[[Expression], Clash | None]] = {
     "cat": _join,
     "concat": _join,
@@ -213,6 +226,8 @@ _WORK: dict[str, Callable[[Expression], Clash | None]] = {
     "expand": _expand,
     "expand_as": _expand,
     "einsum": _einsum,
+    "masked_scatter": _scattered,
+    "masked_scatter_": _scattered,
     "getitem": _index,
     "setitem": _index,
 }

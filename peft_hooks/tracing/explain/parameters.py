@@ -18,7 +18,6 @@ BROADCAST = {
     "lerp": ("input", "end", "weight"),
     "masked_fill": ("input", "mask"),
     "masked_fill_": ("input", "mask"),
-    "masked_scatter": ("input", "mask"),
     "addcmul": ("input", "tensor1", "tensor2"),
     **dict.fromkeys(
         [

@@ -134,7 +134,10 @@ def _for_classes(takes: Takes, given: dict[str, Operand]) -> Takes:
     if rank < 2 or rank > len(_LETTERS):
         return takes
     letters = _LETTERS[:rank]
-    return replace(takes, patterns={"input": " ".join(letters), "target": " ".join([letters[0], *letters[2:]])})
+    patterns = {"input": " ".join(letters), "target": " ".join([letters[0], *letters[2:]])}
+    if given.get("weight") is not None and given["weight"].is_tensor:
+        patterns["weight"] = "C"
+    return replace(takes, patterns=patterns)
 
 
 def _flat(given: dict[str, Operand], takes: Takes) -> dict[str, Operand]:

@@ -157,6 +157,9 @@ class Values:
             value = self(node.args[0])
             shape = shape_of(value)
             return shape[0] if shape else UNKNOWN
+        made = _created(getattr(function, "__name__", ""), *self.arguments(node)) if _is_torch(function) else None
+        if made is not None:
+            return made
         if getattr(function, "__module__", None) in ("torch", "torch._C._VariableFunctions", None) and node.args:
             args, kwargs = self.arguments(node)
             if getattr(function, "__name__", "") in ("cat", "stack") and isinstance(args[0], (list, tuple)):
@@ -195,6 +198,23 @@ def attribute(owner: Any, name: str) -> Any:
         return owner[name]
     value = inspect.getattr_static(owner, name, UNKNOWN)
     return UNKNOWN if isinstance(value, property) else value
+
+
+def _is_torch(function: Any) -> bool:
+    return vars(torch).get(getattr(function, "__name__", "")) is function
+
+
+def _created(name: str, args: list[Any], kwargs: dict[str, Any]) -> Ghost | None:
+    """Return what ``torch.zeros`` and its like make of numbers."""
+    if name in ("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like"):
+        shape = shape_of(args[0]) if args else None
+        return None if shape is None else Ghost(shape, kwargs.get("dtype", args[0].dtype), args[0].device)
+    if name not in ("zeros", "ones", "rand", "randn", "empty"):
+        return None
+    sizes = list(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+    dtype, device = kwargs.get("dtype", torch.get_default_dtype()), kwargs.get("device", "cpu")
+    known = all(isinstance(size, int) for size in sizes) and isinstance(dtype, torch.dtype)
+    return Ghost(tuple(sizes), dtype, torch.device(device)) if known and device is not UNKNOWN else None
 
 
 def _of_tensor(tensor: Any, name: str) -> Any:
