@@ -28,7 +28,7 @@ def batch_norm_over_a_sequence() -> Made:
     return called(nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16)), torch.randn(4, 11, 8))
 
 
-@case("embeddings", "64_positions 90 too_long", "64", "itself_does_not")
+@case("embeddings|", "64_positions 90 too_long", "64", "itself_does_not")
 def a_text_that_is_too_long_for_bert() -> Made:
     return called(bert(max_position_embeddings=64), input_ids=torch.ones(2, 90, dtype=torch.long))
 
@@ -147,7 +147,7 @@ def a_prefix_of_other_heads() -> Made:
     return called(Does(lambda self, x: self.attn(x), attn=Attention()), torch.randn(3, 7, 32))
 
 
-@case("embeddings.position_embeddings|embeddings", "70_positions 66 begin_at_2 64", "64", "66_tokens|vocabulary")
+@case("embeddings.position_embeddings|embeddings|", "70 66 begin_at_2 64", "64", "66_tokens|vocabulary")
 def the_offset_of_robertas_positions() -> Made:
     config = transformers.RobertaConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from ..leaves import Leaf
 from .blame import blame, changed, kind_of, trail
 from .expressions import Expression
@@ -124,13 +126,14 @@ def _of_owner(
     if (wanted > size and wanted == length and place < max(len(one.shape) - 1, 1)) or (
         wanted == length and size < wanted
     ):
-        left, more = size, ""
+        left, more = size - _offset(owner, size), ""
+        start = f": they begin at {size - left}, so that {left} are left for tokens" if left < size else ""
         for adapter in scene.adapters:
             left, more = (
-                size - adapter.virtual_tokens,
+                left - adapter.virtual_tokens,
                 f", {adapter.virtual_tokens} of them virtual tokens of {adapter}",
             )
-        cause = f"{where}{named} has {size} positions, the text has {wanted}{more}: it is too long"
+        cause = f"{where}{named} has {size} positions, the text has {wanted}{more}: it is too long{start}"
         cure = f"model.max_seq_length = {left}" if scene.pipeline else f"truncate the text to at most {left} tokens"
         return Finding("length", cause, f"{cure}, or make {owner.name!r} longer", bounds)
     cause = f"{where}{named} has {size} in dimension {place}, where{what} has {wanted}"
@@ -147,6 +150,14 @@ def _of_owner(
             culprit, words = birth.row.path, changed(scene, birth, other)
             cause += f"; {words}" if words else ""
     return Finding(kind_of_dimension(place, len(one.shape), True), cause + scene.on(culprit), cure, bounds, culprit)
+
+
+def _offset(owner: Owned, size: int) -> int:
+    """Return where positions begin: a table of as many rows with a row for padding has them behind it."""
+    for module in owner.module.children():
+        if isinstance(module, nn.Embedding) and module.num_embeddings == size and module.padding_idx is not None:
+            return module.padding_idx + 1
+    return 0
 
 
 def _is_product(scene: Scene) -> bool:

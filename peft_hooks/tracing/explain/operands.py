@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -136,8 +136,11 @@ class Names:
         if self.steps[before].in_torch and not step.in_torch:
             return Operand(name, value, None, place, node)  # PyTorch's own names tell no more
         if isinstance(outer, ast.Name):
-            if self.steps[before].values(outer) is value:
-                return self.outward(before, outer.id, value, outer)
+            known = self.steps[before].values(outer)
+            if known is value or _same_numbers(known, value):
+                further = self.outward(before, outer.id, known, outer)
+                base = further.base if further.shape == shape_of(value) else further
+                return replace(further, value=value, base=base)
             return Operand(name, value, None, place, node)
         made = self.of_expression(before, outer)
         same = made.value is value or (made.is_tensor and made.shape == shape_of(value))
@@ -162,6 +165,14 @@ class Names:
                 return None
             before = self.caller(before)
         return None
+
+
+def _same_numbers(one: Any, other: Any) -> bool:
+    """Tell whether a tensor is another in another shape, as ``ids.view(-1, ids.size(-1))`` is."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one.is_nested or other.is_nested:
+        return False
+    same = one.dtype == other.dtype and one.device == other.device and one.numel() == other.numel()
+    return same and one.is_contiguous() and other.is_contiguous() and 0 != one.data_ptr() == other.data_ptr()
 
 
 def _argument_of(call: ast.Call, own: list[str], parameter: str) -> ast.expr | None:

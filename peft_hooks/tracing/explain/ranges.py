@@ -130,7 +130,7 @@ def _table(site: Site) -> nn.Module | None:
 
 def _of_ignored(scene: Scene, operand: Operand) -> str:
     name = operand.text
-    if _is_optional(scene, name) and "labels" in {leaf.key for leaf in scene.history.given}:
+    if _is_optional(scene, operand) and "labels" in {leaf.key for leaf in scene.history.given}:
         makes = hasattr(scene.model, "prepare_decoder_input_ids_from_labels")
         if makes:
             return (
@@ -145,9 +145,9 @@ def _of_rows(site: Site, operand: Operand, found: Range, rows: int, table: nn.Mo
     known = _vocabulary(scene)
     if known is not None and known[0] > rows and found.high < known[0] and _is_vocabulary(scene, table):
         return f"{known[1]}.resize_token_embeddings({known[0]}): the tokenizer has {known[0]} tokens, {rows} have a row"
-    if rows == 1 and _is_optional(scene, name):
+    if rows == 1 and _is_optional(scene, operand):
         return f"leave {name} out, or give zeros only"
-    if _is_optional(scene, name) and not _is_vocabulary(scene, table):
+    if _is_optional(scene, operand) and not _is_vocabulary(scene, table):
         return f"give {name} from 0 to {rows - 1}, or leave it out"
     if _is_vocabulary(scene, table):
         return (
@@ -182,9 +182,10 @@ def _is_vocabulary(scene: Scene, table: nn.Module | None) -> bool:
     return False
 
 
-def _is_optional(scene: Scene, name: str) -> bool:
-    """Tell whether an argument is one of the model's forward that can be left out."""
-    if not name.isidentifier():
+def _is_optional(scene: Scene, operand: Operand) -> bool:
+    """Tell whether an operand is an argument of the model's forward that can be left out."""
+    name = operand.text
+    if not name.isidentifier() or scene.steps[operand.place].module is not scene.model:
         return False
     try:
         parameter = inspect.signature(scene.model.forward).parameters.get(name)
