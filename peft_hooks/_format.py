@@ -23,8 +23,21 @@ def shape_of(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
+def nested_shape(value: Tensor) -> str:
+    """Return the shape of a nested tensor, ``[2,*,8]``: the rows have different lengths."""
+    sizes = []
+    for place in range(value.dim()):
+        try:
+            sizes.append(str(int(value.size(place))))
+        except Exception:  # this is the dimension that the rows differ in
+            sizes.append("*")
+    return f"[{','.join(sizes)}]"
+
+
 def tensor_line(name: str, tensor: Tensor) -> str:
     """Return one tensor as text. A mask's values are read, to say what it keeps: not for a forward in a hurry."""
+    if tensor.is_nested:
+        return f"{name} nested{nested_shape(tensor)}"
     line = f"{name} {dtype_of(tensor.dtype)}[{','.join(map(str, tensor.shape))}]"
     if name.endswith("attention_mask") and tensor.dim() == 2 and tensor.numel():
         kept = tensor.bool()

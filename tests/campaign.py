@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from peft_hooks import ShapeTrace, trace_shapes
 from peft_hooks.testing import TEXTS, tiny_model
 
+from .families import families
+
 PER_FAULT = 14  # modules for each model and fault
 SHAPES = ("token dropped", "token added", "transposed", "wrong width", "row lost", "row doubled", "mask length")
 
@@ -112,17 +114,22 @@ def shorter_masks(kwargs: dict[str, Any]) -> dict[str, Any]:
 class Subject:
     """A model to break, its features, and the trace of a forward of it that works."""
 
-    def __init__(self, name: str, model: Any) -> None:
+    def __init__(self, name: str, model: Any, inputs: dict[str, Any] | None = None) -> None:
         self.name = name
         self.model = model.eval()
         self.modules = {path: module for path, module in model.named_modules() if path}
-        preprocess = model.preprocess if hasattr(model, "preprocess") else model.tokenize
-        self.features = preprocess(list(TEXTS[:4]))
+        self.inputs = inputs
+        if inputs is None:
+            preprocess = model.preprocess if hasattr(model, "preprocess") else model.tokenize
+            self.features = preprocess(list(TEXTS[:4]))
         with torch.no_grad(), trace_shapes(self.model) as self.working:
             self.forward()
 
     def forward(self) -> None:
-        self.model(dict(self.features))
+        if self.inputs is not None:
+            self.model(**self.inputs)
+        else:
+            self.model(dict(self.features))
 
     def suited(self, fault: str) -> list[str]:
         """Return the paths of modules that can have this fault: those that ran, with such an output or input."""
@@ -150,6 +157,12 @@ def subjects() -> Iterator[Subject]:
     yield Subject("MiniLM", load_model())
     yield Subject("Qwen3", tiny_model("qwen3"))
     yield Subject("T5", tiny_model("t5"))
+
+
+def others() -> Iterator[Subject]:
+    """Yield a CNN, a UNet, a ViT, an LSTM tagger and a recommender."""
+    for name, model, inputs in families():
+        yield Subject(name, model, inputs)
 
 
 def trials(subject: Subject, rng: random.Random) -> list[Trial]:
@@ -255,10 +268,10 @@ def innermost(error: Exception, model: nn.Module) -> str:
     return found
 
 
-def campaign(seed: int = 0) -> list[Outcome]:
+def campaign(seed: int = 0, models: Callable[[], Iterator[Subject]] = subjects) -> list[Outcome]:
     """Run every trial."""
     rng = random.Random(seed)
-    return [run(subject, trial) for subject in subjects() for trial in trials(subject, rng)]
+    return [run(subject, trial) for subject in models() for trial in trials(subject, rng)]
 
 
 def bare_names(outcome: Outcome) -> tuple[bool, bool]:
@@ -290,12 +303,19 @@ def table(outcomes: Sequence[Outcome]) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Print the rates, and with ``-v`` every fault that was not placed."""
     numbers = [int(argument) for argument in arguments if argument.isdigit()]
-    outcomes = campaign(*numbers[:1])
-    print(table(outcomes))
-    if "-v" in arguments:
-        for one in outcomes:
-            if not one.blind and not (one.found and one.raiser and one.sizes and one.placed):
-                print(f"{one.trial}\n  {one.bare}\n  {one.found} {one.raiser} {one.sizes} {one.placed}: {one.detail}")
+    for title, models in (("MiniLM, Qwen3, T5", subjects), ("CNN, UNet, ViT, LSTM tagger, recommender", others)):
+        outcomes = campaign(*numbers[:1] or [0], models=models)
+        print(title)
+        print(table(outcomes))
+        if "-v" in arguments:
+            for one in outcomes:
+                if not one.blind and not (one.found and one.raiser and one.sizes and one.placed):
+                    print(
+                        one.trial,
+                        f"  {one.bare}",
+                        f"  {one.found} {one.raiser} {one.sizes} {one.placed}: {one.detail}",
+                        sep="\n",
+                    )
 
 
 if __name__ == "__main__":

@@ -57,3 +57,23 @@ def test_the_bare_exceptions_name_no_module(outcomes: list[Outcome]) -> None:
 def test_faults_that_change_nothing_are_those_of_masks_and_squares(outcomes: list[Outcome]) -> None:
     """A mask that nothing reads, or a tensor that is the same when turned."""
     assert {one.trial.fault for one in outcomes if one.blind} <= {"mask length", "transposed"}
+
+
+@pytest.fixture(scope="module")
+def others() -> list[Outcome]:
+    """Every trial on five families that are no models of texts."""
+    found = campaign.campaign(seed=0, models=campaign.others)
+    print(f"\n{campaign.table(found)}")
+    return found
+
+
+@pytest.mark.parametrize("judged", ["found", "raiser", "sizes"])
+def test_every_fault_in_other_families_is(others: list[Outcome], judged: str) -> None:
+    """Found; the module that raised named; both sizes named."""
+    assert len({one.trial.model for one in others}) == 5
+    assert failing(others, judged) == []
+
+
+def test_faults_in_other_families_are_placed(others: list[Outcome]) -> None:
+    """All but those whose size comes together of parts, or goes through a flattening, before it is noticed."""
+    assert len(failing(others, "placed")) <= 0.01 * len(others)

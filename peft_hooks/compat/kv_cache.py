@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 NAMES = ("cache", "past_key_values")
 """What backbones call the argument that holds keys and values. Which one is right is found out by a forward."""
@@ -73,3 +73,10 @@ def repeated(cache: Any, batch: int) -> Any:
     for layer in cache.layers:
         layer.keys, layer.values = rows(layer.keys), rows(layer.values)
     return cache
+
+
+def throws_caches_away(module: nn.Module) -> bool:
+    """Tell whether a layer is being checkpointed in training by the class that leaves out caches (since 4.53)."""
+    layers = sys.modules.get("transformers.modeling_layers")
+    kind = getattr(layers, "GradientCheckpointingLayer", None)
+    return kind is not None and isinstance(module, kind) and bool(module.gradient_checkpointing) and module.training

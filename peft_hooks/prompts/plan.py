@@ -14,6 +14,7 @@ from ..dimensions.contracts import causes_of, checks
 from ..errors import close_matches
 from ..hooks.call import Hook
 from ..hooks.log_shapes import LogShapes
+from .checkpointing import RefuseCheckpointing
 from .classifier import NoteTextLength, hooks_of_head
 from .hidden_states import KeepHiddenStates, ReplayLayers
 from .mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
@@ -110,6 +111,9 @@ def _plan_backbone(path: str, transformer: Any, entry: nn.Module, options: Optio
     ``entry`` is the module that the text goes into.
     """
     outer = releases.backbone_of(transformer)
+    config = releases.active_config(transformer)
+    if config is not None and releases.method_of(config) in releases.PREFIX_METHODS:
+        yield Planned(f"checkpointing:{path}", RefuseCheckpointing(), entry, MAKE - 1)
     if hasattr(outer, "active_peft_config"):
         yield Planned(f"hidden:{path}", KeepHiddenStates(), outer.base_model, MAKE)
     for name, head_hook, module in hooks_of_head(transformer, options.virtual_tokens):

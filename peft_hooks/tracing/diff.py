@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .leaves import Leaf
-from .trace import Row, ShapeTrace
+from .records import Row
+from .trace import ShapeTrace
 
 if TYPE_CHECKING:
     from rich.table import Table

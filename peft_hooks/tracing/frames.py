@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import ref
 
-from .leaves import Raw
+from torch import Tensor
+
+from .leaves import Raw, collect
 
 if TYPE_CHECKING:
     from .recorder import Tap
@@ -66,3 +69,32 @@ class Thread:
             self.calls = {}
             self.outermost = set()
         self.outermost.add(path)
+
+
+def inputs_of(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], stats: bool) -> list[Raw]:
+    """Return every leaf of what goes in, by the parameters' names."""
+    found: list[Raw] = []
+    for index, value in enumerate(args):
+        name = names[index] if index < len(names) else f"args.{index}"
+        if type(value) is Tensor and not stats:  # most of what goes into a module; every microsecond counts here
+            try:
+                found.append((name, value.shape, value.dtype, value.device, ref(value), None))
+                continue
+            except RuntimeError:  # a nested tensor has no shape
+                pass
+        collect(found, name, value, stats)
+    for name, value in kwargs.items():
+        collect(found, name, value, stats)
+    return found
+
+
+def outputs_of(output: Any, stats: bool) -> list[Raw]:
+    """Return every leaf of what came out."""
+    if type(output) is Tensor and not stats:
+        try:
+            return [("output", output.shape, output.dtype, output.device, ref(output), None)]
+        except RuntimeError:  # a nested tensor has no shape
+            pass
+    found: list[Raw] = []
+    collect(found, "" if isinstance(output, (dict, Mapping)) else "output", output, stats)
+    return found

@@ -8,16 +8,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
 
-from .._format import dtype_of, padding_of
+from .._format import dtype_of, nested_shape, padding_of
 
 Raw = tuple[Any, ...]
-"""``(name, shape, dtype, device, id, stats)`` of a tensor, ``(name, text)`` of anything else."""
+"""``(name, shape, dtype, device, reference, stats)`` of a tensor, ``(name, text)`` of anything else."""
 
-_MOST = 256  # leaves of one call: the hidden states of the deepest models fit, a list of a thousand ids does not
+MOST = 256  # leaves of one call: the hidden states of the deepest models fit, a list of a thousand ids does not
 _DEEPEST = 6
 _SHOWN_ROWS = 8
 
@@ -51,7 +52,7 @@ class Leaf:
         device: The tensor's device.
         text: What a leaf that is no tensor is: ``"None"``, ``"True"``, ``"10"``, or its class.
         stats: What was read of the values, with ``stats=True``.
-        identity: The tensor's ``id``, to follow it from call to call while a forward runs.
+        identity: What tells the tensor from others as long as the trace keeps its calls: see ``identity_of``.
     """
 
     name: str
@@ -100,10 +101,24 @@ class Leaf:
 
 def as_leaf(raw: Raw) -> Leaf:
     """Make a ``Leaf`` of what ``collect`` appended."""
+    name = raw[0].encode("utf-8", "backslashreplace").decode("utf-8")  # what a terminal could not print
     if len(raw) == 2:
-        return Leaf(raw[0], text=raw[1])
-    name, shape, dtype, device, identity, stats = raw
-    return Leaf(name, tuple(int(size) for size in shape), dtype, device, "", stats, identity)
+        return Leaf(name, text=raw[1])
+    _, shape, dtype, device, reference, stats = raw
+    try:
+        sizes = tuple(int(size) for size in shape)
+    except Exception:  # a size that is only a symbol
+        return Leaf(name, text=f"{dtype_of(dtype)}[{','.join(map(str, shape))}]")
+    return Leaf(name, sizes, dtype, device, "", stats, id(reference))
+
+
+def identity_of(tensor: Tensor) -> int:
+    """Return what tells a tensor from all others that a trace has recorded.
+
+    A tensor's own ``id`` is given to another when it is freed. A weak reference is the same object for as long as the
+    tensor lives, and the trace keeps it afterwards, so that its ``id`` is not given away.
+    """
+    return id(ref(tensor))
 
 
 def collect(found: list[Raw], name: str, value: Any, stats: bool = False, depth: int = 0) -> None:
@@ -116,20 +131,43 @@ def collect(found: list[Raw], name: str, value: Any, stats: bool = False, depth:
         stats: Whether to read values.
         depth: How deep the value sits.
     """
-    if type(value) is Tensor or isinstance(value, Tensor):
-        found.append((name, value.shape, value.dtype, value.device, id(value), _stats(name, value) if stats else None))
+    if len(found) >= MOST:
+        if found[-1][0] != "...":
+            found.append(("...", "more"))
+    elif type(value) is Tensor or isinstance(value, Tensor):
+        found.append(_tensor(name, value, stats))
     elif value is None or value is True or value is False or type(value) is int:
         found.append((name, str(value)))
-    elif len(found) > _MOST or depth > _DEEPEST:
-        if not found or found[-1][0] != "...":
-            found.append(("...", "more"))
+    elif depth > _DEEPEST:
+        found.append((name, type(value).__name__))
     else:
+        _collect_inside(found, name, value, stats, depth)
+
+
+def _tensor(name: str, value: Tensor, stats: bool) -> Raw:
+    try:
+        if value.is_nested:
+            return (name, "nested" + nested_shape(value))
+        reference = ref(value)
+        return (name, value.shape, value.dtype, value.device, reference, _stats(name, value) if stats else None)
+    except Exception:  # a tensor of someone else's that has no shape, or no weak reference
+        return (name, type(value).__name__)
+
+
+def _collect_inside(found: list[Raw], name: str, value: Any, stats: bool, depth: int) -> None:
+    """Append the leaves of what is no tensor: as many as can be read, and are wanted."""
+    try:
         inner = _inside(value)
         if inner is None:
             found.append((name, type(value).__name__))
             return
         for key, part in inner:
+            if len(found) >= MOST:
+                collect(found, name, None)
+                return
             collect(found, f"{name}.{key}" if name else str(key), part, stats, depth + 1)
+    except Exception:  # what cannot be read is written down as that, and the forward goes on
+        found.append((name, f"{type(value).__name__}(unreadable)"))
 
 
 def _inside(value: Any) -> Any:
@@ -141,15 +179,24 @@ def _inside(value: Any) -> Any:
         return zip(names, value) if names else enumerate(value)
     if "Cache" in type(value).__name__ or type(value).__name__.endswith("Layer"):
         # transformers' caches: keys and values in lists, or in one object for each layer; the rest is bookkeeping.
-        return [(key, part) for key, part in vars(value).items() if isinstance(part, (Tensor, list, dict, tuple))] or [
-            (key, part) for key, part in vars(value).items() if "cache" in key
+        own = getattr(value, "__dict__", {})
+        return [(key, part) for key, part in own.items() if isinstance(part, (Tensor, list, dict, tuple))] or [
+            (key, part) for key, part in own.items() if "cache" in key
         ]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        names = [field.name for field in dataclasses.fields(value)]
+        return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
     return None
 
 
 def _stats(name: str, tensor: Tensor) -> Stats | None:
+    try:
+        return _read(name, tensor)
+    except Exception:  # values that cannot be read, under vmap for instance
+        return None
+
+
+def _read(name: str, tensor: Tensor) -> Stats | None:
     if type(tensor.data) is not Tensor or tensor.device.type == "meta" or not tensor.numel():
         return None
     total = tensor.numel()

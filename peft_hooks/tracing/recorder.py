@@ -11,16 +11,19 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.compiler import is_compiling
 
-from .frames import Frame, Thread
-from .leaves import Raw, collect
+from ..compat.torch_internals import calls_of, is_checkpointing
+from .frames import Frame, Thread, inputs_of, outputs_of
 from .model import find_adapters
 from .trace import ShapeTrace
+
+if TYPE_CHECKING:
+    from .explain.failure import Failure
 
 logger = logging.getLogger("peft_hooks")
 
@@ -41,6 +44,8 @@ class Recorder:
         self.trace: ShapeTrace | None = None
         self.peft_models: list[tuple[str, nn.Module]] = []
         self.local = threading.local()
+        self.unsure: tuple[int, int | None] = (0, None)  # a forward, and its call, that may have failed
+        self.given_up = 0  # the id of an error that could not be explained
 
     def end(self) -> None:
         """Let go of everything that would otherwise refer to itself in a circle.
@@ -55,8 +60,11 @@ class Recorder:
             tap.recorder = None
 
     def thread(self) -> Thread:
-        """Return the state of a thread that is seen for the first time."""
-        state = self.local.state = Thread()
+        """Return what the current thread is doing."""
+        try:
+            state: Thread = self.local.state
+        except AttributeError:
+            state = self.local.state = Thread()
         return state
 
     def keep(self, frame: Frame) -> None:
@@ -78,8 +86,13 @@ class Recorder:
             thread.stack[-1].raised = frame.raised
             return
         forward, thread.forward = thread.forward, 0  # what follows is another forward
-        self._explain(error, forward, thread.failing)
-        thread.failing = None
+        failing, thread.failing = thread.failing, None
+        if is_checkpointing():
+            # Gradient checkpointing ends what it computes again with an exception of its own. An error that is none of
+            # it leaves the block, and is explained there.
+            self.unsure = forward, failing
+        else:
+            self._explain(error, forward, failing)
 
     def failed_outside(self, thread: Thread, error: BaseException, tap: Tap) -> None:
         """Note that a hook of someone else raised before the outermost call could be recorded."""
@@ -88,17 +101,38 @@ class Recorder:
         forward, thread.forward = thread.forward, 0
         self._explain(error, forward, None)
 
+    def left_block(self, error: Exception) -> None:
+        """Note that an error leaves the block: one that was raised beside the model is explained now."""
+        from .explain.entry import explain_outside, is_explained
+
+        forward, failing = self.unsure
+        explained = is_explained(error) and self.trace is not None and self.trace.failure is not None
+        if explained or self.given_up == id(error):
+            return
+        if failing is not None and self.frames and self.frames[-1].forward == forward:
+            self._explain(error, forward, failing)
+        else:
+            self._explain_with(error, lambda trace, model: explain_outside(trace, model, error, Tap))
+
     def _explain(self, error: BaseException, forward: int, failing: int | None) -> None:
-        from .explain.entry import add_explanation, explain
+        from .explain.entry import explain
+
+        self._explain_with(error, lambda trace, model: explain(trace, model, error, forward, failing, Tap))
+
+    def _explain_with(self, error: BaseException, explain: Callable[[ShapeTrace, nn.Module], Failure | None]) -> None:
+        from .explain.entry import add_explanation
 
         model = self.model()
         if model is None or self.trace is None:
             return
         try:
             self.trace.adapters = find_adapters(self.peft_models)
-            self.trace.failure = explain(self.trace, model, error, forward, failing, Tap)
-            add_explanation(error, self.trace.failure)
+            failure = explain(self.trace, model)
+            if failure is not None:
+                self.trace.failure = failure
+                add_explanation(error, failure)
         except Exception:  # an error while explaining must not hide the error that is explained
+            self.given_up = id(error)
             logger.warning("the failed forward could not be explained", exc_info=True)
 
 
@@ -131,13 +165,10 @@ class Tap:
         recorder = self.recorder
         if recorder is None or is_compiling():
             return
-        try:
-            thread = recorder.local.state
-        except AttributeError:
-            thread = recorder.thread()
+        thread = recorder.thread()
         stack = thread.stack
-        if stack and not self.path:
-            stack.clear()  # a KeyboardInterrupt runs no forward hook, and no model calls itself from inside
+        if stack and stack[0].tap is self and calls_of(module) <= sum(frame.tap is self for frame in stack):
+            stack.clear()  # a KeyboardInterrupt ran no forward hook: what is there is over
         frame = self.begin(recorder, thread, sys.exc_info()[1])
         if self.recorded:
             self.record(frame, recorder, thread, args, kwargs)
@@ -148,10 +179,7 @@ class Tap:
         recorder = self.recorder
         if recorder is None or is_compiling():
             return
-        try:
-            thread = recorder.local.state
-        except AttributeError:
-            thread = recorder.thread()
+        thread = recorder.thread()
         frame = self.begin(recorder, thread, None)
         self.record(frame, recorder, thread, args, kwargs)
         error = sys.exc_info()[1]
@@ -175,35 +203,18 @@ class Tap:
         """Note what goes into a call, and keep it unless there are many of this module."""
         path = frame.path
         thread.calls[path] = frame.call = thread.calls.get(path, 0) + 1
-        frame.inputs = self.inputs_of(args, kwargs, recorder.stats)
+        frame.inputs = inputs_of(self.names, args, kwargs, recorder.stats)
         if self.kept < recorder.max_calls:
             self.kept += 1
             recorder.keep(frame)
         else:
             recorder.skipped[path] = recorder.skipped.get(path, 0) + 1
 
-    def inputs_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], stats: bool) -> list[Raw]:
-        """Return every leaf of what goes in, by the parameters' names."""
-        found: list[Raw] = []
-        names = self.names
-        for index, value in enumerate(args):
-            name = names[index] if index < len(names) else f"args.{index}"
-            if type(value) is Tensor and not stats:  # most of what goes into a module; every microsecond counts here
-                found.append((name, value.shape, value.dtype, value.device, id(value), None))
-            else:
-                collect(found, name, value, stats)
-        for name, value in kwargs.items():
-            collect(found, name, value, stats)
-        return found
-
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         recorder = self.recorder
         if recorder is None or is_compiling():
             return
-        try:
-            thread = recorder.local.state
-        except AttributeError:
-            thread = recorder.thread()
+        thread = recorder.thread()
         stack, error = thread.stack, sys.exc_info()[1]
         if not stack or stack[-1].tap is not self:
             # A pre-hook of someone else raised before ours ran, or the block began while this module ran.
@@ -218,14 +229,8 @@ class Tap:
         self, frame: Frame, recorder: Recorder, thread: Thread, output: Any, error: BaseException | None
     ) -> None:
         """Note what came out of a call, or the error that left it."""
-        if not self.recorded or (error is not None and output is None):
-            pass  # nothing came out
-        elif type(output) is Tensor and not recorder.stats:
-            frame.outputs = [("output", output.shape, output.dtype, output.device, id(output), None)]
-        else:
-            outputs: list[Raw] = []
-            collect(outputs, "" if isinstance(output, (dict, Mapping)) else "output", output, recorder.stats)
-            frame.outputs = outputs
+        if self.recorded and (error is None or output is not None):
+            frame.outputs = outputs_of(output, recorder.stats)
         if error is not None:
             recorder.left(frame, thread, error)
         else:

@@ -32,10 +32,14 @@ def trace_shapes(
 ) -> Iterator[ShapeTrace]:
     """Record what goes into every module and what comes out, for the length of a block.
 
-    Shapes, dtypes and devices only: no tensor is kept alive. If a forward raises, the error goes on rising with a note
-    (https://peps.python.org/pep-0678) that says where, on what and why, and ``trace.failure`` holds the same. Blocks
-    nest, threads are told apart, and nothing stays on the model. Modules whose ``forward`` is called directly run no
-    hooks: ``trace.gaps`` names them.
+    Shapes, dtypes and devices only: no tensor is kept alive. If a forward raises, or code beside the model in the
+    block, a loss for instance, the error propagates with a note (https://peps.python.org/pep-0678) that says where, on
+    what and why, and ``trace.failure`` holds the same. An exception that the model's own code catches is no failure,
+    nor is one that the caller raises by a statement of its own. Blocks nest, threads are told apart, and nothing stays
+    on the model. Modules whose ``forward`` is called directly run no hooks: ``trace.gaps`` names them.
+
+    Hooks put PyTorch off its fast paths: ``nn.TransformerEncoder`` in eval mode then runs its layers one by one, and
+    the last bits of its output may differ.
 
     Args:
         model: Any ``nn.Module``.
@@ -83,7 +87,11 @@ def trace_shapes(
                 handles.append(module.register_forward_pre_hook(tap.before, with_kwargs=True))
                 handles.append(module.register_forward_hook(tap.after, always_call=True))
             recorder.taps.append(tap)
-        yield trace
+        try:
+            yield trace
+        except Exception as error:
+            recorder.left_block(error)
+            raise
     finally:
         for handle in handles:
             handle.remove()

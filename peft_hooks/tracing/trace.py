@@ -1,17 +1,16 @@
-"""``ShapeTrace``: what ``trace_shapes`` saw, as data. How it looks is in ``_trace_text`` and ``_trace_html``."""
+"""``ShapeTrace``: what ``trace_shapes`` saw, as data. How it looks is in ``render``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .leaves import Leaf, as_leaf
 from .model import Adapter, Gap, find_adapters, find_gaps
+from .records import Row, row_of, text_length
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,67 +19,6 @@ if TYPE_CHECKING:
     from .explain.failure import Failure
 
 _TOKENS = ("token_embeddings", "last_hidden_state")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One call of one module.
-
-    Attributes:
-        index: Where the row stands in ``trace.rows``, in the order in which the calls began.
-        path: The module's path; a shared module's path is the one under which it was called.
-        module: The module's class name.
-        also: Other paths of a shared module.
-        forward: The number of the forward that the call belongs to, from 1.
-        call: Which call of this path in this forward it is, from 1.
-        parent: The index of the traced call around it, or None.
-        thread: The name of the thread.
-        inputs: What went in, as it was when the call began, by the parameters' names.
-        outputs: What came out.
-        state: ``"done"``, ``"raised"``, or ``"running"`` if neither was seen.
-    """
-
-    index: int
-    path: str
-    module: str
-    also: tuple[str, ...]
-    forward: int
-    call: int
-    parent: int | None
-    thread: str
-    inputs: tuple[Leaf, ...]
-    outputs: tuple[Leaf, ...]
-    state: str
-
-    @property
-    def where(self) -> str:
-        """The module for a reader: ``"Pooling '1'"``."""
-        return f"{self.module} {self.path!r}"
-
-    @property
-    def came(self) -> tuple[Leaf, ...]:
-        """The tensors that went in."""
-        return tuple(leaf for leaf in self.inputs if leaf.shape is not None)
-
-    @property
-    def went(self) -> tuple[Leaf, ...]:
-        """The tensors that came out and did not go in under the same key, with the same shape and dtype."""
-        known = {(leaf.key, leaf.shape, leaf.dtype) for leaf in self.came}
-        return tuple(
-            leaf for leaf in self.outputs if leaf.shape is not None and (leaf.key, leaf.shape, leaf.dtype) not in known
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row as what JSON can hold."""
-        plain = {name: getattr(self, name) for name in ("index", "path", "module", "forward", "call", "parent")}
-        return {
-            **plain,
-            "also": list(self.also),
-            "thread": self.thread,
-            "state": self.state,
-            "inputs": [leaf.to_dict() for leaf in self.inputs],
-            "outputs": [leaf.to_dict() for leaf in self.outputs],
-        }
 
 
 class ShapeTrace(Sequence[Row]):
@@ -122,7 +60,7 @@ class ShapeTrace(Sequence[Row]):
         """Every recorded call, in the order in which they began."""
         if self._rows is not None:
             return self._rows
-        rows = tuple(_row(frame) for frame in sorted(self._frames, key=lambda frame: frame.index))
+        rows = tuple(row_of(frame) for frame in sorted(self._frames, key=lambda frame: frame.index))
         if self._over:
             self._rows, self._frames = rows, rows
         return rows
@@ -131,6 +69,10 @@ class ShapeTrace(Sequence[Row]):
     def gaps(self) -> tuple[Gap, ...]:
         """The modules that ran without being called, so that PyTorch ran no hook on them. Known after the block."""
         return find_gaps(self._taps, {row.path for row in self.rows})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have rows in place of what was recorded, which knows the tensors themselves."""
+        return {**self.__dict__, "_frames": self.rows, "_rows": self.rows, "_taps": ()}
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -230,32 +172,3 @@ class ShapeTrace(Sequence[Row]):
         self.adapters = find_adapters(peft_models)
         self._taps = taps
         self._over = True
-
-
-def text_length(rows: Sequence[Row]) -> int | None:
-    """Return the length of the first ``input_ids`` that went into a call, or of the first ``inputs_embeds``."""
-    for key, rank in (("input_ids", 2), ("inputs_embeds", 3)):
-        for row in rows:
-            for leaf in row.came:
-                if leaf.key == key and leaf.shape is not None and len(leaf.shape) == rank:
-                    return leaf.shape[1]
-    return None
-
-
-def _row(frame: Any) -> Row:
-    parent = frame.parent
-    while parent is not None and parent.index < 0:
-        parent = parent.parent
-    return Row(
-        index=frame.index,
-        path=frame.path,
-        module=frame.tap.kind,
-        also=tuple(path for path in frame.tap.paths if path != frame.path),
-        forward=frame.forward,
-        call=frame.call,
-        parent=None if parent is None else parent.index,
-        thread=frame.thread,
-        inputs=tuple(as_leaf(raw) for raw in frame.inputs),
-        outputs=tuple(as_leaf(raw) for raw in frame.outputs),
-        state=frame.state,
-    )

@@ -1,17 +1,21 @@
-"""The exception that leaves a traced forward gains a note: where, on what, why, and what mends it."""
+"""The exception that leaves a traced forward gains a note: where, on what, why, and what helps."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from ...compat import sentence_transformers as releases
-from ..trace import Row, ShapeTrace
+from ..records import Row
+from ..trace import ShapeTrace
 from .failure import Failure, Finding
-from .history import History
-from .rules import Scene, find_cause
+from .find import find_cause, is_own
+from .origins import History
+from .scene import Scene
+from .steps import Step, read_steps
 from .tracebacks import Raised, foreign_hooks, read
 
 logger = logging.getLogger("peft_hooks")
@@ -34,32 +38,85 @@ def explain(
     row = next((row for row in rows if row.index == failing), None)
     raised = read(error)
     paths = {id(module): path for path, module in model.named_modules()}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if raised.hook is not None or row is None:
-        return _of_a_hook(rows, row, raised, paths, modules, error, message, forward)
-    module = modules[row.path]
-    inner = _inner(raised, paths, modules, module)
-    scene = Scene(
+        return _of_a_hook(rows, row, raised, paths, dict(model.named_modules(remove_duplicate=False)), error, forward)
+    scene = _scene(trace, model, error, row, forward, own, raised)
+    module, inner = scene.modules[row.path], scene.inner
+    inside = None if inner is module or inner is None else scene.where(inner)
+    return _failure(row, error, None, inside, raised, find_cause(scene))
+
+
+def explain_outside(trace: ShapeTrace, model: nn.Module, error: BaseException, own: type) -> Failure | None:
+    """Say why code beside the model raised: a loss, or a line of the caller's. None if it raised by itself.
+
+    Args:
+        trace: The trace.
+        model: The traced model.
+        error: What was raised. It is not kept.
+        own: The class whose bound methods are the trace's own hooks.
+    """
+    rows = trace.rows
+    forward = rows[-1].forward if rows else 0
+    raised = read(error)
+    scene = _scene(trace, model, error, None, forward, own, raised)
+    if not scene.steps or is_own(scene):
+        return None
+    ran = [step.module for step in scene.steps if step.module is not None and step.name == "forward"]
+    ours = [module for module in ran if id(module) in scene.paths]
+    if ours:  # a forward that was called by itself ran no hooks
+        path, kind = scene.paths[id(ours[-1])], type(ours[-1]).__name__
+        return _failure(
+            Row(-1, path, kind, (), forward, 1, None, "", (), (), "raised"),
+            error,
+            None,
+            None,
+            raised,
+            find_cause(scene),
+        )
+    last = next((row for row in rows if row.forward == forward), None)
+    outputs = () if last is None else tuple(leaf for leaf in last.outputs if leaf.shape is not None)
+    where = type(ran[-1]).__name__ if ran else "the code around it"
+    row = Row(-1, "", where, (), forward, 0, None, "", outputs, (), "raised")
+    return _failure(row, error, None, None, raised, find_cause(scene), outside=True)
+
+
+def _scene(
+    trace: ShapeTrace,
+    model: nn.Module,
+    error: BaseException,
+    row: Row | None,
+    forward: int,
+    own: type,
+    raised: Raised,
+) -> Scene:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    paths = {id(module): path for path, module in model.named_modules()}
+    inner = None
+    if row is not None:
+        inner = modules[paths[raised.inside[0]]] if raised.inside and raised.inside[0] in paths else modules[row.path]
+    return Scene(
+        error=error,
+        steps=_of_the_model(read_steps(error)),
+        model=model,
         row=row,
-        module=module,
         inner=inner,
-        kind=type(error),
-        message=message,
-        history=History(rows, forward, row),
+        history=History(trace.rows, forward),
         modules=modules,
         adapters=trace.adapters,
         hooks_of=lambda path: foreign_hooks(modules[path], own),
         pipeline=bool(releases.transformers_of(model)),
     )
-    inside = None if inner is module else f"{type(inner).__name__} {paths[id(inner)]!r}"
-    return _failure(row, error, message, None, inside, raised, find_cause(scene))
+
+
+def _of_the_model(steps: Sequence[Step]) -> list[Step]:
+    """Leave out the steps of this library and of whatever opened the block."""
+    return [step for step in steps if not step.is_ours]
 
 
 def add_explanation(error: BaseException, failure: Failure) -> None:
     """Add the failure as a note to the exception, once. Python 3.10 shows no notes, so it is logged there, too."""
     note = str(failure)
-    if any(str(old).startswith("peft_hooks: ") for old in getattr(error, "__notes__", ())):
+    if is_explained(error):
         return  # a trace around or inside this one has explained it
     add: Any = getattr(error, "add_note", None)
     if add is not None:
@@ -69,11 +126,17 @@ def add_explanation(error: BaseException, failure: Failure) -> None:
     logger.warning("%s", note)
 
 
-def _inner(raised: Raised, paths: dict[int, str], modules: dict[str, nn.Module], module: nn.Module) -> nn.Module:
-    """Return the innermost module that ran, if it is one of the model's; a replica is not."""
-    if raised.inside is None or raised.inside[0] not in paths:
-        return module
-    return modules[paths[raised.inside[0]]]
+def is_explained(error: BaseException) -> bool:
+    """Tell whether an exception has a note of this library already."""
+    return any(str(old).startswith("peft_hooks: ") for old in getattr(error, "__notes__", ()))
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message of an exception."""
+    try:
+        return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    except Exception:  # an exception of someone else's that cannot be printed
+        return ""
 
 
 def _of_a_hook(
@@ -83,20 +146,26 @@ def _of_a_hook(
     paths: dict[int, str],
     modules: dict[str, nn.Module],
     error: BaseException,
-    message: str,
     forward: int,
 ) -> Failure:
     path = paths.get(raised.hooked or 0, "" if row is None else row.path)
-    kind = type(modules[path]).__name__
+    kind, message = type(modules[path]).__name__, message_of(error)
     hook = raised.hook or "a hook that runs before the trace"
     calls = [other for other in rows if other.path == path and other.forward == forward and other.state != "done"]
     called = calls[-1] if calls else Row(-1, path, kind, (), forward, 1, None, "", (), (), "raised")
-    finding = Finding("hook", f"{hook} raised: {message.splitlines()[0] if message else type(error).__name__}")
-    return _failure(called, error, message, hook, None, raised, finding)
+    told = message and all(isinstance(one, str) for one in error.args)  # an object may print its values
+    finding = Finding("hook", f"{hook} raised: {message.splitlines()[0] if told else type(error).__name__}")
+    return _failure(called, error, hook, None, raised, finding)
 
 
 def _failure(
-    row: Row, error: BaseException, message: str, hook: str | None, inside: str | None, raised: Raised, finding: Finding
+    row: Row,
+    error: BaseException,
+    hook: str | None,
+    inside: str | None,
+    raised: Raised,
+    finding: Finding,
+    outside: bool = False,
 ) -> Failure:
     return Failure(
         path=row.path,
@@ -106,9 +175,10 @@ def _failure(
         row=None if row.index < 0 else row.index,
         inputs=row.inputs,
         error=type(error).__name__,
-        message=message,
+        message=message_of(error),
         hook=hook,
         inside=inside,
         source=raised.source,
         finding=finding,
+        outside=outside,
     )

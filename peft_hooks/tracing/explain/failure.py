@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..leaves import Leaf
+
+_LISTED = 9  # lines of a note that say what a module was given
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Bound:
     path: str | None
 
     def __str__(self) -> str:
+        if not self.shape:
+            return f"{self.size} is {self.leaf}{self.source and ', ' + self.source}"
         shape = ", ".join(map(str, self.shape))
         return f"{self.size} is dimension {self.dimension} of {self.leaf} [{shape}]{self.source and ', ' + self.source}"
 
@@ -39,7 +45,9 @@ class Finding:
 
     Attributes:
         kind: ``"virtual tokens"``, ``"length"``, ``"batch"``, ``"width"``, ``"transposed"``, ``"rank"``, ``"dtype"``,
-            ``"device"``, ``"none"``, ``"key"``, ``"argument"``, ``"index"``, ``"hook"`` or ``"unknown"``.
+            ``"device"``, ``"none"``, ``"object"``, ``"key"``, ``"argument"``, ``"index"``, ``"view"``,
+            ``"checkpointing"``, ``"check"`` of a library that compared by itself, ``"hook"``, ``"own"`` of an exception
+            that the code raises by itself, or ``"unknown"``.
         cause: A sentence.
         cure: The call that mends it, or where to look; None if there is none to give.
         bounds: The sizes that disagree, and who bound them.
@@ -70,6 +78,7 @@ class Failure:
         inside: The module inside that really raised, where it is not traced; or None.
         source: The line of code that raised, as ``"pooling.py:188: ..."``, or None.
         finding: The cause.
+        outside: Whether no module of the model raised, but code beside it; ``inputs`` is then what the model returned.
     """
 
     path: str
@@ -84,10 +93,13 @@ class Failure:
     inside: str | None
     source: str | None
     finding: Finding
+    outside: bool = False
 
     @property
     def where(self) -> str:
-        """The module for a reader: ``"Pooling '1'"``."""
+        """The module as text: ``"Pooling '1'"``."""
+        if self.outside:
+            return self.module
         return f"{self.module} {self.path!r}"
 
     @property
@@ -124,6 +136,8 @@ class Failure:
     def summary(self) -> str:
         """Who raised what, as one line."""
         inside = f", inside it {self.inside}" if self.inside else ""
+        if self.outside:
+            return f"{self.where} raised {self.error}; no module of the model did"
         if self.hook is not None:
             return f"{self.hook} on {self.where} raised {self.error}{inside}; the model itself did not"
         return f"{self.where} raised {self.error} in its call {self.call} of forward {self.forward}{inside}"
@@ -133,11 +147,10 @@ class Failure:
         if self.source:
             lines.append(f"  at {self.source}")
         if self.inputs:
-            lines.append("  it was given:")
-            width = max(len(leaf.name) for leaf in self.inputs)
-            lines += [f"    {leaf.name.ljust(width)}  {str(leaf)[len(leaf.name) + 1 :]}" for leaf in self.inputs]
-        lines += [f"  {bound}" for bound in self.finding.bounds]
-        lines.append(f"  cause: {self.cause}")
+            lines.append("  the model's last forward returned:" if self.outside else "  it was given:")
+            lines += folded(self.inputs)
+        lines += [f"  {bound}" for bound in self.finding.bounds[:4]]
+        lines.append(f"  {self.cause}" if self.kind == "own" else f"  cause: {self.cause}")
         if self.cure:
             lines.append(f"  cure: {self.cure}")
         return "\n".join(lines)
@@ -151,3 +164,14 @@ class Failure:
             "inputs": [leaf.to_dict() for leaf in self.inputs],
             "bounds": [{**vars(bound), "shape": list(bound.shape)} for bound in self.finding.bounds],
         }
+
+
+def folded(leaves: Sequence[Leaf]) -> list[str]:
+    """Return a line for each leaf, those of repeated layers on one line: a note has twenty at most."""
+    groups: dict[tuple[str, str], list[Leaf]] = {}
+    for leaf in leaves:
+        groups.setdefault((re.sub(r"\d+", "#", leaf.name), str(leaf)[len(leaf.name) + 1 :]), []).append(leaf)
+    names = [same[0].name if len(same) == 1 else f"{same[0].name}...{same[-1].name}" for same in groups.values()]
+    width = max(map(len, names[:_LISTED]), default=0)
+    lines = [f"    {name.ljust(width)}  {size}" for name, (_, size) in zip(names[:_LISTED], groups)]
+    return [*lines, f"    ... and {len(names) - _LISTED} more"] if len(names) > _LISTED else lines

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..trace import Row
+from ..records import Row
 
 
 class Folded(NamedTuple):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from ..explain.failure import Failure
 from ..leaves import Leaf
-from ..trace import Row, ShapeTrace
+from ..records import Row
+from ..trace import ShapeTrace
 from .style import STYLE
 from .svg import picture
 from .text import adapter_lines, notes_of, title

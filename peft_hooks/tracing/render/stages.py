@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..leaves import Leaf
-from ..trace import Row, ShapeTrace
+from ..records import Row
+from ..trace import ShapeTrace
 from .folding import Folded, fold
 
 

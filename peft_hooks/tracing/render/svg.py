@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from ..leaves import Leaf
-from ..trace import Row, ShapeTrace
+from ..records import Row
+from ..trace import ShapeTrace
 from .folding import Folded
 from .stages import Stage, is_new, not_reached, stages
 

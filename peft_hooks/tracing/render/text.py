@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ..leaves import Leaf
-from ..trace import Row, ShapeTrace
+from ..records import Row
+from ..trace import ShapeTrace
 from .folding import Folded, fold
 
 if TYPE_CHECKING:

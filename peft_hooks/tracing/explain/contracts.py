@@ -1,0 +1,217 @@
+"""A layer, loss or function was given what it does not take: said with the operand, the dimension and who fixed it."""
+
+from __future__ import annotations
+
+import ast
+import math
+
+from .blame import Blame, blame
+from .clashes import inputs_disagree
+from .failure import Bound, Finding
+from .operands import Operand
+from .patterns import Mismatch, Repair, check, repairs
+from .scene import Scene
+from .sites import Site
+from .virtual import virtual_tokens
+
+_LISTED = 3
+
+
+def broken_contract(site: Site) -> Finding | None:
+    """Return that an argument's shape is not what the table says, and what would fit."""
+    found = check(site.takes, site.shapes, site.number)
+    if found is None:
+        return None
+    operand = site.operands[found.parameter]
+    fitting = [one for one in repairs(site.takes, site.shapes, site.number, found, site.same) if _likely(site, one)]
+    if found.dimension is None:
+        return _rank(site, found, operand, fitting)
+    bounds = (site.scene.bound(operand, found.dimension), _other(site, found), *_parts(site.scene, operand))
+    if found.fixed.dimension is not None:
+        other = site.operands[found.fixed.name]
+        special = virtual_tokens(site.scene, [operand, other], (found.size, found.wanted[0]), bounds)
+        special = special or _labels(site, found, operand, other, bounds)
+        special = special or inputs_disagree(site.scene, (found.size, found.wanted[0]))
+        if special is not None:
+            return special
+    first = fitting[0] if fitting else None
+    cause = _cause(site, found, operand)
+    if first is None or found.fixed.dimension is None:
+        guilty = _blame(site, found, operand)
+        if guilty.words:
+            kind = guilty.kind or _kind(found)
+            cause = f"{cause}; {guilty.words}{site.scene.on(guilty.path)}"
+            odd = site.scene.on(guilty.path) or not site.scene.is_torch(guilty.path)
+            cure = f"look at what {guilty.where} returns" if odd else _without_repair(site, found, operand)
+            return Finding(kind, cause, cure, bounds, guilty.path)
+    culprit = _culprit(site.scene, operand, found.dimension)
+    if first is None:
+        culprit = guilty.path if found.fixed.dimension is not None else culprit
+        return Finding(
+            _kind(found), cause + site.scene.on(culprit), _without_repair(site, found, operand), bounds, culprit
+        )
+    if first.kind == "batch_first":
+        words, cure = _batch_first(site)
+        return Finding("transposed", f"{cause}: {words}", cure, bounds, site.path)
+    if first.kind == "turn":
+        words, cure = _turn(site, found, first)
+        return Finding("transposed", f"{cause}; {words}{site.scene.on(culprit)}", cure, bounds, culprit)
+    return Finding(_kind(found), cause, _cure_of(site, first), bounds, culprit)
+
+
+def _parts(scene: Scene, operand: Operand) -> list[Bound]:
+    """Return the sizes of what was joined to an operand, along the dimension that they were joined in."""
+    node, place = operand.node, operand.place
+    given = node.args[0] if isinstance(node, ast.Call) and node.args else None
+    if not isinstance(given, (ast.List, ast.Tuple)) or not operand.is_tensor:
+        return []
+    joined = [scene.names.of_expression(place, one) for one in given.elts]
+    if not all(len(one.shape) == len(operand.shape) for one in joined):
+        return []
+    along = [at for at, size in enumerate(operand.shape) if any(one.shape[at] != size for one in joined)]
+    return [scene.bound(one, along[0]) for one in joined] if along else []
+
+
+def _blame(site: Site, found: Mismatch, operand: Operand) -> Blame:
+    sides, pair = [(operand, found.dimension or 0)], [found.size, found.wanted[0]]
+    if found.fixed.dimension is not None:
+        sides.append((site.operands[found.fixed.name], found.fixed.dimension))
+    return blame(site.scene, sides, pair)
+
+
+def _labels(site: Site, found: Mismatch, operand: Operand, other: Operand, bounds: tuple[Bound, ...]) -> Finding | None:
+    """A label for each token of a text, where there is one row of logits for each text."""
+    root, rows = operand.root, found.wanted[0]
+    if found.parameter != "target" or root.shape[:1] != (rows,) or math.prod(root.shape) != found.size:
+        return None
+    cause = (
+        f"the labels, {operand} are {found.size} = {' * '.join(map(str, root.shape))}, one for each token; the logits,"
+        f" {other} have {rows} rows, one for each text"
+    )
+    kind = type(site.scene.model).__name__
+    token = f", or a {kind.replace('Sequence', 'Token')}" if "ForSequenceClassification" in kind else ""
+    return Finding("batch", cause, f"one label for each text, {root.text} of shape [{rows}]{token}", bounds)
+
+
+def _kind(found: Mismatch) -> str:
+    if found.meaning == "batch":
+        return "batch"
+    return "length" if found.meaning.startswith("length") else "width"
+
+
+def _likely(site: Site, repair: Repair) -> bool:
+    """Tell whether a change that fits by the sizes is one to propose.
+
+    Exchanging batch and length is, if then the batch is that of the forward, and is not if it is that already.
+    """
+    batch = site.scene.history.batch_and_length[:1]
+    main = next((name for name in site.takes.patterns if name in site.shapes), None)
+    if repair.kind == "batch_first" and main is not None:
+        return not batch or site.shapes[main][0] == batch[0]
+    if repair.kind == "turn":
+        letters = site.takes.batch_first or "mask" in repair.parameters[0]
+        return not letters or 2 in repair.dimensions
+    return True
+
+
+def _cause(site: Site, found: Mismatch, operand: Operand) -> str:
+    """Say what does not fit: ``"x [4, 11, 16] has 11 in dimension 1, where Conv1d 'conv' takes 16 (in_channels)"``."""
+    wanted, place = found.wanted[0], found.dimension or 0
+    if found.fixed.dimension is None:
+        short = found.fixed.name.rpartition(".")[2]
+        attribute = f"its {short}" if site.module is not None else short
+        if place == len(operand.shape) - 1:
+            origin = site.scene.origin(operand)
+            source = "" if origin is None else f", {origin.source(site.scene.history.rows)},"
+            return f"{operand}{source} is {found.size} wide, but {site.where} takes {wanted} ({attribute})"
+        return f"{operand} has {found.size} in dimension {place}, where {site.where} takes {wanted}, {attribute}"
+    other = site.operands[found.fixed.name]
+    meaning = f", the {found.meaning}" if found.meaning else ""
+    said = "" if operand.text == found.parameter else f"{found.parameter} "
+    given = "" if other.text == found.fixed.name else f"{found.fixed.name} "
+    return (
+        f"{site.where} takes {said}{operand} with {wanted} in dimension {place}{meaning}, not {found.size}:"
+        f" {given}{other} has {wanted} in dimension {found.fixed.dimension}"
+    )
+
+
+def _other(site: Site, found: Mismatch) -> Bound:
+    """Return who says what the size must be."""
+    if found.fixed.dimension is None:
+        path = site.path
+        owner = site.where if site.module is not None else f"an argument of {site.where}"
+        return Bound(found.wanted[0], f"{found.fixed.name.rpartition('.')[2]} of {owner}", (), 0, "", path)
+    return site.scene.bound(site.operands[found.fixed.name], found.fixed.dimension)
+
+
+def _culprit(scene: Scene, operand: Operand, place: int) -> str | None:
+    origin = scene.origin(operand)
+    if origin is None or not origin.made:
+        origin = scene.birth(operand, place) or origin
+    return None if origin is None else origin.culprit(scene.history.rows, bool(scene.on(origin.row.path)))
+
+
+def _batch_first(site: Site) -> tuple[str, str]:
+    main = next(name for name in site.takes.patterns if name in site.shapes)
+    size = site.shapes[main][1]
+    words = (
+        f"made without batch_first=True, {site.where} takes dimension 1 of {site.operands[main].name}, the {size}, for"
+        " the batch; the batch is in dimension 0"
+    )
+    return words, f"batch_first=True in {site.where}: then everything fits"
+
+
+def _turn(site: Site, found: Mismatch, repair: Repair) -> tuple[str, str]:
+    one, other = repair.dimensions
+    operand = site.operands[repair.parameters[0]]
+    place = found.dimension or 0
+    away = other if place == one else one
+    words = f"the {found.wanted[0]} are in dimension {away} of {operand.name}: exchanged, everything fits"
+    name = operand.text if operand.text.isidentifier() else repair.parameters[0]
+    call = f"{name}.transpose({one}, {other})"
+    if len(operand.shape) > 3 and found.fixed.dimension is None:  # of images: height and width keep their order
+        order = [number for number in range(len(operand.shape)) if number != away]
+        order.insert(place, away)
+        call = f"{name}.permute({', '.join(map(str, order))})"
+    back = ", and back behind it" if found.fixed.dimension is None and len(operand.shape) > 2 else ""
+    norm = "; or a LayerNorm, which takes its features last" if site.name == "BatchNorm1d" else ""
+    return words, f"{call} before {site.where}{back}{norm}"
+
+
+def _cure_of(site: Site, repair: Repair) -> str:
+    operand = site.operands[repair.parameters[0]]
+    name, place = operand.name, repair.dimensions[0]
+    if repair.kind == "repeat":
+        size = repair.shape[place]
+        return f"repeat or expand {name} to {size} in dimension {place}: then everything fits"
+    return f"{name}.{repair.kind}({place}): then everything fits"
+
+
+def _without_repair(site: Site, found: Mismatch, operand: Operand) -> str | None:
+    """Say what must be done where no exchange fits: nothing is proposed that was not compared with what is there."""
+    wanted, place = found.wanted[0], found.dimension or 0
+    owner = site.scene.owner(operand.root.value)
+    if owner is not None:
+        return f"make {owner.name!r} of {site.scene.where(owner.module)} with {wanted} in dimension {place}"
+    if found.fixed.dimension is not None:
+        other = site.operands[found.fixed.name]
+        return (
+            f"give {operand.name} {wanted} in dimension {place}, as many as {other.name} has in {found.fixed.dimension}"
+        )
+    if found.fixed.name in ("in_features", "in_channels", "num_features", "embed_dim", "input_size"):
+        layer = f"{found.fixed.name}={found.size} in {site.where}"
+        return f"{layer}, or bring {operand.name} from {found.size} to {wanted} before it, with a Linear for instance"
+    return f"bring {operand.name} from {found.size} to {wanted} in dimension {place} before {site.where}"
+
+
+def _rank(site: Site, found: Mismatch, operand: Operand, fitting: list[Repair]) -> Finding:
+    """Say that an argument has too many or too few dimensions."""
+    wanted = " or ".join(map(str, found.wanted))
+    batch = ": the batch dimension is missing" if any(one.kind == "unsqueeze" for one in fitting) else ""
+    noun = "dimension" if found.size == 1 else "dimensions"
+    cause = f"{operand} has {found.size} {noun}, {site.where} takes {wanted}, {found.pattern}{batch}"
+    cure = _cure_of(site, fitting[0]) if fitting else f"give {operand.name} {wanted} dimensions, {found.pattern}"
+    origin = site.scene.origin(operand)
+    culprit = origin.culprit(site.scene.history.rows, False) if origin is not None and origin.made else None
+    bounds = (site.scene.bound(operand, 0),) if operand.shape else ()
+    return Finding("rank", cause + site.scene.on(culprit), cure, bounds, culprit)

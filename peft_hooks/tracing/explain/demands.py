@@ -1,0 +1,191 @@
+"""What operations demand beside sizes that agree: dimensions that are there, memory in order, a dtype, a range."""
+
+from __future__ import annotations
+
+import ast
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .expressions import Expression
+from .failure import Bound, Finding
+from .ghosts import shape_of
+from .operands import Operand
+from .scene import Scene
+
+_WITH_DIM = frozenset(
+    [
+        *("softmax", "log_softmax", "sum", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "cumsum", "size"),
+        *(
+            "transpose",
+            "swapaxes",
+            "squeeze",
+            "flatten",
+            "select",
+            "chunk",
+            "unbind",
+            "norm",
+            "std",
+            "var",
+            "logsumexp",
+        ),
+        *("unsqueeze", "sort", "topk", "narrow", "split", "prod", "any", "all", "movedim", "index_select", "gather"),
+    ]
+)
+_OF_NUMBERS = frozenset(["narrow", "topk", "chunk", "split", "norm", "select", "std", "var", "sort"])  # not only dims
+_FLOATING = frozenset(["mean", "softmax", "log_softmax", "std", "var", "norm", "sigmoid_", "bernoulli"])
+_BY_INDEX = frozenset(["gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "index_select", "index_add"])
+
+
+def unmet_demand(scene: Scene) -> Finding | None:
+    """Find what an expression demands of an operand, and the operand is not."""
+    for place in scene.last_places():
+        expression = Expression(scene.names, place)
+        one = next(iter(expression.operands.values()), None)
+        if one is None or not one.is_tensor:
+            continue
+        for rule in (_no_such_dimension, _permuted, _not_in_order, _not_floating, _no_index):
+            found = rule(scene, expression, one)
+            if found is not None:
+                return found
+    return _one_value(scene) or _no_probability(scene) or _too_small(scene)
+
+
+def _bounds(scene: Scene, one: Operand) -> tuple[Bound, ...]:
+    return (scene.bound(one, 0),) if one.shape else ()
+
+
+def _no_such_dimension(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
+    if expression.name not in _WITH_DIM:
+        return None
+    named = [expression.value(name) for name in ("dim", "dim0", "dim1", "axis")]
+    plain = [] if expression.name in _OF_NUMBERS else [part.value for part in [*expression.operands.values()][1:]]
+    dims = [dim for dim in (*named, *plain) if type(dim) is int]
+    rank = len(one.shape) + (expression.name == "unsqueeze")
+    wrong = next((dim for dim in dims if not -rank <= dim < rank), None)
+    if wrong is None or rank == 0:
+        return None
+    many = f"{len(one.shape)} dimension{'s' * (len(one.shape) != 1)}"
+    cause = f"{one} has {many}, 0 to {len(one.shape) - 1}; {expression.name}() is asked for dimension {wrong}"
+    return Finding("rank", cause, f"a dimension from 0 to {rank - 1}, or {one.name} with more", _bounds(scene, one))
+
+
+def _permuted(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
+    if expression.name != "permute":
+        return None
+    values = [part.value for part in [*expression.operands.values()][1:]]
+    dims = list(values[0]) if len(values) == 1 and isinstance(values[0], (tuple, list)) else values
+    if len(dims) == len(one.shape) or not all(isinstance(dim, int) for dim in dims):
+        return None
+    cause = f"{one} has {len(one.shape)} dimensions, permute() is given {len(dims)}"
+    return Finding("rank", cause, f"name each of the {len(one.shape)} dimensions once", _bounds(scene, one))
+
+
+def _not_in_order(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
+    value = one.value
+    if expression.name != "view" or not isinstance(value, Tensor) or value.is_contiguous():
+        return None
+    cause = f"{one} is not contiguous, its numbers are not in order in memory, as view() needs them"
+    return Finding(
+        "view", cause, f"{one.name}.reshape(...), or {one.name}.contiguous() before view()", _bounds(scene, one)
+    )
+
+
+def _not_floating(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
+    if expression.name not in _FLOATING or one.dtype is None or one.dtype.is_floating_point or one.dtype.is_complex:
+        return None
+    cause = f"{one} is {one.short}, {expression.name}() takes floating-point numbers"
+    return Finding("dtype", cause, f"{one.name}.float()", _bounds(scene, one))
+
+
+def _no_index(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
+    parts: list[Operand] = []
+    if expression.name in _BY_INDEX and "index" in expression.operands:
+        parts = [expression.operands["index"]]
+    elif expression.name in ("getitem", "setitem") and isinstance(expression.node, ast.Subscript):
+        node = expression.node.slice
+        parts = [expression.operand(part) for part in (node.elts if isinstance(node, ast.Tuple) else [node])]
+    for part in parts:
+        wrong = part.dtype is not None and (part.dtype.is_floating_point or (
+            expression.name in _BY_INDEX and part.dtype not in (torch.int64, torch.int32)))  # fmt: skip
+        if wrong:
+            cause = f"{part} is {part.short}, an index must be of whole numbers, i64"
+            return Finding("dtype", cause, f"{part.name}.long()", _bounds(scene, part))
+    return None
+
+
+def _one_value(scene: Scene) -> Finding | None:
+    """A batch norm that is trained on one value for each channel."""
+    for place, step in enumerate(scene.steps):
+        given = step.locals.get("input")
+        shape = shape_of(given)
+        if not (step.in_torch and step.name == "batch_norm" and step.locals.get("training") and shape):
+            continue
+        if len(shape) > 1 and math.prod(shape) == shape[1]:
+            one = scene.names.of_parameter(place, "input", given)
+            cause = (
+                f"{one} has one value for each of its {shape[1]} channels: in training a batch norm needs more than one"
+            )
+            return Finding(
+                "batch", cause, "a batch of two or more (drop_last=True), or model.eval()", _bounds(scene, one)
+            )
+    return None
+
+
+def _no_probability(scene: Scene) -> Finding | None:
+    """A loss of probabilities that is given other numbers."""
+    for place, step in enumerate(scene.steps):
+        if not (step.in_torch and step.name.startswith("binary_cross_entropy")):
+            continue
+        given, labels = step.locals.get("input"), step.locals.get("target")
+        if isinstance(labels, Tensor) and isinstance(given, Tensor) and not labels.is_floating_point():
+            one = scene.names.of_parameter(place, "target", labels)
+            cause = f"{one}, the target, is {one.short}; {step.name}() takes floating-point numbers there"
+            return Finding("dtype", cause, f"{one.name}.float()", _bounds(scene, one))
+        for name in ("input", "target") if step.name == "binary_cross_entropy" else ():
+            value = step.locals.get(name)
+            if (
+                isinstance(value, Tensor)
+                and value.numel()
+                and not 0 <= value.detach().min() <= value.detach().max() <= 1
+            ):
+                one = scene.names.of_parameter(place, name, value)
+                low, high = float(value.detach().min()), float(value.detach().max())
+                cause = f"{one}, the {name}, goes from {low:.2f} to {high:.2f}; binary_cross_entropy() takes 0 to 1"
+                cure = (
+                    "binary_cross_entropy_with_logits, or a sigmoid before it"
+                    if name == "input"
+                    else "targets from 0 to 1"
+                )
+                return Finding("index", cause, cure, _bounds(scene, one))
+    return None
+
+
+def _too_small(scene: Scene) -> Finding | None:
+    """A convolution or pooling whose kernel is larger than what it is given."""
+    for call in reversed(scene.calls):
+        layer: Any = call.module
+        given = shape_of(call.given.get("input"))
+        kernel = getattr(layer, "kernel_size", None)
+        if given is None or kernel is None or getattr(layer, "transposed", False) or isinstance(layer, nn.Unfold):
+            continue
+        spatial = len(kernel) if isinstance(kernel, tuple) else int(type(layer).__name__[-2:-1])
+        one = scene.names.of_parameter(call.place, "input", call.given["input"])
+        settings = [_each(getattr(layer, name, 1), spatial) for name in ("kernel_size", "dilation", "padding")]
+        for number, (reach, dilation, padding) in enumerate(zip(*settings)):
+            place = len(given) - spatial + number
+            needed = dilation * (reach - 1) + 1 - 2 * padding
+            if place >= 0 and given[place] < needed:
+                where = scene.where(layer)
+                have = f"{one} has {given[place]} in dimension {place}"
+                cause = f"{have}, the kernel of {where} needs {needed} there at least"
+                more = math.ceil((needed - given[place]) / 2 + padding)
+                cure = f"a larger input, a smaller kernel_size, or padding={more}"
+                return Finding("length", cause, cure, (scene.bound(one, place),))
+    return None
+
+
+def _each(value: Any, count: int) -> list[int]:
+    return list(value) if isinstance(value, (tuple, list)) else [0 if isinstance(value, str) else value] * count

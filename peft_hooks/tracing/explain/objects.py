@@ -1,0 +1,238 @@
+"""Something else where a tensor goes: None, a tuple, a str, a model's output; a key or argument that is not there."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from types import BuiltinFunctionType
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..leaves import identity_of
+from ..records import Row
+from .expressions import Expression
+from .failure import Finding
+from .ghosts import Ghost
+from .operands import Operand
+from .operations import parts
+from .parameters import PARAMETERS
+from .scene import Scene
+from .sites import Site
+from .values import UNKNOWN
+
+
+def wrong_object(site: Site) -> Finding | None:
+    """Return that a layer or function was given something else where it takes a tensor."""
+    for parameter in site.takes.patterns:
+        one = site.operands.get(parameter)
+        if one is not None and one.value is not None and _is_other(one.value):
+            return _other(site.scene, one, site.where)
+        first = parameter in ("input", "query", "src", "weight", "target")
+        if one is not None and one.value is None and first:
+            return is_none(site.scene, one, site.where)
+    return None
+
+
+def _is_other(value: Any) -> bool:
+    return isinstance(value, (str, tuple, list, Mapping)) and not isinstance(value, (Tensor, Ghost))
+
+
+def wrong_operand(scene: Scene) -> Finding | None:
+    """Find that the expression that raised works on something that is no tensor."""
+    step = scene.steps[-1]
+    if isinstance(step.module, (nn.ModuleDict, nn.ParameterDict)) and isinstance(scene.error, KeyError):
+        return _missing_key(scene, Operand("", step.module), scene.error.args[0])
+    for place in scene.last_places():
+        found = _wrong_at(scene, place)
+        if found is not None:
+            return found
+    return None
+
+
+def _wrong_at(scene: Scene, place: int) -> Finding | None:
+    node = scene.steps[place].node
+    if isinstance(node, (ast.Attribute, ast.Subscript)):
+        one = scene.names.of_expression(place, node.value)
+        return _of_access(scene, place, node, one)
+    expression = Expression(scene.names, place)
+    operands = list(expression.operands.values())
+    is_builtin = isinstance(expression.target, BuiltinFunctionType)
+    torch_takes_it = scene.steps[place].in_torch or is_builtin or any(one.is_tensor for one in operands)
+    if not isinstance(scene.error, TypeError) or not torch_takes_it:
+        return None
+    for one in parts(expression):
+        if one.value is None:
+            return is_none(scene, one, ast.unparse(node) if node is not None else "")
+    for number, one in enumerate(operands):
+        if one.value is None and (number == 0 or isinstance(node, ast.BinOp) or expression.name in PARAMETERS):
+            return is_none(scene, one, ast.unparse(node) if node is not None else "")
+        if isinstance(one.value, (str, Mapping)) or (_is_other(one.value) and expression.name == "add"):
+            return _other(scene, one, f"{expression.name}()")
+    return None
+
+
+def _of_access(scene: Scene, place: int, node: ast.Attribute | ast.Subscript, one: Operand) -> Finding | None:
+    value = one.value
+    if value is None:
+        return is_none(scene, one, ast.unparse(node))
+    if isinstance(node, ast.Subscript):
+        key = scene.steps[place].values(node.slice)
+        if isinstance(scene.error, KeyError) and isinstance(value, (Mapping, nn.ModuleDict, nn.ParameterDict)):
+            return _missing_key(scene, one, scene.error.args[0] if scene.error.args else key)
+        return None
+    if not isinstance(scene.error, AttributeError) or value is UNKNOWN:
+        return None
+    if _is_other(value):
+        return _other(scene, one, None, node.attr)
+    kind = scene.where(value) if isinstance(value, nn.Module) else f"a {type(value).__name__}"
+    return Finding("object", f"{one if one.is_tensor else one.name} is {kind}, which has no {node.attr!r}")
+
+
+def is_none(scene: Scene, one: Operand, where: str) -> Finding | None:
+    """Say that something is None, and who returned it or did not give it."""
+    maker = scene.maker(one)
+    row = _returned_none(scene, maker)
+    if row is None and maker is None:
+        row = _returned_none(scene, None)
+    if row is not None:
+        cause = f"{row.where} returned None{scene.on(row.path)}"
+        return Finding("none", cause, f"look at what {row.where} returns", culprit=row.path)
+    if one.node is None and not one.text.isidentifier():
+        return None
+    step = scene.steps[one.place]
+    owner = "" if step.module is None else f" in {scene.where(step.module)}"
+    cure = f"give it a tensor for {one.text!r}"
+    if one.text == "task_ids" and scene.pipeline:
+        cure = "peft_hooks.register_prompt_mask_hooks(model, task_id=0), with the number of the task"
+    return Finding("none", f"{one.name} is None{owner}, where a tensor is needed", cure)
+
+
+def _returned_none(scene: Scene, module: nn.Module | None) -> Row | None:
+    """Return the last call that returned None: of a module, or of any."""
+    for row in scene.history.ended():
+        same = module is None or scene.modules.get(row.path) is module
+        if same and [leaf.text for leaf in row.outputs] == ["None"]:
+            return _innermost(scene, row)
+    return None
+
+
+def _innermost(scene: Scene, row: Row) -> Row:
+    """Return the call inside that a None came from: a module mostly returns what its last part returned."""
+    inside = [other for other in scene.history.rows if other.parent == row.index and other.state == "done"]
+    if inside and [leaf.text for leaf in inside[-1].outputs] == ["None"]:
+        return _innermost(scene, inside[-1])
+    return row
+
+
+def _other(scene: Scene, one: Operand, where: str | None, attribute: str = "") -> Finding:
+    """Say what something is that is no tensor, and which module returned it."""
+    value = one.value
+    kind = type(value).__name__
+    article = "an" if kind[:1].lower() in "aeiou" else "a"
+    what = f"{one.name} is {article} {kind}"
+    if isinstance(value, str) and len(value) < 50:
+        what += f", {value!r}"
+    what += f", where {where} takes a tensor" if where else f", which has no {attribute!r}"
+    row = _returned(scene, one)
+    if row is None:
+        return Finding("object", what, _tensor_in(one))
+    outputs = [leaf.name for leaf in row.outputs if leaf.shape is not None]
+    names = ", ".join(outputs[:4]) + (", ..." if len(outputs) > 4 else "")
+    if isinstance(value, str):
+        cause = (
+            f"{what}: {row.where} returned a dict-like output of {names}, and unpacking or iterating it gives the names"
+        )
+        return Finding(
+            "object", cause, f"read it by name, .{value} or [{value!r}], or return_dict=False", culprit=row.path
+        )
+    cause = f"{what}: {row.where} returned {article} {kind} of {len(outputs)} tensors, {names}"
+    if isinstance(value, Mapping):
+        return Finding("object", cause, f"take one by name, .{outputs[0] if outputs else '...'}", culprit=row.path)
+    return Finding(
+        "object",
+        cause,
+        f"take one of them, as the first: [0] of what {row.where} returns",
+        culprit=row.path,
+    )
+
+
+def _tensor_in(one: Operand) -> str | None:
+    """Say how to come to a tensor from an object that no module of the model returned."""
+    value = one.value
+    if isinstance(value, str):
+        return None
+    if isinstance(value, Mapping):
+        return f"one of its values: {', '.join(map(repr, [*value][:5]))}"
+    if isinstance(value, list) and all(isinstance(part, (int, float)) for part in value):
+        return f"torch.tensor({one.name})"
+    return f"one of the tensors in {one.name}, or torch.stack or torch.cat of them"
+
+
+def _returned(scene: Scene, one: Operand) -> Row | None:
+    """Return the call that returned an object: that the source names, or whose tensors are in it."""
+    maker = scene.maker(one)
+    value = one.value
+    tensors: list[Any] = []
+    if isinstance(value, (tuple, list, Mapping)):
+        tensors = [
+            part for part in (value.values() if isinstance(value, Mapping) else value) if isinstance(part, Tensor)
+        ]
+    for row in scene.history.ended():
+        if maker is not None and scene.modules.get(row.path) is maker:
+            return row
+        if (
+            maker is None
+            and tensors
+            and {identity_of(one) for one in tensors} <= {leaf.identity for leaf in row.outputs}
+        ):
+            return row
+        if maker is None and isinstance(value, str) and value in {leaf.name for leaf in row.outputs}:
+            return row
+    return None
+
+
+def _missing_key(scene: Scene, one: Operand, key: Any) -> Finding | None:
+    value = one.value
+    if isinstance(value, (nn.ModuleDict, nn.ParameterDict)):
+        keys = ", ".join(map(repr, value.keys()))
+        path = scene.paths.get(id(value))
+        name = f"{type(value).__name__} {path!r}" if path is not None else one.text
+        return Finding(
+            "key", f"{name} has the keys {keys}, not {key!r}", f"one of {keys}, or add {key!r} to it", culprit=path
+        )
+    given = set() if scene.row is None else {leaf.key for leaf in scene.row.inputs}
+    own = {str(name) for name in value}
+    maker = scene.maker(one)
+    if maker is None and (not own or own & given):
+        return missing_feature(scene, str(key))
+    keys = ", ".join(sorted(map(repr, own))[:8]) or "nothing"
+    made = f": {scene.where(maker)} returned it" if maker is not None else ""
+    path = None if maker is None else scene.paths.get(id(maker))
+    return Finding("key", f"{one.name} has the keys {keys}, {key!r} is missing{made}", f"one of {keys}", culprit=path)
+
+
+def missing_feature(scene: Scene, key: str) -> Finding | None:
+    """Say that features lack a key, and which module gave it, or did not."""
+    if scene.row is None or key in {leaf.key for leaf in scene.row.inputs}:
+        return None
+    rows, failing = scene.history.rows, scene.row
+    had = [row for row in rows if row.index < failing.index and any(leaf.key == key for leaf in row.outputs)]
+    given = sorted({leaf.key for leaf in failing.inputs})
+    cause = f"{key!r} is missing: it is not among what {failing.where} was given ({', '.join(given) or 'nothing'})"
+    last = next((row for row in reversed(had) if row.forward == failing.forward), None)
+    if last is not None:
+        cause += f"; it came out of {last.where}"
+        return Finding("key", cause, f"look at what happens to {key!r} after {last.where}", culprit=last.path)
+    step = next((row for row in reversed(rows) if _handed_on(row, failing)), None)
+    if step is not None:
+        cause += f"; {step.where}, which ran before it, gave {', '.join(leaf.key for leaf in step.outputs)}"
+        cure = f"{step.where} must set {key!r}, or a module that does must stand between it and {failing.where}"
+        return Finding("key", cause + scene.on(step.path), cure, culprit=step.path)
+    return Finding("key", cause, f"give {key!r} with the rest of the input")
+
+
+def _handed_on(row: Row, failing: Row) -> bool:
+    """Tell whether a call ended before the failing one, beside it, and returned a dict of features."""
+    beside = row.parent == failing.parent and row.forward == failing.forward and row.index < failing.index
+    return beside and row.state == "done" and len(row.outputs) > 1

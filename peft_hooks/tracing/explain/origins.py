@@ -1,0 +1,191 @@
+"""Where a tensor in a failed forward comes from: by the tensor itself, and where its size was seen first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..leaves import Leaf, identity_of
+from ..records import Row
+from .ghosts import Shape
+
+
+class Event(NamedTuple):
+    """A call of ``row`` began (``side == "in"``) or ended (``"out"``)."""
+
+    side: str
+    row: Row
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The tensors that went in, or came out."""
+        if self.side == "in":
+            return self.row.came
+        return tuple(leaf for leaf in self.row.outputs if leaf.shape is not None)
+
+
+class Origin(NamedTuple):
+    """The event that a tensor was first seen in, and when.
+
+    ``made`` tells whether the call made it: whether it came out of a call that it had not gone into.
+    """
+
+    when: int
+    event: Event
+    made: bool
+    leaf: Leaf
+
+    @property
+    def row(self) -> Row:
+        """The call."""
+        return self.event.row
+
+    def culprit(self, rows: Sequence[Row], hooked: bool) -> str | None:
+        """Return the path of the module that made the tensor, or changed it on its way in; None if it was given so.
+
+        Args:
+            rows: The rows of the trace.
+            hooked: Whether someone has a hook on the module that it was first seen at.
+        """
+        if self.made or hooked:
+            return self.row.path
+        return None if self.row.parent is None else rows[self.row.parent].path
+
+    def source(self, rows: Sequence[Row]) -> str:
+        """Say where that was, as text."""
+        if self.made:
+            return f"which came out of {self.row.where}"
+        if self.row.parent is None:
+            return f"which came in with the call of {self.row.where}"
+        return f"which was made in {rows[self.row.parent].where} before it called {self.row.where}"
+
+
+class History:
+    """What happened in one forward, in order.
+
+    Args:
+        rows: The rows of the trace.
+        forward: The number of the forward.
+    """
+
+    def __init__(self, rows: Sequence[Row], forward: int) -> None:
+        self.rows = rows
+        self.events = list(_events([row for row in rows if row.forward == forward]))
+        self._seen: dict[tuple[object, ...], list[tuple[int, bool]]] = {}
+        began: dict[int, int] = {}
+        for when, event in enumerate(self.events):
+            began.setdefault(event.row.index, when)
+            for leaf in event.leaves:
+                seen = self._seen.setdefault((leaf.identity, *_looks(leaf)), [])
+                # What a call gives that was seen neither going into it nor inside it, it has made.
+                made = event.side == "out" and not (seen and seen[-1][0] >= began[event.row.index])
+                seen.append((when, made))
+
+    def origin(self, leaf: Leaf) -> Origin | None:
+        """Return where a recorded tensor was seen first: what made it last, or the first call that it went into.
+
+        A tensor that was changed in place has another shape or dtype, and counts as another.
+        """
+        seen = self._seen.get((leaf.identity, *_looks(leaf)))
+        if not seen:
+            return None
+        when, made = next((one for one in reversed(seen) if one[1]), seen[0])
+        return Origin(when, self.events[when], made, leaf)
+
+    def origin_of(self, tensor: Tensor) -> Origin | None:
+        """Return where a tensor that is at hand was seen first, or the tensor that it is a view of."""
+        base = tensor._base
+        for one in (tensor,) if base is None else (tensor, base):
+            shape = tuple(int(size) for size in one.shape)
+            found = self.origin(Leaf("", shape, one.dtype, one.device, identity=identity_of(one)))
+            if found is not None:
+                return found
+        return None
+
+    def birth(self, shape: Shape, place: int, is_float: bool, is_wide: bool) -> Origin | None:
+        """Return where a tensor first had this size in this dimension, whichever tensor of this rank it was.
+
+        A wrong size goes on from tensor to tensor: the first that has it tells more than the last. In tensors of every
+        rank the batch comes first, and the width last.
+        """
+        rank, size = len(shape), shape[place]
+        width = is_wide and place == rank - 1
+
+        def alike(leaf: Leaf) -> bool:
+            other, dtype = leaf.shape or (), leaf.dtype
+            if len(other) > 1 and (place == 0 or width):
+                return other[-1 if width else 0] == size
+            same = dtype is not None and dtype.is_floating_point == is_float and len(other) == rank
+            return same and other[place] == size
+
+        return self.first(alike)
+
+    def first(self, wanted: Callable[[Leaf], bool], side: str | None = None) -> Origin | None:
+        """Return where a tensor of some kind was seen first."""
+        for when, event in enumerate(self.events):
+            for leaf in event.leaves if side in (None, event.side) else ():
+                if wanted(leaf):
+                    return Origin(when, event, event.side == "out", leaf)
+        return None
+
+    def turned(self) -> Origin | None:
+        """Return the first call that gave ``[length, batch, ...]`` for ``[batch, length, ...]``."""
+        if len(set(self.batch_and_length)) < 2:
+            return None
+        for when, event in enumerate(self.events):
+            if event.side == "out":
+                for leaf in event.leaves:
+                    shape = leaf.shape or ()
+                    given = [(other.shape or ())[:2] for other in event.row.came]
+                    if shape[1::-1] == self.batch_and_length in given:
+                        return Origin(when, event, True, leaf)
+        return None
+
+    @property
+    def batch_and_length(self) -> tuple[int, ...]:
+        """The first two sizes of what the forward was called with; empty if that is no batch of texts."""
+        given = (leaf.shape or () for event in self.events[:1] for leaf in event.leaves)
+        return next((shape[:2] for shape in given if len(shape) > 1), ())
+
+    @property
+    def given(self) -> tuple[Leaf, ...]:
+        """What the forward was called with."""
+        return self.events[0].row.inputs if self.events else ()
+
+    def ended(self) -> Iterator[Row]:
+        """Yield the calls that returned, the last first."""
+        for event in reversed(self.events):
+            if event.side == "out" and event.row.state == "done":
+                yield event.row
+
+
+def is_float(leaf: Leaf) -> bool:
+    """Tell whether a tensor is of floating-point numbers."""
+    return leaf.dtype is not None and leaf.dtype.is_floating_point
+
+
+def is_wide(leaf: Leaf) -> bool:
+    """Tell whether the last of two dimensions is a width: of floating-point tensors that are no masks."""
+    return is_float(leaf) and not leaf.key.endswith("mask")
+
+
+def _looks(leaf: Leaf) -> tuple[object, ...]:
+    return leaf.shape, leaf.dtype, None if leaf.device is None else leaf.device.type
+
+
+def _events(rows: Sequence[Row]) -> Iterator[Event]:
+    """Yield the beginning of every call, and its end after the ends of the calls inside it."""
+    inside: dict[int | None, list[Row]] = {}
+    known = {row.index for row in rows}
+    for row in rows:
+        inside.setdefault(row.parent if row.parent in known else None, []).append(row)
+
+    def walk(parent: int | None) -> Iterator[Event]:
+        for row in inside.get(parent, ()):
+            yield Event("in", row)
+            yield from walk(row.index)
+            yield Event("out", row)
+
+    return walk(None)

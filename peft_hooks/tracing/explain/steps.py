@@ -1,0 +1,215 @@
+"""The frames of a traceback, innermost last: the expression that each was running, and the modules that were called.
+
+Nothing runs while a forward runs; this costs only when something has been raised.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import itertools
+import linecache
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
+
+import executing
+import torch
+from torch import nn
+
+from .values import UNKNOWN, Values
+
+TORCH = os.path.dirname(torch.__file__) + os.sep
+CALLS = os.path.join(TORCH, "nn", "modules", "module.py")
+_OURS = os.path.dirname(os.path.dirname(os.path.dirname(__file__))) + os.sep
+_INSTALLED = tuple({sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib", "stdlib")})
+
+
+class _Function(executing.Source):
+    """The source of one function: parsing all of a large file takes longer than everything else here."""
+
+    @classmethod
+    def for_frame(cls, frame: FrameType, use_cache: bool = True) -> executing.Source:
+        code = frame.f_code
+        lines = linecache.getlines(code.co_filename, frame.f_globals)
+        if sys.version_info < (3, 11) or code.co_name.startswith("<") or not lines:
+            return executing.Source.for_frame(frame, use_cache)
+        first = code.co_firstlineno - 1
+        block = inspect.getblock(lines[first:])
+        # Line numbers stay as they are; a method is indented, which "if 1:" allows.
+        head = ["\n"] * (first - 1) + ["if 1:\n"] if first and block[0][:1].isspace() else ["\n"] * first
+        return cls(code.co_filename, [*head, *block])
+
+
+class Step:
+    """One frame of a traceback.
+
+    Attributes:
+        frame: The frame.
+        file: The file that its code is in.
+        line: The line that raised.
+        module: The module whose method it is, or None.
+    """
+
+    def __init__(self, traceback: TracebackType) -> None:
+        self._traceback = traceback
+        self.frame = traceback.tb_frame
+        self.file = self.frame.f_code.co_filename
+        self.name = self.frame.f_code.co_name
+        self.line = traceback.tb_lineno
+        self.locals: Mapping[str, Any] = self.frame.f_locals
+        self.returned: Callable[[nn.Module], Any] = lambda module: UNKNOWN
+        owner = self.locals.get("self")
+        self.module = owner if isinstance(owner, nn.Module) else None
+
+    @property
+    def in_torch(self) -> bool:
+        """Whether the code is PyTorch's."""
+        return self.file.startswith(TORCH)
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the code is of an installed package or of Python itself, not the user's own."""
+        return self.file.startswith(_INSTALLED) or self.in_torch
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the code is this library's."""
+        return self.file.startswith(_OURS)
+
+    @functools.cached_property
+    def running(self) -> tuple[ast.AST | None, ast.stmt | None]:
+        """The expression that was running, and its statement; None for what cannot be told."""
+        try:
+            found = _Function.executing(self._traceback)
+            statements = [one for one in found.statements or () if isinstance(one, ast.stmt)]
+        except Exception:  # no source, or one that does not belong to the code: then there is nothing to read
+            return None, None
+        if found.node is None and len(statements) > 1:
+            here = [one for one in statements if self._is_at(one)]
+            statements = sorted(here or statements, key=lambda one: (one.end_lineno or 0) - one.lineno)
+        return found.node, statements[0] if statements else None
+
+    def _is_at(self, statement: ast.stmt) -> bool:
+        """Tell whether what raised is in a statement: by its line, and by its columns where Python keeps them."""
+        start, end = statement.lineno, statement.end_lineno or statement.lineno
+        if not start <= self.line <= end:
+            return False
+        code: Any = self.frame.f_code
+        if start != end or not hasattr(code, "co_positions"):
+            return True
+        _, _, column, last = next(itertools.islice(code.co_positions(), self._traceback.tb_lasti // 2, None))
+        if column is None or last is None:
+            return True
+        return bool(statement.col_offset <= column and last <= (statement.end_col_offset or last))
+
+    @property
+    def node(self) -> ast.AST | None:
+        """The expression that was running."""
+        return self.running[0]
+
+    @property
+    def raises(self) -> bool:
+        """Whether the line is a ``raise`` or an ``assert`` of its own."""
+        return isinstance(self.running[1], (ast.Raise, ast.Assert)) and self.running[0] is None
+
+    def assigned(self, name: str) -> ast.expr | None:
+        """Return what was last assigned to a name before the line that raised, in code that surely ran.
+
+        Only statements of the blocks around the line count. None if the name is assigned in a block beside them, too.
+        """
+        statement, found = self.running[1], None
+        while statement is not None:
+            parent = getattr(statement, "parent", None)
+            for block in ("body", "orelse", "finalbody"):
+                before = getattr(parent, block, ())
+                if isinstance(before, list) and statement in before:
+                    for one in reversed(before[: before.index(statement)]):
+                        found = _assigned_by(one, name)
+                        if found is not None:
+                            return found or None
+            if isinstance(parent, (ast.FunctionDef, ast.AsyncFunctionDef, ast.For, ast.While)):
+                return None  # what a loop did before cannot be told
+            statement = parent
+        return None
+
+    def assigns(self, name: str) -> bool:
+        """Tell whether the function assigns to a name anywhere, or cannot be read."""
+        node: Any = self.running[1]
+        while node is not None and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node = getattr(node, "parent", None)
+        if node is None:
+            return True
+        stores = (one for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store))
+        return any(one.id == name for one in stores)
+
+    @functools.cached_property
+    def values(self) -> Values:
+        """What the names in the frame are."""
+        return Values(self.frame, self.returned)
+
+
+def _assigned_by(statement: ast.stmt, name: str) -> Any:
+    """Return what a statement assigns to a name, None if nothing, False if that cannot be told."""
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+            names = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
+            if any(isinstance(one, ast.Name) and one.id == name for one in names):
+                return statement.value
+        return None
+    stores = (one for one in ast.walk(statement) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store))
+    return False if any(one.id == name for one in stores) else None
+
+
+class ModuleCall(NamedTuple):
+    """A call of a module in a traceback.
+
+    Attributes:
+        place: The number of the step that the module's own code begins at.
+        module: The module.
+        given: What it was given, by parameter.
+    """
+
+    place: int
+    module: nn.Module
+    given: dict[str, Any]
+
+
+def read_steps(error: BaseException) -> list[Step]:
+    """Return the frames that an error has left, outermost first."""
+    steps: list[Step] = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        steps.append(Step(traceback))
+        traceback = traceback.tb_next
+    return steps
+
+
+def module_calls(steps: list[Step]) -> list[ModuleCall]:
+    """Return the calls of modules among the steps, outermost first, also where ``forward`` was called by itself."""
+    found: list[ModuleCall] = []
+    for place, step in enumerate(steps):
+        module = step.module
+        if module is None or step.file == CALLS or step.name != "forward":
+            continue
+        before = steps[place - 1] if place else None
+        given = before.locals if before is not None and before.file == CALLS and before.module is module else {}
+        if "args" not in given and before is not None and before.module is module:  # inner() closes over them
+            given = next((one.locals for one in steps[place - 2 : place] if "args" in one.locals), {})
+        found.append(ModuleCall(place, module, _bound(step, module, given)))
+    return found
+
+
+def _bound(step: Step, module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments by parameter: as they came in, or as the forward holds them now."""
+    code = step.frame.f_code
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    if "args" not in given:
+        return {name: step.locals[name] for name in names if name in step.locals and name != "self"}
+    own = [name for name in code.co_varnames[: code.co_argcount] if name != "self"]
+    bound = dict(zip(own, given["args"]))
+    return {**bound, **given.get("kwargs", {})}

@@ -1,0 +1,100 @@
+"""``Row``: one call of one module, as a trace shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .leaves import Leaf, as_leaf
+
+
+@dataclass(frozen=True)
+class Row:
+    """One call of one module.
+
+    Attributes:
+        index: Where the row stands in ``trace.rows``, in the order in which the calls began.
+        path: The module's path; a shared module's path is the one under which it was called.
+        module: The module's class name.
+        also: Other paths of a shared module.
+        forward: The number of the forward that the call belongs to, from 1.
+        call: Which call of this path in this forward it is, from 1.
+        parent: The index of the traced call around it, or None.
+        thread: The name of the thread.
+        inputs: What went in, as it was when the call began, by the parameters' names.
+        outputs: What came out.
+        state: ``"done"``, ``"raised"``, or ``"running"`` if neither was seen.
+    """
+
+    index: int
+    path: str
+    module: str
+    also: tuple[str, ...]
+    forward: int
+    call: int
+    parent: int | None
+    thread: str
+    inputs: tuple[Leaf, ...]
+    outputs: tuple[Leaf, ...]
+    state: str
+
+    @property
+    def where(self) -> str:
+        """The module for a reader: ``"Pooling '1'"``."""
+        return f"{self.module} {self.path!r}"
+
+    @property
+    def came(self) -> tuple[Leaf, ...]:
+        """The tensors that went in."""
+        return tuple(leaf for leaf in self.inputs if leaf.shape is not None)
+
+    @property
+    def went(self) -> tuple[Leaf, ...]:
+        """The tensors that came out and did not go in under the same key, with the same shape and dtype."""
+        known = {(leaf.key, leaf.shape, leaf.dtype) for leaf in self.came}
+        return tuple(
+            leaf for leaf in self.outputs if leaf.shape is not None and (leaf.key, leaf.shape, leaf.dtype) not in known
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as what JSON can hold."""
+        plain = {name: getattr(self, name) for name in ("index", "path", "module", "forward", "call", "parent")}
+        return {
+            **plain,
+            "also": list(self.also),
+            "thread": self.thread,
+            "state": self.state,
+            "inputs": [leaf.to_dict() for leaf in self.inputs],
+            "outputs": [leaf.to_dict() for leaf in self.outputs],
+        }
+
+
+def text_length(rows: Sequence[Row]) -> int | None:
+    """Return the length of the first ``input_ids`` that went into a call, or of the first ``inputs_embeds``."""
+    for key, rank in (("input_ids", 2), ("inputs_embeds", 3)):
+        for row in rows:
+            for leaf in row.came:
+                if leaf.key == key and leaf.shape is not None and len(leaf.shape) == rank:
+                    return leaf.shape[1]
+    return None
+
+
+def row_of(frame: Any) -> Row:
+    """Make a row of what was recorded of a call."""
+    parent = frame.parent
+    while parent is not None and parent.index < 0:
+        parent = parent.parent
+    return Row(
+        index=frame.index,
+        path=frame.path,
+        module=frame.tap.kind,
+        also=tuple(path for path in frame.tap.paths if path != frame.path),
+        forward=frame.forward,
+        call=frame.call,
+        parent=None if parent is None else parent.index,
+        thread=frame.thread,
+        inputs=tuple(as_leaf(raw) for raw in frame.inputs),
+        outputs=tuple(as_leaf(raw) for raw in frame.outputs),
+        state=frame.state,
+    )

@@ -1,0 +1,25 @@
+"""What is said of errors as people make them: the raiser, the sizes, the cause and the cure, and nothing false."""
+
+from __future__ import annotations
+
+import pytest
+
+from .explain_cases import demands, given, layers, losses, models, operations
+from .explain_cases.table import CASES, Case, note_of, wrong_with
+
+FAMILIES = (demands, given, layers, losses, models, operations)
+
+
+@pytest.mark.parametrize("one", CASES, ids=lambda one: one.name)
+@pytest.mark.filterwarnings("ignore")
+def test_the_note_is_right(one: Case) -> None:
+    """It names what it must, says nothing that it must not, and has twenty lines at most."""
+    note, failure = note_of(one)
+    assert wrong_with(one, note, failure) == [], note
+
+
+def test_a_note_that_says_something_else_is_not_right() -> None:
+    """The judge can say no: every case is wrong with the note of another."""
+    one, other = CASES[0], CASES[1]
+    assert wrong_with(one, *note_of(other)) != []
+    assert wrong_with(one, "", None) == ["no note"]
