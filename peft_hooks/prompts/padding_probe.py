@@ -24,7 +24,8 @@ def padding_is_read(transformer: Any) -> str | None:
     virtual = releases.active_virtual_tokens(transformer)
     if not probes.can_measure(outer):
         return None
-    batch = probes.padded_texts(transformer, min(8, probes.longest_text(transformer, virtual)))
+    affordable = max(8, probes.affordable(outer, 4))  # beyond a window, where the backbone is small
+    batch = probes.padded_texts(transformer, min(affordable, probes.longest_text(transformer, virtual)))
     if batch is None:
         return None
     with probes.probing_active(transformer):

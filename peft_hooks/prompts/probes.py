@@ -74,18 +74,17 @@ def _first_task(peft_model: Any, adapter: str) -> Iterator[None]:
 
 
 def padded_texts(transformer: Any, at_most: int) -> dict[str, Tensor] | None:
-    """Return what the backbone is given for two short texts, the shorter one padded on the right; None with no words.
+    """Return what the backbone is given for a short text, padded on the right, and one of ``at_most`` tokens.
 
-    Where virtual tokens leave no room for a text at all, `fit_positions` has the words.
+    None where virtual tokens leave no room for a text at all: `fit_positions` has the words.
     The tokenizer makes it, so that special tokens and segment ids are there as ``encode`` has them.
     """
     tokenizer = getattr(transformer, "tokenizer", None)
     if tokenizer is None or at_most < 1:
         return None
+    long = " ".join(["a cat is on the sofa"] * (at_most // 6 + 1))
     try:
-        texts = [
-            dict(tokenizer(text, truncation=True, max_length=at_most)) for text in ("a cat", "a cat is on the sofa")
-        ]
+        texts = [dict(tokenizer(text, truncation=True, max_length=at_most)) for text in ("a cat", long)]
     except Exception:  # a tokenizer of one's own that takes something else
         return None
     longest = max(len(text["input_ids"]) for text in texts)

@@ -6,9 +6,15 @@ from typing import Any
 
 import pytest
 
-from peft_hooks import UnsupportedModelError, check_padding_invariance, prompt_mask_hooks, register_prompt_mask_hooks
+from peft_hooks import (
+    UnsupportedModelError,
+    check_padding_invariance,
+    prompt_mask_hooks,
+    register_prompt_mask_hooks,
+    without_adapter,
+)
 
-from .support import TEXTS, adapted, assert_right, refused
+from .support import TEXTS, adapted, assert_right, encoded, refused
 
 _LINEAR = {
     "head_dim": 16,
@@ -62,9 +68,23 @@ def hybrid(architecture: str, side: str) -> Any:
 def test_a_text_is_the_same_alone_and_in_a_batch_on_either_side(architecture: str, side: str) -> None:
     """And equal to one made by hand from a single text in float64, with no padding and no PEFT."""
     model = hybrid(architecture, side)
+    if architecture == "recurrent_gemma" and not plain_is_right(model):
+        with refused(model, UnsupportedModelError, "reads padding"):
+            register_prompt_mask_hooks(model)
+        return
     with prompt_mask_hooks(model):
         assert check_padding_invariance(model, TEXTS, tolerance=1e-4)
         assert_right(model)
+
+
+def plain_is_right(model: Any) -> bool:
+    """Tell whether the release's own backbone is right on the right: in older ones texts beyond the window are not."""
+    former, model.tokenizer.padding_side = model.tokenizer.padding_side, "right"
+    try:
+        with without_adapter(model):
+            return bool(check_padding_invariance(model, TEXTS))
+    finally:
+        model.tokenizer.padding_side = former
 
 
 READERS: dict[str, dict[str, Any]] = {
@@ -82,5 +102,10 @@ def test_a_backbone_that_reads_padding_is_refused_by_name(architecture: str, met
     if method == "lora" and architecture == "fnet":
         pytest.skip("FNet has no layers that LoRA's defaults name")
     model = adapted(architecture, method, **READERS[architecture])
+    try:
+        with without_adapter(model):
+            encoded(model)
+    except TypeError as error:  # FNet takes no mask, which releases before 3.0 give to any backbone
+        pytest.skip(f"cannot encode without an adapter: {error}")
     with refused(model, UnsupportedModelError, repr(architecture), "no hook can change"):
         register_prompt_mask_hooks(model)

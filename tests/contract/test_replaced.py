@@ -316,7 +316,7 @@ def test_an_adapter_of_more_virtual_tokens_is_refused_in_words(short: Any) -> No
     peft_model = backbone_of(short)
     peft_model.add_adapter("long", METHODS["prompt_tuning"](short, num_virtual_tokens=9))
     peft_model.set_adapter("long")
-    with pytest.raises(HookError, match=r"adapter 'long' adds 9, but the backbone has 30 positions"):
+    with pytest.raises(HookError, match=r"adapter 'long' adds 9, and the backbone has 30 positions"):
         encoded(short, [LONG])
     register_prompt_mask_hooks(short)
     assert short.max_seq_length == 21
