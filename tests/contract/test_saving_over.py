@@ -424,6 +424,7 @@ def test_saves_that_are_killed_pile_nothing_up_and_leave_the_former_model(
     assert distance(vectors(peft_hooks.load(target, device="cpu")), wanted) < 1e-6
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_save_that_is_killed_at_any_step_of_the_last_leaves_one_model_or_the_other(
     base: Path, tmp_path: Path

@@ -279,6 +279,7 @@ CUTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize(("where", "before"), CUTS)
 def test_a_checkpoint_that_the_process_was_killed_in_is_passed_over_and_told(
