@@ -140,7 +140,38 @@ def test_a_tuple_and_arguments_by_position_are_known_by_the_forwards_own_names()
         found = model(IDS, MASK, labels=IDS)
     assert model.seen["labels"].tolist() == model.seen["input_ids"].tolist() == [[7, 8, 0, 0], [1, 2, 3, 4]]
     assert torch.equal(found[0], truth[0])
+    assert torch.equal(found[2][0], truth[2][0])
     assert found[3] is None
+
+
+def test_scores_of_tokens_are_put_back_where_nothing_else_comes_out() -> None:
+    """A model that answers questions gives the scores of a start and an end, and no hidden states."""
+
+    class Answers(nn.Module):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+            return {"start_logits": input_ids * 1.0, "end_logits": input_ids * 2.0}
+
+    model = Answers()
+    with HookRegistry(model).attached(PutPaddingLast(), to=""):
+        found = model(input_ids=IDS, attention_mask=MASK)
+    assert torch.equal(found["start_logits"], IDS * 1.0)
+    assert torch.equal(found["end_logits"], IDS * 2.0)
+
+
+@pytest.mark.parametrize("keep", [1, torch.tensor([3])])
+def test_logits_of_some_columns_are_refused(keep: Any) -> None:
+    """The last column of a short text was padding, in silence."""
+
+    class Language(nn.Module):
+        def forward(self, input_ids: Tensor, attention_mask: Any = None, logits_to_keep: Any = 0) -> Any:
+            columns = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            return {"logits": input_ids.unsqueeze(-1)[:, columns]}
+
+    model = Language()
+    with HookRegistry(model).attached(PutPaddingLast(), to=""):
+        with pytest.raises(TypeError, match=r"logits_to_keep is given"):
+            model(input_ids=IDS, attention_mask=MASK, logits_to_keep=keep)
+        assert torch.equal(model(IDS, MASK, logits_to_keep=0)["logits"], IDS.unsqueeze(-1))
 
 
 def test_arguments_by_position_of_a_forward_that_hides_its_names_are_refused() -> None:

@@ -117,11 +117,15 @@ def found(name: str, say: Say) -> Path:
     Raises:
         LoadError: If there is no such directory, and nothing could be downloaded.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or not name or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
-        raise LoadError(f"{name}: no directory with a model" + (", but a file" if path.exists() else ": no such path"))
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path
+        there = path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, unknown home, links in a circle
+        raise LoadError(f"{name!r}: no directory with a model: {type(error).__name__}: {error}") from error
+    if there or not name or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise LoadError(f"{name}: no directory with a model" + (", but a file" if there else ": no such path"))
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]

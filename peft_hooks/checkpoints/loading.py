@@ -9,14 +9,12 @@ No code out of a model's folder runs: weights are safetensors only, and modules 
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._arguments import need_path
-from ..compat import peft_state as state
 from ..compat import sentence_transformers as releases
 from ..compat.cross_encoders import TO_LOAD
 from ..errors import LoadError, PeftHooksError
@@ -28,6 +26,7 @@ from .base_model import Base, Reading, Say, find_base, found
 from .folder import ADAPTER, CONFIG, MODULES, STAGE, adapter_folders, read_json, refuse_links, transformer_folders
 from .replacing import whole_folder
 from .restore import put_adapters, read_config
+from .sample import warn_if_another
 from .settings import put_types
 from .staging import check_folder, merged, relative
 
@@ -143,7 +142,9 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> Any:
         raise LoadError(f"{path / MODULES}: it names {len(folders)} Transformers, and {len(transformers)} were loaded")
     for folder, (_, transformer) in zip(folders, transformers, strict=True):
         if folder in adapted:
-            _put_on(transformer, *adapted[folder], bases[folder], reading, saved.of(relative(folder, path)))
+            known = saved.of(relative(folder, path))
+            warn_if_another(known, transformer, bases[folder].name, reading.how, path / _saved.FILE)
+            _put_on(transformer, *adapted[folder], bases[folder], reading, known)
     if saved.truncate_dim is not None:
         model.truncate_dim = saved.truncate_dim
     return model.eval()
@@ -237,13 +238,6 @@ def _put_on(
 ) -> None:
     backbone = releases.backbone_of(transformer)
     backbone.config._name_or_path = backbone.name_or_path = base.name  # not the temporary folder
-    now = state.fingerprint(backbone)
-    if saved.fingerprint and now and not math.isclose(now, saved.fingerprint, rel_tol=1e-3):
-        warnings.warn(
-            f"{base.name}: its weights are not those that the adapter was saved with, so the embeddings are others: "
-            f"give the base model that it was trained on with {reading.how}",
-            stacklevel=level_of_caller(),
-        )
     with reading.say(f"Putting the adapter in {adapters[active]} on"):
         put_adapters(transformer, adapters, active, trainable=reading.trainable, base_model=base.name)
     if saved.padding_side is not None:

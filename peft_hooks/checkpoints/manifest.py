@@ -26,6 +26,7 @@ class SavedTransformer:
         padding_side: The tokenizer's, which no release of transformers saves.
         fingerprint: Of the base model's weights, to tell when another is loaded.
         settings: Of the backbone's config, where they are not the base model's.
+        sample: What the base model gives for a few tokens, to tell when its weights or layers are others.
     """
 
     folder: str
@@ -34,6 +35,7 @@ class SavedTransformer:
     padding_side: str | None
     fingerprint: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +17,14 @@ from ..compat import sentence_transformers as releases
 from ..compat.pipeline import pipeline
 from ..errors import LoadError, SaveError, UnsupportedModelError
 from ..prompts.attach import handle_of
+from ..prompts.without import without_adapter
 from . import manifest as _saved
 from .card import point_to_load
 from .folder import WEIGHTS, adapter_folders, check_values, transformer_folders
 from .pickles import unpickle_own
 from .replacing import replacing
 from .restore import ENCODER, computed
+from .sample import sample_of
 from .settings import changed_settings, types_of
 from .staging import relative
 
@@ -63,8 +66,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         >>> temporary.cleanup()
     """
     adapted = _adapted(model)
-    target = Path(os.path.abspath(Path(need_path(path, "the path of a folder to save in")).expanduser()))
-    target = target.resolve() if target.is_symlink() else target
+    target = _place(need_path(path, "the path of a folder to save in"))
     _refuse_base_in(target, adapted)
     _refuse_not_finite(model, adapted)
     with replacing(target) as folder:
@@ -74,6 +76,19 @@ def save(model: nn.Module, path: str | Path) -> None:
         saved = _complete(model, folder, adapted)
         point_to_load(folder)
         _saved.write(folder, saved)
+
+
+def _place(path: Any) -> Path:
+    """Return the whole path of a folder, of one that a link stands for where that leads."""
+    try:
+        target = Path(os.path.abspath(Path(path).expanduser()))
+        target = target.resolve() if target.is_symlink() else target
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            target.lstat()
+        str(target).encode()  # no tokenizer can be saved where this fails
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, unknown home, links in a circle
+        raise SaveError(f"{str(path)!r}: no folder can be made there: {type(error).__name__}: {error}") from error
+    return target
 
 
 def _adapted(model: Any) -> dict[int, Any]:
@@ -135,6 +150,8 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
     folders = transformer_folders(folder)
     labels = {"num_labels": model.num_labels} if releases.is_cross_encoder(model) else {}
     found = []
+    with without_adapter(model):
+        samples = {number: sample_of(transformer) for number, transformer in adapted.items()}
     for number, transformer in adapted.items():
         adapters = adapter_folders(folders[number], folders)
         if not adapters:
@@ -154,6 +171,7 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
                 padding_side=getattr(tokenizer, "padding_side", None),
                 fingerprint=state.fingerprint(backbone),
                 settings={**changed_settings(backbone, _base_of(transformer)), **labels},
+                sample=samples[number],
             )
         )
     handle = handle_of(model)

@@ -40,7 +40,19 @@ def changed_settings(backbone: Any, base: str | None) -> dict[str, Any]:
             f"nothing saves the embeddings of the others: save the model with them first, without the adapter, and "
             f"train on that"
         )
-    return changed
+    return {**changed, **_cut_lists(now, original)}
+
+
+def _cut_lists(now: dict[str, Any], original: dict[str, Any]) -> dict[str, Any]:
+    """Return the lists that have an entry for each layer without those of layers that were cut off at the end.
+
+    A config that is changed after it was read keeps them, and cannot be read again from a file.
+    """
+    layers, former = now.get("num_hidden_layers"), original.get("num_hidden_layers")
+    if not isinstance(layers, int) or not isinstance(former, int) or layers >= former:
+        return {}
+    lists = {key: value for key, value in now.items() if isinstance(value, list) and len(value) == former}
+    return {key: value[:layers] for key, value in lists.items() if _is_setting(key)}
 
 
 def _is_setting(key: str) -> bool:

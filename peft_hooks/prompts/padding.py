@@ -12,6 +12,9 @@ from ..hooks.call import Call, Hook
 from ..hooks.signatures import of_class
 from . import tensors as ft
 
+_BY_TOKEN = ("start_logits", "end_logits")
+"""Scores of tokens of which each is a number: by their shape they might be of texts."""
+
 
 class PutPaddingLast(Hook):
     """Roll every row of a batch so that its text comes first and its padding last. Goes where the text goes in.
@@ -38,7 +41,8 @@ class PutPaddingLast(Hook):
         restore: Whether to roll back what comes out of a model that is not given features.
 
     Raises:
-        TypeError: In the forward, if ids and mask are given by position to a module that does not say what they are.
+        TypeError: In the forward, if ids and mask are given by position to a module that does not say what they are,
+            or if only the logits of some columns are wanted.
 
     Example:
         >>> import torch
@@ -61,6 +65,8 @@ class PutPaddingLast(Hook):
             return
         arguments = _by_name(call)
         rolled = _rolled(arguments)
+        if rolled is not None and self.restore:
+            _refuse_cut_logits(call, arguments)
         if rolled is not None:
             call.args, (call.kwargs, first) = (), rolled
             if self.restore:
@@ -71,10 +77,10 @@ class PutPaddingLast(Hook):
         if first is None:
             return None
         length = ft.input_length(call.kwargs)
-        rows = _first_rows(output)
-        if length is None or rows is None or rows.size(1) < length:
+        rows = _number_of_rows(output)
+        if length is None or rows is None or rows < length:
             return None
-        return _Back(first, length, rows.size(1)).of(output)
+        return _Back(first, length, rows).of(output)
 
 
 def _rolled(features: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor] | None:
@@ -109,10 +115,24 @@ def _by_name(call: Call) -> Mapping[str, Any]:
     return {**dict(zip(names, call.args)), **call.kwargs}
 
 
-def _first_rows(output: Any) -> Tensor | None:
-    """Return the first output that has a row for each token."""
+def _refuse_cut_logits(call: Call, arguments: Mapping[str, Any]) -> None:
+    """Refuse to compute the logits of the last columns alone: they are padding once the texts come first."""
+    name = next((name for name in ("logits_to_keep", "num_logits_to_keep") if name in arguments), None)
+    keep = arguments[name] if name is not None else None
+    if isinstance(keep, Tensor) or keep:
+        raise TypeError(
+            f"{call.where}: {name} is given, and the columns that it keeps are others once every text comes first: "
+            f"leave it out, and take them from the logits"
+        )
+
+
+def _number_of_rows(output: Any) -> int | None:
+    """Return how many rows the first output has that has one for each token."""
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else (output,)
-    return next((value for value in values if isinstance(value, Tensor) and value.dim() >= 3), None)
+    rows = next((value for value in values if isinstance(value, Tensor) and value.dim() >= 3), None)
+    if rows is None and isinstance(output, Mapping):
+        rows = output.get(_BY_TOKEN[0])
+    return None if rows is None else rows.size(1)
 
 
 class _Back:
@@ -140,12 +160,18 @@ class _Back:
         return value if isinstance(value, (int, float, str)) else None
 
     def _tensor(self, name: str, tensor: Tensor) -> Tensor:
-        if tensor.dim() == 4 and name.endswith("attentions"):
+        if self._is_attention(name, tensor):
             if tensor.size(2) == self.rows:
                 tensor = self._dimension(tensor.transpose(1, 2)).transpose(1, 2)
             return self._dimension(tensor.transpose(1, 3)).transpose(1, 3)
-        by_token = tensor.dim() >= 3 or name in ("start_logits", "end_logits")  # other rows of two are by text
+        by_token = tensor.dim() >= 3 or name in _BY_TOKEN  # other rows of two are by text
         return self._dimension(tensor) if by_token and tensor.size(1) == self.rows else tensor
+
+    def _is_attention(self, name: str, tensor: Tensor) -> bool:
+        """Tell whether these are weights of pairs of tokens, which in a tuple have no name."""
+        if tensor.dim() != 4 or name:
+            return tensor.dim() == 4 and name.endswith("attentions")
+        return tensor.size(2) == self.rows <= tensor.size(3)
 
     def _dimension(self, tensor: Tensor) -> Tensor:
         """Roll the text's part of dimension 1, which stands behind the virtual tokens."""

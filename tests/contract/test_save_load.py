@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +408,22 @@ def test_settings_of_the_base_that_were_changed_come_back(base: Path, tmp_path: 
     assert distance(vectors(peft_hooks.load(tmp_path / "again", device="cpu")), vectors(model)) < 1e-6
 
 
+def test_layers_cut_off_a_config_that_lists_its_layers_come_back(tmp_path: Path) -> None:
+    """Qwen3's config has a type for each layer, and transformers 5 reads none that has more types than layers."""
+    needs(RELEASE >= (3, 0), "has no config_args")
+    from sentence_transformers import SentenceTransformer
+
+    modules = pipeline_modules()
+    qwen = tiny_transformer("qwen3", tmp_path / "qwen3", num_hidden_layers=3)
+    transformer = modules.Transformer(str(qwen), config_args={"num_hidden_layers": 2})
+    model = SentenceTransformer(modules=[transformer, modules.Pooling(32, "mean")], device="cpu").eval()
+    put(model, "prompt_tuning")
+    register_prompt_mask_hooks(model)
+    peft_hooks.save(model, tmp_path / "model")
+    loaded = peft_hooks.load(tmp_path / "model", device="cpu")
+    assert distance(vectors(loaded), vectors(model)) < 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_model_comes_back_in_its_own_type_of_numbers(base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     model = with_hooks(build(base).to(dtype))
@@ -443,6 +459,45 @@ def test_added_tokens_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"nothing saves the embeddings of the others"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
+
+
+def flip_rows(backbone: Any) -> None:
+    backbone.encoder.layer[0].output.dense.weight.copy_(backbone.encoder.layer[0].output.dense.weight.flip(0))
+
+
+def widen_epsilons(backbone: Any) -> None:
+    for part in backbone.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = 0.1
+
+
+def round_a_layer(backbone: Any) -> None:
+    backbone.encoder.layer[0].bfloat16().float()
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "lora"])
+@pytest.mark.parametrize("change", [flip_rows, widen_epsilons, round_a_layer], ids=lambda change: change.__name__)
+def test_a_base_that_was_changed_in_memory_is_told_of(
+    base: Path, tmp_path: Path, change: Callable[[Any], None], method: str
+) -> None:
+    """None of these is in a config, nor in the mean of the weights: embeddings were up to 1.9 off, in silence."""
+    model = build(base, method)
+    with torch.no_grad():
+        change(backbone_of(model).get_base_model())
+    peft_hooks.save(model, tmp_path / "model")
+    with pytest.warns(UserWarning, match=r"weights or layers, whose rows are .* apart"):
+        peft_hooks.load(tmp_path / "model", device="cpu")
+
+
+@pytest.mark.parametrize("sample", [{"ids": [5, 6]}, {"ids": [10**9], "rows": [[0.0] * 4]}, {"ids": "a", "rows": {}}])
+def test_a_damaged_sample_is_named(base: Path, tmp_path: Path, sample: dict[str, Any]) -> None:
+    peft_hooks.save(build(base), tmp_path / "model")
+    file = tmp_path / "model" / "peft_hooks.json"
+    content = json.loads(file.read_text())
+    content["transformers"][0]["sample"] = sample
+    file.write_text(json.dumps(content))
+    with pytest.raises(LoadError, match=r"peft_hooks\.json: damaged: its sample is none"):
+        peft_hooks.load(tmp_path / "model", device="cpu")
 
 
 # --- several Transformers
@@ -688,6 +743,16 @@ def test_an_adapters_name_that_leaves_the_folder_is_refused(base: Path, tmp_path
     backbone_of(model).peft_config["../up"] = backbone_of(model).peft_config["default"]
     with pytest.raises(SaveError, match=r"the adapter '../up' cannot be saved: PEFT saves it in a folder of its name"):
         peft_hooks.save(model, tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\udcff", "~nobody-of-this-name/model", "loop"])
+def test_a_path_that_no_folder_can_have_is_an_error_in_words(base: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    path = name if name.startswith("~") else f"{tmp_path}/{name}"
+    with pytest.raises(SaveError, match=r"no folder can be made there"):
+        peft_hooks.save(build(base), path)
+    with pytest.raises(LoadError, match=r"no such path|no directory"):
+        peft_hooks.load(path, device="cpu")
 
 
 def test_a_saved_model_is_replaced_as_a_whole(base: Path, tmp_path: Path) -> None:
