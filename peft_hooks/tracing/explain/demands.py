@@ -112,7 +112,8 @@ def _no_index(scene: Scene, expression: Expression, one: Operand) -> Finding | N
             expression.name in _BY_INDEX and part.dtype not in (torch.int64, torch.int32)))  # fmt: skip
         if wrong:
             cause = f"{part} is {part.short}, an index must be of whole numbers, i64"
-            return Finding("dtype", cause, f"{part.name}.long()", _bounds(scene, part))
+            mask = f", or {part.name}.bool() if it is a mask" if expression.name in ("getitem", "setitem") else ""
+            return Finding("dtype", cause, f"{part.name}.long(){mask}", _bounds(scene, part))
     return None
 
 

@@ -60,7 +60,7 @@ def _along(scene: Scene, table: Operand, index: Operand, along: int, found: Rang
         return positions(scene, index, found, rows, where)
     cause = (
         f"{index.name} {list(index.shape)} goes from {found.low} to {found.high}, {table} has {rows} in dimension"
-        f" {along}, 0 to {rows - 1}: {at(index, found)}, is out of range"
+        f" {along}, 0 to {rows - 1}: {at(index, found)} is out of range"
     )
     return Finding("index", cause, f"{index.name} from 0 to {rows - 1}", (scene.bound(table, along),))
 
