@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .expressions import Expression
 from .failure import Bound, Finding
 from .operands import Operand
+from .parameters import BY_INDEX
 from .ranges import Range, at, positions, read
 from .scene import Scene
 
@@ -16,25 +17,10 @@ def bad_index(scene: Scene) -> Finding | None:
     for place in scene.last_places():
         expression = Expression(scene.names, place)
         found = _item(scene, expression) if expression.name in ("getitem", "setitem") else None
-        found = found or (_by_index(scene, expression) if expression.name in _BY_INDEX else None)
+        found = found or (_by_index(scene, expression) if expression.name in BY_INDEX else None)
         if found is not None:
             return found
     return None
-
-
-_BY_INDEX = frozenset(
-    [
-        "gather",
-        "index_select",
-        "scatter",
-        "scatter_",
-        "scatter_add",
-        "scatter_add_",
-        "index_add",
-        "index_copy",
-        "take_along_dim",
-    ]
-)
 
 
 def _by_index(scene: Scene, expression: Expression) -> Finding | None:
