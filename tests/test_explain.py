@@ -280,7 +280,10 @@ def test_a_transposed_input_is_said_to_be_transposed() -> None:
         "input [2, 4, 9], which came in with the call of Linear '', is 9 wide, but Linear '' takes 4 (its in_features);"
         " the 4 are in dimension 1 of input: exchanged, everything fits"
     )
-    assert failure.cure == "input.transpose(1, 2) before Linear '', and back behind it"
+    assert (
+        failure.cure
+        == "input.transpose(1, 2) before Linear '', and back behind it if what follows takes it as it is now"
+    )
 
 
 def test_a_lost_row_is_found_where_it_was_lost() -> None:
@@ -328,8 +331,7 @@ def test_a_tensor_on_another_device_is_named() -> None:
 def test_an_index_beyond_the_table_is_said_to_be() -> None:
     failure = failure_of(nn.Embedding(3, 2), torch.tensor([[7]]), error=IndexError)
     assert failure.cause == (
-        "input [1, 1] goes from 7 to 7, Embedding '' has 3 rows, 0 to 2: 7 is the first, at input[0, 0], is out of"
-        " range"
+        "input [1, 1] goes from 7 to 7, Embedding '' has 3 rows, 0 to 2: 7 (the first, at input[0, 0]) is out of range"
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .ghosts import Shape
+from torch import Tensor
+
+from .ghosts import Ghost, Shape
 from .operands import Operand
 from .origins import Origin
 from .promises import due, kind_of_dimension, what_changed
@@ -45,6 +48,12 @@ def blame(scene: Scene, sides: Sequence[tuple[Operand, int]], pair: Sequence[int
     return Blame(changed(scene, birth, operand), path, birth.row.where, kind)
 
 
+def is_odd(scene: Scene, found: Blame) -> bool:
+    """Tell whether what a module returned is to be looked at: it returned, and is no layer that does as it should."""
+    ended = scene.row is None or found.path != scene.row.path
+    return bool(found.words and ended and (scene.on(found.path) or not scene.is_torch(found.path)))
+
+
 def _by_trail(scene: Scene, sides: Sequence[tuple[Operand, int]], pair: Sequence[int]) -> Blame | None:
     for number, (operand, place) in enumerate(sides):
         wanted = next((size for size in pair if size != operand.shape[place]), None)
@@ -57,11 +66,21 @@ def _by_trail(scene: Scene, sides: Sequence[tuple[Operand, int]], pair: Sequence
 
 def _by_change(scene: Scene, sides: Sequence[tuple[Operand, int]]) -> Blame | None:
     for operand, place in sides:
-        if scene.birth(operand, place) is None and scene.owner_of(operand, operand.shape[place]) is None:
-            made = _made_inside(scene, operand, place)
+        seen = scene.origin(operand) or scene.birth(operand, place) or scene.owner_of(operand, operand.shape[place])
+        if seen is None:
+            made = None if _is_new(scene, operand) else _made_inside(scene, operand, place)
             if made is not None:
                 return made
     return None
+
+
+def _is_new(scene: Scene, operand: Operand) -> bool:
+    """Tell whether the source makes a tensor of no other, as ``torch.zeros(2, 5)`` does."""
+    step, node = scene.steps[operand.root.place], operand.root.node
+    made = step.assigned(node.id) if isinstance(node, ast.Name) else node
+    if not isinstance(made, ast.Call):
+        return False
+    return not any(isinstance(step.values(one), (Tensor, Ghost)) for one in ast.walk(made) if one is not made)
 
 
 def trail(scene: Scene, operand: Operand, place: int, wanted: int) -> Origin | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..leaves import Leaf
-from .blame import blame, changed, kind_of, trail
+from .blame import blame, changed, is_odd, kind_of, trail
 from .expressions import Expression
 from .failure import Bound, Finding
 from .operands import Operand
@@ -136,8 +136,9 @@ def _of_owner(
         cause = f"{where}{named} has {size} positions, the text has {wanted}{more}: it is too long{start}"
         cure = f"model.max_seq_length = {left}" if scene.pipeline else f"truncate the text to at most {left} tokens"
         return Finding("length", cause, f"{cure}, or make {owner.name!r} longer", bounds)
-    cause = f"{where}{named} has {size} in dimension {place}, where{what} has {wanted}"
-    cure = f"make {owner.name!r} with {wanted} there"
+    asked = f"where{what} has {wanted}" if other else f"but {wanted} are asked for"
+    cause = f"{where}{named} has {size} in dimension {place}, {asked}"
+    cure = f"{one.name} expanded to {wanted} there" if size == 1 else f"make {owner.name!r} with {wanted} there"
     if other is not None and _is_product(scene):
         layer = f"with a Linear({wanted}, {size}) for instance"
         cure = f"project {other.name} from {wanted} to {size} first, {layer}, or {cure}"
@@ -218,8 +219,7 @@ def _odd_one(scene: Scene, clash: Clash, pair: tuple[int, int], bounds: tuple[Bo
     sides = [(clash.left, clash.place)] + ([] if clash.right is None else [(clash.right, clash.other)])
     found = blame(scene, sides, pair)
     cause = _both(clash) + (f"; {found.words}" if found.words else "")
-    odd = found.words and (scene.on(found.path) or not scene.is_torch(found.path))
-    cure = f"look at what {found.where} returns" if odd else _cure(clash)
+    cure = f"look at what {found.where} returns" if is_odd(scene, found) else _cure(clash)
     kind = found.kind or _kind(clash)
     return Finding(kind, cause + scene.on(found.path), cure, bounds, found.path)
 
@@ -232,6 +232,9 @@ def _cure(clash: Clash) -> str | None:
     if clash.right is None:
         return f"give {clash.left.name} {clash.other} in dimension {clash.place}"
     left, right = clash.left, clash.right
+    last = len(right.shape) - 1
+    if clash.rule.endswith("multiplied") and last > 0 and right.shape[last] == left.shape[-1]:
+        return f"{right.name}.transpose({last - 1}, {last}): then they can be multiplied"
     return (
         f"bring {left.name} and {right.name} to one size there, {left.shape[clash.place]} or {right.shape[clash.other]}"
     )

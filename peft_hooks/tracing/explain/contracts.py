@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 
-from .blame import Blame, blame
+from .blame import Blame, blame, is_odd
 from .clashes import inputs_disagree
 from .failure import Bound, Finding
 from .operands import Operand
@@ -41,7 +41,7 @@ def broken_contract(site: Site) -> Finding | None:
         if guilty.words:
             kind = guilty.kind or _kind(found)
             cause = f"{cause}; {guilty.words}{site.scene.on(guilty.path)}"
-            odd = site.scene.on(guilty.path) or not site.scene.is_torch(guilty.path)
+            odd = is_odd(site.scene, guilty)
             cure = f"look at what {guilty.where} returns" if odd else _without_repair(site, found, operand)
             return Finding(kind, cause, cure, bounds, guilty.path)
     culprit = _culprit(site.scene, operand, found.dimension)
@@ -110,7 +110,10 @@ def _likely(site: Site, repair: Repair) -> bool:
         return not batch or site.shapes[main][0] == batch[0]
     if repair.kind == "turn":
         letters = site.takes.batch_first or "mask" in repair.parameters[0]
-        return not letters or 2 in repair.dimensions
+        rows = site.takes.patterns[repair.parameters[0]].startswith("N ") and 0 in repair.dimensions
+        return (not letters or 2 in repair.dimensions) and not (rows and site.shapes[repair.parameters[0]][:1] == batch)
+    if repair.kind == "unsqueeze" and repair.dimensions == (0,):  # what has the rows of the forward lacks no batch
+        return site.shapes[repair.parameters[0]][:1] != batch
     return True
 
 
@@ -118,8 +121,8 @@ def _cause(site: Site, found: Mismatch, operand: Operand) -> str:
     """Say what does not fit: ``"x [4, 11, 16] has 11 in dimension 1, where Conv1d 'conv' takes 16 (in_channels)"``."""
     wanted, place = found.wanted[0], found.dimension or 0
     if found.fixed.dimension is None:
-        short = found.fixed.name.rpartition(".")[2]
-        attribute = f"its {short}" if site.module is not None else short
+        short = _short(found)
+        attribute = f"its {short}" if site.module is not None and "*" not in short else short
         if place == len(operand.shape) - 1:
             origin = site.scene.origin(operand)
             source = "" if origin is None else f", {origin.source(site.scene.history.rows)},"
@@ -135,12 +138,18 @@ def _cause(site: Site, found: Mismatch, operand: Operand) -> str:
     )
 
 
+def _short(found: Mismatch) -> str:
+    """Return what a layer's attribute is called, or what is worked out of two."""
+    name = found.fixed.name.rpartition(".")[2]
+    return "num_layers * directions" if name == "layers" else name
+
+
 def _other(site: Site, found: Mismatch) -> Bound:
     """Return who says what the size must be."""
     if found.fixed.dimension is None:
         path = site.path
         owner = site.where if site.module is not None else f"an argument of {site.where}"
-        return Bound(found.wanted[0], f"{found.fixed.name.rpartition('.')[2]} of {owner}", (), 0, "", path)
+        return Bound(found.wanted[0], f"{_short(found)} of {owner}", (), 0, "", path)
     return site.scene.bound(site.operands[found.fixed.name], found.fixed.dimension)
 
 
@@ -167,24 +176,30 @@ def _turn(site: Site, found: Mismatch, repair: Repair) -> tuple[str, str]:
     place = found.dimension or 0
     away = other if place == one else one
     words = f"the {found.wanted[0]} are in dimension {away} of {operand.name}: exchanged, everything fits"
-    name = operand.text if operand.text.isidentifier() else repair.parameters[0]
+    name = operand.name
     call = f"{name}.transpose({one}, {other})"
     if len(operand.shape) > 3 and found.fixed.dimension is None:  # of images: height and width keep their order
         order = [number for number in range(len(operand.shape)) if number != away]
         order.insert(place, away)
         call = f"{name}.permute({', '.join(map(str, order))})"
-    back = ", and back behind it" if found.fixed.dimension is None and len(operand.shape) > 2 else ""
+    back = (
+        ", and back behind it if what follows takes it as it is now"
+        if found.fixed.dimension is None and len(operand.shape) > 2
+        else ""
+    )
     norm = "; or a LayerNorm, which takes its features last" if site.name == "BatchNorm1d" else ""
     return words, f"{call} before {site.where}{back}{norm}"
 
 
 def _cure_of(site: Site, repair: Repair) -> str:
     operand = site.operands[repair.parameters[0]]
-    name, place = operand.name, repair.dimensions[0]
+    name, place = operand.name, next(iter(repair.dimensions), 0)
+    if repair.kind == "mask":
+        return f"{name}[:, None, None, :]: then everything fits"
     if repair.kind == "repeat":
         size = repair.shape[place]
         return f"repeat or expand {name} to {size} in dimension {place}: then everything fits"
-    return f"{name}.{repair.kind}({place}): then everything fits"
+    return f"{name}.{repair.kind}({', '.join(map(str, repair.dimensions))}): then everything fits"
 
 
 def _without_repair(site: Site, found: Mismatch, operand: Operand) -> str | None:
@@ -200,17 +215,23 @@ def _without_repair(site: Site, found: Mismatch, operand: Operand) -> str | None
         )
     if found.fixed.name in ("in_features", "in_channels", "num_features", "embed_dim", "input_size"):
         layer = f"{found.fixed.name}={found.size} in {site.where}"
-        return f"{layer}, or bring {operand.name} from {found.size} to {wanted} before it, with a Linear for instance"
+        linear = ", with a Linear for instance" if place == len(operand.shape) - 1 else f" in dimension {place}"
+        return f"{layer}, or bring {operand.name} from {found.size} to {wanted} before it{linear}"
     return f"bring {operand.name} from {found.size} to {wanted} in dimension {place} before {site.where}"
 
 
 def _rank(site: Site, found: Mismatch, operand: Operand, fitting: list[Repair]) -> Finding:
     """Say that an argument has too many or too few dimensions."""
     wanted = " or ".join(map(str, found.wanted))
-    batch = ": the batch dimension is missing" if any(one.kind == "unsqueeze" for one in fitting) else ""
+    batch = (
+        ": the batch dimension is missing"
+        if fitting and fitting[0].dimensions == (0,) and fitting[0].kind == "unsqueeze"
+        else ""
+    )
     noun = "dimension" if found.size == 1 else "dimensions"
     cause = f"{operand} has {found.size} {noun}, {site.where} takes {wanted}, {found.pattern}{batch}"
-    cure = _cure_of(site, fitting[0]) if fitting else f"give {operand.name} {wanted} dimensions, {found.pattern}"
+    many = f"{wanted} dimension{'s' * (found.wanted != (1,))}"
+    cure = _cure_of(site, fitting[0]) if fitting else f"give {operand.name} {many}, {found.pattern}"
     origin = site.scene.origin(operand)
     culprit = origin.culprit(site.scene.history.rows, False) if origin is not None and origin.made else None
     bounds = (site.scene.bound(operand, 0),) if operand.shape else ()

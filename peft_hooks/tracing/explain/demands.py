@@ -13,30 +13,16 @@ from .expressions import Expression
 from .failure import Bound, Finding
 from .ghosts import shape_of
 from .operands import Operand
+from .parameters import BY_INDEX
 from .scene import Scene
 
-_WITH_DIM = frozenset(
-    [
-        *("softmax", "log_softmax", "sum", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "cumsum", "size"),
-        *(
-            "transpose",
-            "swapaxes",
-            "squeeze",
-            "flatten",
-            "select",
-            "chunk",
-            "unbind",
-            "norm",
-            "std",
-            "var",
-            "logsumexp",
-        ),
-        *("unsqueeze", "sort", "topk", "narrow", "split", "prod", "any", "all", "movedim", "index_select", "gather"),
-    ]
-)
+_WITH_DIM = frozenset((
+    "softmax", "log_softmax", "sum", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "cumsum", "size",
+    "transpose", "swapaxes", "squeeze", "flatten", "select", "chunk", "unbind", "norm", "std", "var", "logsumexp",
+    "unsqueeze", "sort", "topk", "narrow", "split", "prod", "any", "all", "movedim", "index_select", "gather",
+))  # fmt: skip
 _OF_NUMBERS = frozenset(["narrow", "topk", "chunk", "split", "norm", "select", "std", "var", "sort"])  # not only dims
 _FLOATING = frozenset(["mean", "softmax", "log_softmax", "std", "var", "norm", "sigmoid_", "bernoulli"])
-_BY_INDEX = frozenset(["gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "index_select", "index_add"])
 
 
 def unmet_demand(scene: Scene) -> Finding | None:
@@ -102,17 +88,18 @@ def _not_floating(scene: Scene, expression: Expression, one: Operand) -> Finding
 
 def _no_index(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
     parts: list[Operand] = []
-    if expression.name in _BY_INDEX and "index" in expression.operands:
+    if expression.name in BY_INDEX and "index" in expression.operands:
         parts = [expression.operands["index"]]
     elif expression.name in ("getitem", "setitem") and isinstance(expression.node, ast.Subscript):
         node = expression.node.slice
         parts = [expression.operand(part) for part in (node.elts if isinstance(node, ast.Tuple) else [node])]
     for part in parts:
         wrong = part.dtype is not None and (part.dtype.is_floating_point or (
-            expression.name in _BY_INDEX and part.dtype not in (torch.int64, torch.int32)))  # fmt: skip
+            expression.name in BY_INDEX and part.dtype not in (torch.int64, torch.int32)))  # fmt: skip
         if wrong:
             cause = f"{part} is {part.short}, an index must be of whole numbers, i64"
-            return Finding("dtype", cause, f"{part.name}.long()", _bounds(scene, part))
+            mask = f", or {part.name}.bool() if it is a mask" if expression.name in ("getitem", "setitem") else ""
+            return Finding("dtype", cause, f"{part.name}.long(){mask}", _bounds(scene, part))
     return None
 
 

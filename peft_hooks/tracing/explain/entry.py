@@ -35,7 +35,7 @@ def explain(
         own: The class whose bound methods are the trace's own hooks.
     """
     rows = trace.rows
-    row = next((row for row in rows if row.index == failing), None)
+    row = _in_traceback(trace, model, error, next((row for row in rows if row.index == failing), None))
     raised = read(error)
     paths = {id(module): path for path, module in model.named_modules()}
     if raised.hook is not None or row is None:
@@ -106,6 +106,16 @@ def _scene(
         hooks_of=lambda path: foreign_hooks(modules[path], own),
         pipeline=bool(releases.transformers_of(model)),
     )
+
+
+def _in_traceback(trace: ShapeTrace, model: nn.Module, error: BaseException, row: Row | None) -> Row | None:
+    """Return the call that an error left, or the one around it: an error that was caught may have had the same id."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    ran = {id(step.module) for step in read_steps(error)}
+    around, rows = row, {one.index: one for one in trace.rows}
+    while around is not None and id(modules[around.path]) not in ran:
+        around = rows.get(-1 if around.parent is None else around.parent)
+    return around or row
 
 
 def _of_the_model(steps: Sequence[Step]) -> list[Step]:

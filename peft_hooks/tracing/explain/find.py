@@ -22,8 +22,9 @@ from .expressions import Expression
 from .failure import Finding
 from .guards import guarded
 from .indexing import bad_index
+from .keys import missing_feature
 from .kinds import mixed_dtypes, wrong_device, wrong_dtype
-from .objects import is_none, missing_feature, wrong_object, wrong_operand
+from .objects import is_none, wrong_object, wrong_operand
 from .operations import Clash, broadcast_clash
 from .parameters import BROADCAST, EQUAL
 from .promises import broken_promise
@@ -186,8 +187,8 @@ def _unpacked(scene: Scene) -> Finding | None:
 
 def _key(scene: Scene) -> Finding | None:
     """A ``KeyError`` of features that the expression does not tell more of."""
-    if not isinstance(scene.error, KeyError) or not scene.error.args:
-        return None
+    if not isinstance(scene.error, KeyError) or not scene.error.args or scene.steps[-1].raises:
+        return None  # what a ``raise KeyError`` has need not be a key
     return missing_feature(scene, str(scene.error.args[0]))
 
 

@@ -19,40 +19,11 @@ class Ghost(NamedTuple):
 
 
 Shape = tuple[int, ...]
-_SAME = frozenset(
-    [
-        "contiguous",
-        "clone",
-        "detach",
-        "relu",
-        "sigmoid",
-        "tanh",
-        "softmax",
-        "log_softmax",
-        "exp",
-        "log",
-        "abs",
-        "neg",
-        "sqrt",
-        "sin",
-        "cos",
-        "clamp",
-        "dropout",
-        "cumsum",
-        "masked_fill",
-        "cpu",
-        "cuda",
-        "requires_grad_",
-        "nan_to_num",
-        "flip",
-        "roll",
-        "gelu",
-        "silu",
-        "square",
-        "rsqrt",
-        "pow",
-    ]
-)
+_SAME = frozenset((
+    "contiguous", "clone", "detach", "relu", "sigmoid", "tanh", "softmax", "log_softmax", "exp", "log", "abs",
+    "neg", "sqrt", "sin", "cos", "clamp", "dropout", "cumsum", "masked_fill", "cpu", "cuda", "requires_grad_",
+    "nan_to_num", "flip", "roll", "gelu", "silu", "square", "rsqrt", "pow",
+))  # fmt: skip
 _CASTS = {
     "float": torch.float32,
     "double": torch.float64,
@@ -62,9 +33,9 @@ _CASTS = {
     "int": torch.int32,
     "bool": torch.bool,
 }
-_REDUCE = frozenset(
-    ["sum", "mean", "amax", "amin", "prod", "norm", "std", "var", "logsumexp", "argmax", "argmin", "any", "all"]
-)
+_REDUCE = frozenset((
+    "sum", "mean", "amax", "amin", "prod", "norm", "std", "var", "logsumexp", "argmax", "argmin", "any", "all",
+))  # fmt: skip
 
 
 def shape_of(value: Any) -> Shape | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,9 +20,8 @@ def guarded(scene: Scene) -> Finding | None:
     if not step.raises:
         return None
     tests = list(_tests(step))
-    return _missing(scene, step, place, [test for test, _ in tests]) or _unequal(
-        scene, step, [test for test, holds in tests if holds]
-    )
+    asking = itertools.takewhile(lambda test: _is_for_none(test) and not _others(step, test), (one for one, _ in tests))
+    return _missing(scene, step, place, list(asking)) or _checked(scene, step, tests)
 
 
 def _tests(step: Step) -> Iterator[tuple[ast.expr, bool]]:
@@ -67,17 +67,35 @@ def _first_name(scene: Scene, place: int, name: str) -> str:
     return name
 
 
-def _unequal(scene: Scene, step: Step, tests: list[ast.expr]) -> Finding | None:
-    for one in ast.walk(tests[0]) if tests else ():
-        if not isinstance(one, ast.Compare) or len(one.ops) > 1:
-            continue
-        left, right = step.values(one.left), step.values(one.comparators[0])
-        if not isinstance(left, _SIMPLE) or not isinstance(right, _SIMPLE):
-            continue
-        if left != right and isinstance(one.ops[0], (ast.NotEq, ast.Eq, ast.Gt, ast.Lt, ast.GtE, ast.LtE)):
-            names = [ast.unparse(side).replace("'", '"') for side in (one.left, one.comparators[0])]
-            values = [list(side) if isinstance(side, tuple) else side for side in (left, right)]
-            where = "the code" if scene.inner is None else scene.where(scene.inner)
-            cause = f"{where} checks `{ast.unparse(one)}`: `{names[0]}` is {values[0]}, `{names[1]}` is {values[1]}"
-            return Finding("check", cause)
-    return None
+def _is_for_none(test: ast.AST) -> bool:
+    """Tell whether a comparison, or one inside it, asks whether something is None."""
+    return any(isinstance(one, ast.Compare) and isinstance(one.ops[0], (ast.Is, ast.IsNot)) for one in ast.walk(test))
+
+
+def _others(step: Step, test: ast.AST) -> list[tuple[str, Any]]:
+    """Return the sides of the other comparisons in a test, with what they are."""
+    found: dict[str, Any] = {}
+    for one in ast.walk(test):
+        if isinstance(one, ast.Compare) and len(one.ops) == 1 and not isinstance(one.ops[0], (ast.Is, ast.IsNot)):
+            sides = [(side, step.values(side)) for side in (one.left, one.comparators[0])]
+            either = isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or)
+            if either and isinstance(one.ops[0], ast.NotEq) and sides[0][1] == sides[1][1]:
+                continue  # it was not this that did not hold
+            if all(isinstance(value, _SIMPLE) for _, value in sides):
+                found.update({_text(side): value for side, value in sides if not isinstance(side, ast.Constant)})
+    return [*found.items()]
+
+
+def _checked(scene: Scene, step: Step, tests: list[tuple[ast.expr, bool]]) -> Finding | None:
+    """Say what the innermost check was, and what it compared."""
+    test, holds = tests[0] if tests else (None, False)
+    others = [] if test is None or not holds else _others(step, test)
+    if test is None or not others:
+        return None
+    values = [f"`{text}` is {list(value) if isinstance(value, tuple) else value}" for text, value in others]
+    where = "the code" if scene.inner is None else scene.where(scene.inner)
+    return Finding("check", f"{where} checks `{_text(test)}`: {', '.join(values)}")
+
+
+def _text(node: ast.AST) -> str:
+    return ast.unparse(node).replace("'", '"')

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .expressions import Expression
 from .failure import Bound, Finding
 from .operands import Operand
+from .parameters import BY_INDEX
 from .ranges import Range, at, positions, read
 from .scene import Scene
 
@@ -16,25 +17,10 @@ def bad_index(scene: Scene) -> Finding | None:
     for place in scene.last_places():
         expression = Expression(scene.names, place)
         found = _item(scene, expression) if expression.name in ("getitem", "setitem") else None
-        found = found or (_by_index(scene, expression) if expression.name in _BY_INDEX else None)
+        found = found or (_by_index(scene, expression) if expression.name in BY_INDEX else None)
         if found is not None:
             return found
     return None
-
-
-_BY_INDEX = frozenset(
-    [
-        "gather",
-        "index_select",
-        "scatter",
-        "scatter_",
-        "scatter_add",
-        "scatter_add_",
-        "index_add",
-        "index_copy",
-        "take_along_dim",
-    ]
-)
 
 
 def _by_index(scene: Scene, expression: Expression) -> Finding | None:
@@ -60,7 +46,7 @@ def _along(scene: Scene, table: Operand, index: Operand, along: int, found: Rang
         return positions(scene, index, found, rows, where)
     cause = (
         f"{index.name} {list(index.shape)} goes from {found.low} to {found.high}, {table} has {rows} in dimension"
-        f" {along}, 0 to {rows - 1}: {at(index, found)}, is out of range"
+        f" {along}, 0 to {rows - 1}: {at(index, found)} is out of range"
     )
     return Finding("index", cause, f"{index.name} from 0 to {rows - 1}", (scene.bound(table, along),))
 

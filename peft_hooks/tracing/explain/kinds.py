@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +35,8 @@ def wrong_device(scene: Scene, site: Site | None = None) -> Finding | None:
             cure = _materialise(scene, owner.module) if _on_meta(one) else f"move it with .to({str(usual)!r})"
             return Finding("device", cause, cure, culprit=scene.paths.get(id(owner.module)))
         rest = "the rest is" if own is None or module is None else f"the parameters of {scene.where(module)} are"
-        return _odd(scene, one, "device", f"is on {one.device}, but {rest} on {usual}", f".to({str(usual)!r})")
+        found = _odd(scene, one, "device", f"is on {one.device}, but {rest} on {usual}", f".to({str(usual)!r})")
+        return replace(found, cure=f"make {one.name} on {usual}: on meta it has no values") if _on_meta(one) else found
     return None
 
 
@@ -58,7 +61,7 @@ def _involved(scene: Scene, site: Site | None) -> tuple[list[Operand], Tensor | 
         if own is None and site.module is not None:
             own = next(iter(site.module.parameters()), None)
         return [one for one in site.operands.values() if one.is_tensor], own
-    for place in scene.last_places():
+    for place in reversed([*scene.last_places()]):
         operands = Expression(scene.names, place).tensors()
         if len({one.device for one in operands}) > 1:
             return operands, None
@@ -74,10 +77,57 @@ def wrong_dtype(site: Site) -> Finding | None:
             what = "takes class numbers" if loss else "looks up integers"
             name = f"a {site.module.__class__.__name__}" if site.module is not None else f"{site.name}()"
             name = name.replace("a E", "an E")
-            return _odd(site.scene, one, "dtype", f"is {one.short}, but {name} {what}", ".long()")
+            odd = _odd(site.scene, one, "dtype", f"is {one.short}, but {name} {what}", ".long()")
+            if _is_whole(one.value):
+                return odd
+            return replace(odd, cure=f"whole numbers for {one.name}: .long() would cut off what follows the point")
+    found = _mask(site) or _one_hot(site)
+    if found is not None:
+        return found
     if torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled():
         return None
     return _alike(site)
+
+
+def _is_whole(value: object) -> bool:
+    """Tell whether the numbers of a tensor are whole, as far as it is at hand."""
+    try:
+        return not isinstance(value, Tensor) or bool((value.detach() == value.detach().round()).all())
+    except Exception:  # on meta there are none
+        return True
+
+
+def _mask(site: Site) -> Finding | None:
+    """Return that a mask of attention is of whole numbers, as tokenizers give it."""
+    attends = any("attention" in one.lower() or "Transformer" in one for one in (site.name, type(site.module).__name__))
+    for parameter, one in site.operands.items() if attends else ():
+        if (
+            "mask" in parameter
+            and one.dtype is not None
+            and not one.dtype.is_floating_point
+            and one.dtype != torch.bool
+        ):
+            leaves_out = "True leaves out" if site.module is not None else "True takes part"
+            cause = (
+                f"{one}, the {parameter}, is {one.short}; {site.where} takes booleans there, {leaves_out}, or floats"
+            )
+            keeps = f"{one.name} == 0 if 1 marks what takes part" if site.module is not None else f"{one.name}.bool()"
+            return Finding("dtype", cause, keeps, (site.scene.bound(one, 0),) if one.shape else ())
+    return None
+
+
+def _one_hot(site: Site) -> Finding | None:
+    """Return that probabilities of classes are whole numbers."""
+    given, target = site.operands.get("input"), site.operands.get("target")
+    if site.name != "cross_entropy" or given is None or target is None or len(given.shape) < 2:
+        return None
+    if target.shape != given.shape or target.dtype is None or target.dtype.is_floating_point:
+        return None
+    cause = (
+        f"{target} has the shape of the logits, one number for each class: then they must be floats, not {target.short}"
+    )
+    cure = f"{target.name}.float(), or the numbers of the classes, {target.name}.argmax(1)"
+    return Finding("dtype", cause, cure, (site.scene.bound(target, 0),))
 
 
 def _alike(site: Site) -> Finding | None:
@@ -129,7 +179,9 @@ def _odd(scene: Scene, one: Operand, kind: str, what: str, call: str, more: str 
         and first.when < origin.when
         and (first.row.path.startswith(f"{origin.row.path}."))
     )
-    if origin is None or not origin.made or getattr(one, kind) in kinds or inside:  # it was only handed on there
+    if origin is None:
+        origin = first if scene.row is not None and first is not None and first.made else None
+    elif not origin.made or getattr(one, kind) in kinds or inside:  # it was only handed on there
         origin = first or origin
     owner = scene.owner(one.value)
     if owner is not None:

@@ -8,12 +8,14 @@ from types import BuiltinFunctionType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ..leaves import identity_of
 from ..records import Row
 from .expressions import Expression
 from .failure import Finding
 from .ghosts import Ghost
+from .keys import missing_key
 from .operands import Operand
 from .operations import parts
 from .parameters import PARAMETERS
@@ -26,6 +28,9 @@ def wrong_object(site: Site) -> Finding | None:
     """Return that a layer or function was given something else where it takes a tensor."""
     for parameter in site.takes.patterns:
         one = site.operands.get(parameter)
+        whole = parameter.partition(".")[0]
+        if one is None and whole != parameter and isinstance(getattr(site.operands.get(whole), "value", 0), Tensor):
+            return _no_pair(site, site.operands[whole])
         if one is not None and one.value is not None and _is_other(one.value):
             return _other(site.scene, one, site.where)
         first = parameter in ("input", "query", "src", "weight", "target")
@@ -34,16 +39,26 @@ def wrong_object(site: Site) -> Finding | None:
     return None
 
 
+def _no_pair(site: Site, one: Operand) -> Finding:
+    cause = f"{one} is a tensor, where {site.where} takes a pair of them, (h_0, c_0)"
+    bounds = (site.scene.bound(one, 0),) if one.shape else ()
+    return Finding(
+        "object", cause, f"({one.name}, torch.zeros_like({one.name})), or none at all: then both are zeros", bounds
+    )
+
+
 def _is_other(value: Any) -> bool:
-    return isinstance(value, (str, tuple, list, Mapping)) and not isinstance(value, (Tensor, Ghost))
+    foreign = isinstance(value, (str, tuple, list, Mapping)) or hasattr(type(value), "__array__")
+    return foreign and not isinstance(value, (Tensor, Ghost))
 
 
 def wrong_operand(scene: Scene) -> Finding | None:
     """Find that the expression that raised works on something that is no tensor."""
     step = scene.steps[-1]
     if isinstance(step.module, (nn.ModuleDict, nn.ParameterDict)) and isinstance(scene.error, KeyError):
-        return _missing_key(scene, Operand("", step.module), scene.error.args[0])
-    for place in scene.last_places():
+        return missing_key(scene, Operand("", step.module), scene.error.args[0])
+    asked = step.raises and step.name in ("__getattr__", "__getattribute__", "__getitem__")
+    for place in [len(scene.steps) - 2] if asked and len(scene.steps) > 1 else scene.last_places():
         found = _wrong_at(scene, place)
         if found is not None:
             return found
@@ -68,7 +83,8 @@ def _wrong_at(scene: Scene, place: int) -> Finding | None:
         if one.value is None and (number == 0 or isinstance(node, ast.BinOp) or expression.name in PARAMETERS):
             return is_none(scene, one, ast.unparse(node) if node is not None else "")
         if isinstance(one.value, (str, Mapping)) or (_is_other(one.value) and expression.name == "add"):
-            return _other(scene, one, f"{expression.name}()")
+            what = "arithmetic with a tensor" if isinstance(node, ast.BinOp) else f"{expression.name}()"
+            return _other(scene, one, what)
     return None
 
 
@@ -78,8 +94,10 @@ def _of_access(scene: Scene, place: int, node: ast.Attribute | ast.Subscript, on
         return is_none(scene, one, ast.unparse(node))
     if isinstance(node, ast.Subscript):
         key = scene.steps[place].values(node.slice)
+        if isinstance(node.slice, ast.Tuple) and _is_other(value) and not isinstance(value, str):
+            return _other(scene, one, f"`{ast.unparse(node)}`")
         if isinstance(scene.error, KeyError) and isinstance(value, (Mapping, nn.ModuleDict, nn.ParameterDict)):
-            return _missing_key(scene, one, scene.error.args[0] if scene.error.args else key)
+            return missing_key(scene, one, scene.error.args[0] if scene.error.args else key)
         return None
     if not isinstance(scene.error, AttributeError) or value is UNKNOWN:
         return None
@@ -100,12 +118,26 @@ def is_none(scene: Scene, one: Operand, where: str) -> Finding | None:
         return Finding("none", cause, f"look at what {row.where} returns", culprit=row.path)
     if one.node is None and not one.text.isidentifier():
         return None
+    if isinstance(one.node, ast.Constant):
+        return Finding("none", f"there is a None in `{where}`, where a tensor is needed")
     step = scene.steps[one.place]
     owner = "" if step.module is None else f" in {scene.where(step.module)}"
-    cure = f"give it a tensor for {one.text!r}"
+    cure = f"give it a tensor for {one.text!r}" if _is_name(one) else _asked_for(scene, one)
     if one.text == "task_ids" and scene.pipeline:
         cure = "peft_hooks.register_prompt_mask_hooks(model, task_id=0), with the number of the task"
     return Finding("none", f"{one.name} is None{owner}, where a tensor is needed", cure)
+
+
+def _is_name(one: Operand) -> bool:
+    return one.node is None or isinstance(one.node, ast.Name)
+
+
+def _asked_for(scene: Scene, one: Operand) -> str | None:
+    """Say what makes a model of transformers return what it left out."""
+    name, config = one.text.rpartition(".")[2], getattr(scene.model, "config", None)
+    if hasattr(config, f"output_{name}"):
+        return f"call the model with output_{name}=True"
+    return None
 
 
 def _returned_none(scene: Scene, module: nn.Module | None) -> Row | None:
@@ -146,6 +178,12 @@ def _other(scene: Scene, one: Operand, where: str | None, attribute: str = "") -
         return Finding(
             "object", cause, f"read it by name, .{value} or [{value!r}], or return_dict=False", culprit=row.path
         )
+    if isinstance(value, PackedSequence):
+        cause, cure = (
+            f"{what}: {row.where} was given packed rows, and packed they are returned",
+            (f"torch.nn.utils.rnn.pad_packed_sequence({one.name}, batch_first=...)[0] before it"),
+        )
+        return Finding("object", cause, cure, culprit=row.path)
     cause = f"{what}: {row.where} returned {article} {kind} of {len(outputs)} tensors, {names}"
     if isinstance(value, Mapping):
         return Finding("object", cause, f"take one by name, .{outputs[0] if outputs else '...'}", culprit=row.path)
@@ -164,8 +202,15 @@ def _tensor_in(one: Operand) -> str | None:
         return None
     if isinstance(value, Mapping):
         return f"one of its values: {', '.join(map(repr, [*value][:5]))}"
-    if isinstance(value, list) and all(isinstance(part, (int, float)) for part in value):
+    if hasattr(type(value), "__array__"):
+        return f"torch.from_numpy({one.name})" + ".float()" * (str(value.dtype) == "float64")
+    flat = [*value]
+    while flat and all(isinstance(part, (list, tuple)) for part in flat):
+        flat = [inner for part in flat for inner in part]
+    if flat and all(isinstance(part, (int, float)) for part in flat):
         return f"torch.tensor({one.name})"
+    if not any(isinstance(part, Tensor) for part in flat):
+        return None
     return f"one of the tensors in {one.name}, or torch.stack or torch.cat of them"
 
 
@@ -190,49 +235,3 @@ def _returned(scene: Scene, one: Operand) -> Row | None:
         if maker is None and isinstance(value, str) and value in {leaf.name for leaf in row.outputs}:
             return row
     return None
-
-
-def _missing_key(scene: Scene, one: Operand, key: Any) -> Finding | None:
-    value = one.value
-    if isinstance(value, (nn.ModuleDict, nn.ParameterDict)):
-        keys = ", ".join(map(repr, value.keys()))
-        path = scene.paths.get(id(value))
-        name = f"{type(value).__name__} {path!r}" if path is not None else one.text
-        return Finding(
-            "key", f"{name} has the keys {keys}, not {key!r}", f"one of {keys}, or add {key!r} to it", culprit=path
-        )
-    given = set() if scene.row is None else {leaf.key for leaf in scene.row.inputs}
-    own = {str(name) for name in value}
-    maker = scene.maker(one)
-    if maker is None and (not own or own & given):
-        return missing_feature(scene, str(key))
-    keys = ", ".join(sorted(map(repr, own))[:8]) or "nothing"
-    made = f": {scene.where(maker)} returned it" if maker is not None else ""
-    path = None if maker is None else scene.paths.get(id(maker))
-    return Finding("key", f"{one.name} has the keys {keys}, {key!r} is missing{made}", f"one of {keys}", culprit=path)
-
-
-def missing_feature(scene: Scene, key: str) -> Finding | None:
-    """Say that features lack a key, and which module gave it, or did not."""
-    if scene.row is None or key in {leaf.key for leaf in scene.row.inputs}:
-        return None
-    rows, failing = scene.history.rows, scene.row
-    had = [row for row in rows if row.index < failing.index and any(leaf.key == key for leaf in row.outputs)]
-    given = sorted({leaf.key for leaf in failing.inputs})
-    cause = f"{key!r} is missing: it is not among what {failing.where} was given ({', '.join(given) or 'nothing'})"
-    last = next((row for row in reversed(had) if row.forward == failing.forward), None)
-    if last is not None:
-        cause += f"; it came out of {last.where}"
-        return Finding("key", cause, f"look at what happens to {key!r} after {last.where}", culprit=last.path)
-    step = next((row for row in reversed(rows) if _handed_on(row, failing)), None)
-    if step is not None:
-        cause += f"; {step.where}, which ran before it, gave {', '.join(leaf.key for leaf in step.outputs)}"
-        cure = f"{step.where} must set {key!r}, or a module that does must stand between it and {failing.where}"
-        return Finding("key", cause + scene.on(step.path), cure, culprit=step.path)
-    return Finding("key", cause, f"give {key!r} with the rest of the input")
-
-
-def _handed_on(row: Row, failing: Row) -> bool:
-    """Tell whether a call ended before the failing one, beside it, and returned a dict of features."""
-    beside = row.parent == failing.parent and row.forward == failing.forward and row.index < failing.index
-    return beside and row.state == "done" and len(row.outputs) > 1

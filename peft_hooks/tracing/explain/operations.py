@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .expressions import Expression
-from .ghosts import Ghost, broadcast, shape_of
+from .ghosts import Ghost, broadcast, shape_of, sliced
 from .operands import Operand
 from .parameters import BROADCAST
 
@@ -187,7 +187,13 @@ def _index(expression: Expression) -> Clash | None:
                 return Clash("broadcast", one, place, mask, place, "must be of one size there, as a mask selects")
     if expression.name != "setitem":
         return None
-    return places_clash(expression, masks[0], expression.operands["value"])
+    values, target = expression.operands["value"], sliced(one.value, index)
+    if target is not None and values.is_tensor:
+        places = Operand(ast.unparse(expression.node) if expression.node else "", target, one)
+        return _unlike(
+            places, values, "are what is set and its values, which must be of one size there, or the values 1"
+        )
+    return places_clash(expression, masks[0], values)
 
 
 def places_clash(expression: Expression, mask: Any, values: Operand) -> Clash | None:

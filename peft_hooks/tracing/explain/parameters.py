@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+_ARITHMETIC = (
+    "add", "sub", "mul", "div", "pow", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge", "logical_and",
+    "logical_or",
+)  # fmt: skip
 BROADCAST = {
     "mse_loss": ("input", "target"),
     "l1_loss": ("input", "target"),
@@ -19,26 +23,7 @@ BROADCAST = {
     "masked_fill": ("input", "mask"),
     "masked_fill_": ("input", "mask"),
     "addcmul": ("input", "tensor1", "tensor2"),
-    **dict.fromkeys(
-        [
-            "add",
-            "sub",
-            "mul",
-            "div",
-            "pow",
-            "maximum",
-            "minimum",
-            "eq",
-            "ne",
-            "lt",
-            "le",
-            "gt",
-            "ge",
-            "logical_and",
-            "logical_or",
-        ],
-        ("input", "other"),
-    ),
+    **dict.fromkeys(_ARITHMETIC, ("input", "other")),
     **dict.fromkeys(["add_", "sub_", "mul_", "div_"], ("input", "other")),
 }
 """Functions whose arguments are broadcast against each other."""
@@ -84,3 +69,10 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 
 EQUAL = frozenset({"binary_cross_entropy", "binary_cross_entropy_with_logits", "poisson_nll_loss"})
 """Losses whose ``input`` and ``target`` must be of one shape."""
+
+
+BY_INDEX = frozenset((
+    "gather", "index_select", "scatter", "scatter_", "scatter_add", "scatter_add_", "index_add", "index_copy",
+    "take_along_dim",
+))  # fmt: skip
+"""Functions that are given an index along a dimension."""

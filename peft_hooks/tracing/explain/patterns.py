@@ -59,8 +59,8 @@ class _Known:
 
     def wanted(self, word: str) -> tuple[int, Fixed] | None:
         """Return the size that a word asks for, and who says so; None if any will do."""
-        sizes, by = [], None
-        for part in word.split("*"):
+        sizes, by, parts = [], None, word.split("*")
+        for part in parts:
             if part in self.letters:
                 size, fixed = self.letters[part]
                 by = by if by is not None and by.dimension is None else fixed
@@ -70,6 +70,9 @@ class _Known:
                     return None
                 by = Fixed(part)
             sizes.append(size)
+        if by is not None and by.dimension is None and len(parts) > 1:
+            named = [f"the {MEANINGS[part]}" if part in MEANINGS else part.rpartition(".")[2] for part in parts]
+            by = Fixed(" * ".join(f"{name} {size}" for name, size in zip(named, sizes)))
         return None if by is None else (math.prod(sizes), by)
 
 
@@ -164,7 +167,7 @@ class Repair:
     """A change of an argument, or of the layer, after which everything fits.
 
     Attributes:
-        kind: ``"batch_first"``, ``"turn"``, ``"unsqueeze"``, ``"squeeze"`` or ``"repeat"``.
+        kind: ``"batch_first"``, ``"turn"``, ``"mask"`` of a mask with a row for each text, or a tensor's method.
         parameters: Which arguments.
         dimensions: Which of their dimensions.
         shape: The first argument's shape after it.
@@ -195,7 +198,7 @@ def repairs(
     for name in dict.fromkeys((found.parameter, main, found.fixed.name)):
         if name not in shapes:
             continue
-        for repair in _changes(name, shapes[name], found):
+        for repair in _changes(takes, name, shapes[name], found):
             together = same(name)
             changed = {**shapes, **dict.fromkeys(together, repair.shape)}
             if check(takes, changed, number) is None:
@@ -203,15 +206,11 @@ def repairs(
     return fitting
 
 
-def _changes(name: str, shape: Shape, found: Mismatch) -> Iterable[Repair]:
+def _changes(takes: Takes, name: str, shape: Shape, found: Mismatch) -> Iterable[Repair]:
     """Yield what could be done to one argument."""
+    if name == found.parameter:
+        yield from _of_rank(name, shape, found) if found.dimension is None else _of_size(takes, name, shape, found)
     if found.dimension is None and name == found.parameter:
-        if len(shape) + 1 in found.wanted:
-            yield Repair("unsqueeze", (name,), (0,), (1, *shape))
-            yield Repair("unsqueeze", (name,), (1,), (*shape[:1], 1, *shape[1:]))
-        for place, size in enumerate(shape):
-            if size == 1 and len(shape) - 1 in found.wanted:
-                yield Repair("squeeze", (name,), (place,), shape[:place] + shape[place + 1 :])
         return
     for one in range(len(shape)):
         for other in range(one + 1, len(shape)):
@@ -223,3 +222,28 @@ def _changes(name: str, shape: Shape, found: Mismatch) -> Iterable[Repair]:
         sizes = list(shape)
         sizes[found.dimension] = found.wanted[0]
         yield Repair("repeat", (name,), (found.dimension,), tuple(sizes))
+
+
+def _of_rank(name: str, shape: Shape, found: Mismatch) -> Iterable[Repair]:
+    if len(shape) + 1 in found.wanted:
+        yield Repair("unsqueeze", (name,), (0,), (1, *shape))
+        yield Repair("unsqueeze", (name,), (1,), (*shape[:1], 1, *shape[1:]))
+    for place, size in enumerate(shape):
+        if size == 1 and len(shape) - 1 in found.wanted:
+            yield Repair("squeeze", (name,), (place,), shape[:place] + shape[place + 1 :])
+
+
+def _of_size(takes: Takes, name: str, shape: Shape, found: Mismatch) -> Iterable[Repair]:
+    wanted, rest = found.wanted[0], shape[1:]
+    if found.fixed.dimension is None and found.dimension == len(shape) - 1:
+        if wanted == 1:
+            yield Repair("unsqueeze", (name,), (-1,), (*shape, 1))
+        for place in range(1, len(shape) - 1) if takes.patterns[name].startswith("...") else ():
+            if math.prod(shape[place:]) == wanted:
+                yield Repair("flatten", (name,), (place,), (*shape[:place], wanted))
+    if found.dimension == 0 and wanted == 1:  # channels of one, left out
+        yield Repair("unsqueeze", (name,), (1,), (*shape[:1], 1, *rest))
+    if found.dimension == 0 and "*" in found.word and wanted % max(found.size, 1) == 0:  # one for each head
+        yield Repair("repeat_interleave", (name,), (wanted // max(found.size, 1), 0), (wanted, *rest))
+    if found.word == "~L":  # a row for each text, not for each place of a text
+        yield Repair("mask", (name,), (), (shape[0], 1, 1, *rest))

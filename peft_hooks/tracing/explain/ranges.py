@@ -13,6 +13,7 @@ from .ghosts import shape_of
 from .operands import Operand
 from .scene import Scene
 from .sites import Site
+from .steps import CALLS
 
 IGNORED = -100  # what PyTorch's losses leave out among labels
 
@@ -83,9 +84,9 @@ def read(indices: Any, rows: int, lowest: int, spared: tuple[Any, ...] = ()) -> 
 
 
 def at(operand: Operand, found: Range) -> str:
-    """Say which index is the first that is out of range, and where."""
+    """Say which index is the first that is wrong, and where."""
     name = operand.text if operand.text.isidentifier() else "it"
-    return f"{found.bad} is the first, at {name}[{', '.join(map(str, found.at))}]"
+    return f"{found.bad} (the first, at {name}[{', '.join(map(str, found.at))}])"
 
 
 def _labels(site: Site, operand: Operand, found: Range, classes: int) -> Finding:
@@ -94,11 +95,13 @@ def _labels(site: Site, operand: Operand, found: Range, classes: int) -> Finding
     bounds = [] if logits is None or not logits.shape else [site.scene.bound(logits, 1 if len(logits.shape) > 1 else 0)]
     cause = (
         f"the labels, {name}, go from {found.low} to {found.high}; there are {classes} classes, 0 to {classes - 1}:"
-        f" {at(operand, found)}, is out of range"
+        f" {at(operand, found)} is out of range"
     )
     if found.bad < 0:
         return Finding("index", cause, f"labels from 0 to {classes - 1}, or ignore_index={found.bad}", tuple(bounds))
-    cure = f"correct the labels, {name}, or give the model {found.high + 1} classes"
+    known = logits is None or site.scene.origin(logits) is not None or site.scene.maker(logits) is not None
+    more = "give the model" if known or logits is None else f"give {logits.name}"
+    cure = f"correct the labels, {name}, or {more} {found.high + 1} classes"
     return Finding("index", cause, cure, tuple(bounds))
 
 
@@ -107,18 +110,18 @@ def _lookup(site: Site, operand: Operand, found: Range, rows: int) -> Finding:
     table = site.module or _table(site)
     where = site.where if table is None else site.scene.where(table)
     name, shape = operand.text, list(operand.shape)
-    bound = Bound(rows, f"num_embeddings of {where}", (), 0, "", None if table is None else site.path)
-    cause = f"{name} {shape} goes from {found.low} to {found.high}, {where} has {rows} row{'s' * (rows != 1)}"
+    counted = "num_classes" if site.name == "one_hot" else "num_embeddings"
+    bound = Bound(rows, f"{counted} of {where}", (), 0, "", None if table is None else site.path)
+    noun = "class" + "es" * (rows != 1) if site.name == "one_hot" else "row" + "s" * (rows != 1)
+    cause = f"{name} {shape} goes from {found.low} to {found.high}, {where} has {rows} {noun}"
     if found.bad == IGNORED:
-        cause += f": {at(operand, found)}; {IGNORED} is what losses ignore in labels, no index"
+        cause += f": {at(operand, found)} is what losses ignore in labels, no index"
         return Finding("index", cause, _of_ignored(site.scene, operand), (bound,))
     if found.bad < 0:
-        return Finding(
-            "index", f"{cause}: {at(operand, found)}, is negative", f"no negative number in {name}", (bound,)
-        )
+        return Finding("index", f"{cause}: {at(operand, found)} is negative", f"no negative number in {name}", (bound,))
     if found.start is not None and shape[-1:] and found.high - found.start + 1 == shape[-1]:
         return positions(site.scene, operand, found, rows, where)
-    cause += f", 0 to {rows - 1}: {at(operand, found)}, is out of range"
+    cause += f", 0 to {rows - 1}: {at(operand, found)} is out of range"
     return Finding("index", cause, _of_rows(site, operand, found, rows, table), (bound,))
 
 
@@ -142,6 +145,7 @@ def _of_ignored(scene: Scene, operand: Operand) -> str:
 def _of_rows(site: Site, operand: Operand, found: Range, rows: int, table: nn.Module | None) -> str:
     """Return what helps against indices beyond a table."""
     scene, name = site.scene, operand.text
+    counted = "num_classes" if site.name == "one_hot" else "num_embeddings"
     known = _vocabulary(scene)
     if known is not None and known[0] > rows and found.high < known[0] and _is_vocabulary(scene, table):
         return f"{known[1]}.resize_token_embeddings({known[0]}): the tokenizer has {known[0]} tokens, {rows} have a row"
@@ -153,7 +157,7 @@ def _of_rows(site: Site, operand: Operand, found: Range, rows: int, table: nn.Mo
         return (
             f"if tokens were added, resize_token_embeddings(len(tokenizer)); else a tokenizer of {rows} tokens at most"
         )
-    return f"{name} from 0 to {rows - 1}, or num_embeddings={found.high + 1} in {site.where}"
+    return f"{name} from 0 to {rows - 1}, or {counted}={found.high + 1} in {site.where}"
 
 
 def _vocabulary(scene: Scene) -> tuple[int, str] | None:
@@ -187,6 +191,11 @@ def _is_optional(scene: Scene, operand: Operand) -> bool:
     name = operand.text
     if not name.isidentifier() or scene.steps[operand.place].module is not scene.model:
         return False
+    frame = scene.steps[0].frame.f_back
+    while frame is not None:  # the model's own generate() makes such arguments
+        if frame.f_locals.get("self") is scene.model and frame.f_code.co_filename != CALLS:
+            return False
+        frame = frame.f_back
     try:
         parameter = inspect.signature(scene.model.forward).parameters.get(name)
     except (TypeError, ValueError):
@@ -204,5 +213,7 @@ def positions(scene: Scene, operand: Operand, found: Range, rows: int, where: st
     offset = f": they begin at {start}, so that {rows - start} are left for tokens" if start else ""
     cause = f"{length} positions{more}, but {where} has {rows}{offset}"
     cure = f"model.max_seq_length = {left}" if scene.pipeline else f"truncate the texts to {left} tokens"
+    if _is_optional(scene, operand) and operand.text in {leaf.key for leaf in scene.history.given}:
+        cure = f"give {operand.text} from 0 to {rows - 1}, or leave it out"  # they were chosen, not counted
     bounds = (scene.bound(operand, len(operand.shape) - 1), Bound(rows, f"the positions of {where}", (), 0, "", None))
     return Finding("length", cause, cure, bounds)

@@ -158,11 +158,9 @@ class Scene:
 
     def origin(self, operand: Operand) -> Origin | None:
         """Return where an operand, or what it was made of, was seen in the trace."""
-        for one in (operand, operand.root):
-            found = self.history.origin_of(one.value) if isinstance(one.value, Tensor) else None
-            if found is not None:
-                return found
-        return None
+        values = [one.value for one in (operand, operand.root) if isinstance(one.value, Tensor)]
+        found = [origin for origin in map(self.history.origin_of, values) if origin is not None]
+        return next((origin for origin in found if origin.made), next(iter(found), None))
 
     def birth(self, operand: Operand, place: int) -> Origin | None:
         """Return where a tensor first had the size that an operand has in a dimension."""

@@ -38,7 +38,6 @@ class Takes:
         integers: Parameters that must be integers.
         indices: Parameters whose values are indices, with what they count, in the words of patterns.
         alike: Parameters that must be of one dtype, with the layer's own ``weight``.
-        objects: Parameters that must be tensors, beside those with patterns.
     """
 
     patterns: dict[str, str] = field(default_factory=dict)
@@ -46,7 +45,6 @@ class Takes:
     integers: tuple[str, ...] = ()
     indices: dict[str, str] = field(default_factory=dict)
     alike: tuple[str, ...] = ()
-    objects: tuple[str, ...] = ()
 
 
 def _conv(dimensions: str) -> Takes:
@@ -110,6 +108,9 @@ LAYERS: dict[str, Takes] = {
     "BatchNorm1d": Takes({"input": "N num_features L | N num_features"}),
     "BatchNorm2d": Takes({"input": "N num_features H W"}),
     "BatchNorm3d": Takes({"input": "N num_features D H W"}),
+    "InstanceNorm1d": Takes({"input": "N num_features L | num_features L"}),
+    "InstanceNorm2d": Takes({"input": "N num_features H W | num_features H W"}),
+    "InstanceNorm3d": Takes({"input": "N num_features D H W | num_features D H W"}),
     "GroupNorm": Takes({"input": "N num_channels ..."}),
     "MaxPool1d": Takes({"input": "N C_ L | C_ L"}),
     "MaxPool2d": Takes({"input": "N C_ H W | C_ H W"}),

@@ -204,8 +204,10 @@ def _is_torch(function: Any) -> bool:
     return vars(torch).get(getattr(function, "__name__", "")) is function
 
 
-def _created(name: str, args: list[Any], kwargs: dict[str, Any]) -> Ghost | None:
+def _created(name: str, args: list[Any], kwargs: dict[str, Any]) -> Tensor | Ghost | None:
     """Return what ``torch.zeros`` and its like make of numbers."""
+    if name == "tensor" and args and isinstance(args[0], (list, int, float)) and UNKNOWN not in args:
+        return torch.tensor(args[0])  # of numbers in the source: a new one, of which nobody knows
     if name in ("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like"):
         shape = shape_of(args[0]) if args else None
         return None if shape is None else Ghost(shape, kwargs.get("dtype", args[0].dtype), args[0].device)
