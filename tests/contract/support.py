@@ -28,6 +28,16 @@ def needs(condition: bool, reason: str) -> None:
         pytest.skip(f"Sentence Transformers {sentence_transformers.__version__}: {reason}")
 
 
+def add_adapter(model: Any, config: Any) -> None:
+    """Have Sentence Transformers put LoRA's layers in, or skip where transformers asks for a later PEFT."""
+    try:
+        model.add_adapter(config)
+    except ValueError as error:
+        if "version of PEFT" not in str(error):
+            raise
+        pytest.skip(f"add_adapter: {error}")
+
+
 def plain(architecture: str = "bert", **options: Any) -> Any:
     """Build a tiny model without an adapter, or skip where the installed transformers lacks the architecture."""
     try:

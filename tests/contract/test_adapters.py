@@ -21,6 +21,7 @@ from ..reference import reference_embedding
 from .support import (
     RELEASE,
     adapted,
+    add_adapter,
     assert_right,
     distance,
     encoded,
@@ -254,7 +255,7 @@ def test_without_adapter_is_in_force_in_training_too_and_gives_no_gradient() -> 
 def test_without_adapter_takes_lora_that_add_adapter_put_in(frozen: bool) -> None:
     needs(RELEASE >= (3, 3), "has no add_adapter")
     model = plain("bert")
-    model.add_adapter(METHODS["lora"](model))
+    add_adapter(model, METHODS["lora"](model))
     with torch.no_grad():
         for name, parameter in backbone_of(model).named_parameters():
             if "lora_" in name:

@@ -9,7 +9,6 @@ import pytest
 from peft_hooks import (
     UnsupportedModelError,
     check_padding_invariance,
-    prompt_mask_hooks,
     register_prompt_mask_hooks,
     without_adapter,
 )
@@ -71,16 +70,20 @@ def hybrid(architecture: str, side: str) -> Any:
 def test_a_text_is_the_same_alone_and_in_a_batch_on_either_side(architecture: str, side: str) -> None:
     """And equal to one made by hand from a single text in float64, with no padding and no PEFT."""
     model = hybrid(architecture, side)
-    if architecture == "recurrent_gemma" and not plain_is_right(model):
-        with pytest.raises(UnsupportedModelError, match="reads padding"):  # its layers keep the state of a forward
-            register_prompt_mask_hooks(model)
+    try:
+        handle = register_prompt_mask_hooks(model)
+    except UnsupportedModelError as error:
+        if "cannot run with virtual tokens" in str(error):  # older ones take no embeddings with the arguments of PEFT
+            pytest.skip(str(error))
+        assert "reads padding" in str(error)
+        assert not plain_is_right(model)
         return
-    with prompt_mask_hooks(model):
+    with handle:
         assert_right(model)
 
 
 def plain_is_right(model: Any) -> bool:
-    """Tell whether the release's own backbone is right on the right: in older ones texts beyond the window are not."""
+    """Tell whether the release's own backbone is right, padded on the right: in older ones RecurrentGemma is not."""
     former, model.tokenizer.padding_side = model.tokenizer.padding_side, "right"
     try:
         with without_adapter(model):

@@ -32,6 +32,7 @@ from .support import (
     TASK,
     TEXTS,
     adapted,
+    add_adapter,
     assert_right,
     distance,
     encoded,
@@ -489,7 +490,8 @@ def test_lora_put_in_by_sentence_transformers_itself_is_left_as_it_is() -> None:
 
     needs(RELEASE >= (3, 3), "has no add_adapter")
     model = plain()
-    model.add_adapter(LoraConfig(target_modules=["query"], init_lora_weights=False, task_type="FEATURE_EXTRACTION"))
+    config = LoraConfig(target_modules=["query"], init_lora_weights=False, task_type="FEATURE_EXTRACTION")
+    add_adapter(model, config)
     model.eval()
     without = encoded(model)
     with unchanged(model), prompt_mask_hooks(model):
@@ -725,7 +727,7 @@ def test_an_adapter_beside_one_of_add_adapter_is_refused_naming_what_takes_that_
 
     needs(RELEASE >= (3, 3), "has no add_adapter")
     model = plain()
-    model.add_adapter(LoraConfig(target_modules=["query"]))
+    add_adapter(model, LoraConfig(target_modules=["query"]))
     with refused(model, UnsupportedModelError, "model.add_adapter() put in", "`model.delete_adapter(name)`"):
         add_prompt_adapter(model, bare_config("prompt_tuning"), name)
 

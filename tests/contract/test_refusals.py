@@ -26,6 +26,7 @@ from .support import (
     RELEASE,
     TEXTS,
     adapted,
+    add_adapter,
     assert_right,
     distance,
     encoded,
@@ -393,7 +394,7 @@ def test_lora_by_add_adapter_on_left_padded_positions_is_right(architecture: str
 
     needs(RELEASE >= (3, 3), "has no add_adapter")
     model = plain(architecture, padding_side="left")
-    model.add_adapter(LoraConfig(target_modules=[layer], init_lora_weights=False))
+    add_adapter(model, LoraConfig(target_modules=[layer], init_lora_weights=False))
     if architecture in ("bert", "gpt2"):
         assert not check_padding_invariance(model, TEXTS)
     with prompt_mask_hooks(model):
