@@ -74,7 +74,7 @@ def _first_task(peft_model: Any, adapter: str) -> Iterator[None]:
 
 
 def padded_texts(transformer: Any, at_most: int) -> dict[str, Tensor] | None:
-    """Return what the backbone is given for a short text, padded on the right, and one of ``at_most`` tokens.
+    """Return what the backbone is given for a text of ``at_most`` tokens, and one of half, padded on the right.
 
     None where virtual tokens leave no room for a text at all: `fit_positions` has the words.
     The tokenizer makes it, so that special tokens and segment ids are there as ``encode`` has them.
@@ -82,9 +82,10 @@ def padded_texts(transformer: Any, at_most: int) -> dict[str, Tensor] | None:
     tokenizer = getattr(transformer, "tokenizer", None)
     if tokenizer is None or at_most < 1:
         return None
-    long = " ".join(["a cat is on the sofa"] * (at_most // 6 + 1))
+    text = " ".join(["a cat is on the sofa"] * (at_most // 6 + 1))
+    lengths = max(1, at_most // 2), at_most
     try:
-        texts = [dict(tokenizer(text, truncation=True, max_length=at_most)) for text in ("a cat", long)]
+        texts = [dict(tokenizer(text, truncation=True, max_length=length)) for length in lengths]
     except Exception:  # a tokenizer of one's own that takes something else
         return None
     longest = max(len(text["input_ids"]) for text in texts)
