@@ -113,13 +113,18 @@ def test_either_attention_is_right(architecture: str, attention: str) -> None:
 @pytest.mark.parametrize("window", [6, 12, 64])
 @pytest.mark.parametrize("architecture", ["mistral", "gemma3_text"])
 def test_a_sliding_window_is_kept(architecture: str, window: int) -> None:
-    """The probe is longer than the window of a small backbone, so that all texts share, also those beyond it."""
+    """The probe is longer than the window of a small backbone, so that all texts share, also those beyond it.
+
+    But Gemma 3 where its cache takes no text beyond a window, in transformers 4.50 to 4.52: there none do.
+    """
     model = adapted(architecture, sliding_window=window)
-    with prompt_mask_hooks(model):
+    with prompt_mask_hooks(model) as handle:
         assert_right(model)
         with runs(model) as seen:
             encoded(model)
-        assert seen == ONCE
+        shared_here = "share:0" in handle.registry
+    assert seen == (ONCE if shared_here else EVERY_ROW)
+    assert shared_here or (architecture == "gemma3_text" and RELEASE < (5, 0))
 
 
 def test_beyond_a_window_that_no_probe_can_afford_every_row_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
