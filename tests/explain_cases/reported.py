@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import pytest
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer, losses, models
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..contract.support import RELEASE, needs
 from .layers import Does, Made, called
 from .models import IDS, SMALL, bert
-from .table import case
+from .table import case, raised_by
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "barks", "at", "a", "tree"]  # 11
 TEXTS = ["the dog barks", "a tree"]
@@ -141,13 +141,14 @@ def an_lstm_behind_a_transformer_without_lengths() -> Made:
       r"gradient_checkpointing_disable\(\) (?s)^(?!.*attention_mask)",
       "longer_or_shorter register_prompt_mask_hooks")  # fmt: skip
 def a_prefix_with_gradient_checkpointing() -> Made:
-    needs(
-        RELEASE >= (3, 0), "a checkpointed Llama of its transformers is given the prefix as a tuple, and fails at that"
-    )
     model = with_prefix(llama(num_key_value_heads=1))
     model.gradient_checkpointing_enable()
     model.train()
-    return called(model, input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=IDS)
+    model, call = called(model, input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=IDS)
+    error = raised_by(call)
+    if isinstance(error, AttributeError):  # an older PEFT gives the prefix as a tuple to a model that takes a cache
+        pytest.skip(f"PEFT's own limit: {error}")
+    return model, call
 
 
 @case("", r"labels_\[8,_6\] 48_=_8_\*_6 one_for_each_token 8_rows one_for_each_text",
