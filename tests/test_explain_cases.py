@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from .explain_cases import demands, forum, given, layers, losses, models, operations
+from .explain_cases import demands, forum, given, layers, losses, models, operations, reported
 from .explain_cases.table import CASES, Case, note_of, wrong_with
 
-FAMILIES = (demands, forum, given, layers, losses, models, operations)
+FAMILIES = (demands, forum, given, layers, losses, models, operations, reported)
 
 
 @pytest.mark.parametrize("one", CASES, ids=lambda one: one.name)
