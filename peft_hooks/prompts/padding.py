@@ -65,12 +65,12 @@ class PutPaddingLast(Hook):
             return
         arguments = _by_name(call)
         rolled = _rolled(arguments)
-        if rolled is not None and self.restore:
+        if rolled is None:
+            return
+        if self.restore:
             _refuse_cut_logits(call, arguments)
-        if rolled is not None:
-            call.args, (call.kwargs, first) = (), rolled
-            if self.restore:
-                call.notes[self] = first
+            call.notes[self] = rolled[1]
+        call.args, call.kwargs = (), rolled[0]
 
     def after(self, call: Call, output: Any) -> Any:
         first = call.notes.get(self)
@@ -140,7 +140,6 @@ class _Back:
 
     def __init__(self, first: Tensor, length: int, rows: int) -> None:
         self.rows = rows
-        self.virtual = rows - length
         self.order = ft.rolled(length - first, length)
 
     def of(self, output: Any) -> Any:

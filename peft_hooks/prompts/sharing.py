@@ -134,12 +134,10 @@ class SharePrompt(Hook):
         if not virtual:
             return
         backbone, kwargs = call.module, call.kwargs
-        rows, mask, positions = kwargs["inputs_embeds"], kwargs["attention_mask"], kwargs.get("position_ids")
+        rows, mask = kwargs["inputs_embeds"], kwargs["attention_mask"]
         common = {**kwargs, "use_cache": True, "return_dict": True}
         alone = {**common, "inputs_embeds": rows[:1, :virtual], "attention_mask": mask[:1, :virtual]}
         after = {**common, "inputs_embeds": rows[:, virtual:]}
-        if positions is not None:
-            alone["position_ids"], after["position_ids"] = positions[:1, :virtual], positions[:, virtual:]
         # `forward`, not a call: the hooks on the backbone, this one among them, belong to the call that is running.
         size: Any = text_size()
         size.alone = True
@@ -203,11 +201,8 @@ _KNOWN = frozenset(["attention_mask", "inputs_embeds", "output_hidden_states", "
 
 def _asks_for_more(call: Call) -> bool:
     """Tell whether the backbone is given or asked for anything else: keys and values, attentions, segment ids."""
-    for key, value in call.kwargs.items():
-        if value is None or value is False or key in _KNOWN:
-            continue
-        if key != "position_ids" or call.given_kwargs.get(key) is not None:  # ours are the same in every row
-            return True
+    if any(value is not None and value is not False and key not in _KNOWN for key, value in call.kwargs.items()):
+        return True
     config = getattr(call.module, "config", None)
     return bool(getattr(config, "output_attentions", False) or getattr(config, "output_router_logits", False))
 
