@@ -1,6 +1,6 @@
 """The stacks that this library was tested on, one line each, and whether a newer release than any of them is installed.
 
-``setup.cfg`` has the same pins, for tox; ``tests/test_tested.py`` holds the two together.
+``setup.cfg`` has the same pins, for tox; ``tests/unit/compat/test_tested.py`` holds the two together.
 """
 
 from __future__ import annotations

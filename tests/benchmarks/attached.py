@@ -18,7 +18,7 @@ from peft_hooks import Hook, HookRegistry, register_prompt_mask_hooks
 from peft_hooks.hooks.dispatcher import dispatchers
 from peft_hooks.testing import tiny_model
 
-from ..methods import backbone_of, put_adapter
+from ..tools.methods import backbone_of, put_adapter
 from .models import features_of, text_of
 from .table import Row
 from .timing import beyond, in_turns, ratios

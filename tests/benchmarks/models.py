@@ -10,7 +10,7 @@ import torch
 
 from peft_hooks import register_prompt_mask_hooks
 
-from ..methods import put_adapter
+from ..tools.methods import put_adapter
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from peft_hooks import register_prompt_mask_hooks
 from peft_hooks.testing import TEXTS, tiny_model
 
-from ..methods import backbone_of, put_adapter
+from ..tools.methods import backbone_of, put_adapter
 from .encode import agree, encoding
 from .models import minilm
 from .table import Row

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 import peft_hooks
 
-from ..reference import reference_embedding
+from ..tools.reference import reference_embedding
 
 # Lengths differ much, so that a batch of them has padding.
 TEXTS = (

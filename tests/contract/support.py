@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from peft_hooks.testing import POOLING_MODES, TEXTS, tiny_model
 
-from .. import matrix
-from ..methods import CACHE_METHODS, Unavailable, put_adapter
-from ..reference import reference_embedding
+from ..tools import matrix
+from ..tools.methods import CACHE_METHODS, Unavailable, put_adapter
+from ..tools.reference import reference_embedding
 
 RELEASE = tuple(int(part) for part in sentence_transformers.__version__.split(".")[:2])
 TASK = 1

@@ -16,8 +16,8 @@ from peft_hooks.prompts.attach import handle_of
 from peft_hooks.testing import TEXTS, assert_no_hooks_left, tiny_model
 from peft_hooks.testing.models import pipeline_modules
 
-from ..methods import CACHE_METHODS, METHODS, VARIANTS, backbone_of, fill_adapter
-from ..reference import reference_embedding
+from ..tools.methods import CACHE_METHODS, METHODS, VARIANTS, backbone_of, fill_adapter
+from ..tools.reference import reference_embedding
 from .support import (
     RELEASE,
     adapted,

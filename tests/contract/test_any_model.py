@@ -23,7 +23,7 @@ from peft_hooks import (
 )
 from peft_hooks.testing import assert_no_hooks_left
 
-from ..reference import reference_token_embeddings, wrapped_backbone
+from ..tools.reference import reference_token_embeddings, wrapped_backbone
 from .support import CACHE_METHODS, RELEASE, TASK, TEXTS, adapted, distance, unchanged
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -12,8 +12,8 @@ import torch
 from peft_hooks import add_prompt_adapter, check_padding_invariance, prompt_mask_hooks, register_prompt_mask_hooks
 from peft_hooks.errors import UnsupportedModelError
 
-from .. import cross
-from ..methods import METHODS, NO_CACHE, Unavailable
+from ..tools import cross
+from ..tools.methods import METHODS, NO_CACHE, Unavailable
 from .support import RELEASE, TASK, break_graph, clean_dynamo, distance, interrupt, needs, options_for
 
 FIRST = ("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")

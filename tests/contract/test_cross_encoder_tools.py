@@ -23,8 +23,8 @@ from peft_hooks import (
 )
 from peft_hooks.testing import tiny_transformer
 
-from .. import cross
-from ..methods import Unavailable
+from ..tools import cross
+from ..tools.methods import Unavailable
 from .support import RELEASE, distance, needs
 
 PAIRS = [list(pair) for pair in cross.PAIRS]

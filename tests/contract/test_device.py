@@ -25,7 +25,7 @@ from peft_hooks.prompts.hidden_states import KeepHiddenStates, ReplayLayers
 from peft_hooks.prompts.mask import PreparePooling
 from peft_hooks.prompts.task import SelectTask
 
-from ..methods import METHODS
+from ..tools.methods import METHODS
 from .support import TEXTS, distance, forward, options_for, plain, put, shared, with_pooling
 
 POLICIES = ("auto", "pool", "ignore", "strip")

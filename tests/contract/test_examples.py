@@ -18,7 +18,7 @@ EXAMPLES = ("custom_hook", "debug_shapes", "distributed", "quickstart", "train_p
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_says_which_release_it_needs(name: str) -> None:
-    """Newer releases run them: see tests/test_examples.py."""
+    """Newer releases run them: see tests/unit/test_examples.py."""
     needs(RELEASE < (5, 4), "runs the examples")
     script = f"examples/{name}.py"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

@@ -11,7 +11,7 @@ from torch import nn
 
 from peft_hooks import PaddingReport, check_padding_invariance, prompt_mask_hooks
 
-from ..methods import METHODS, backbone_of
+from ..tools.methods import METHODS, backbone_of
 from .support import (
     RELEASE,
     TEXTS,

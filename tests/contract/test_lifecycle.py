@@ -25,8 +25,8 @@ from peft_hooks import (
 )
 from peft_hooks.testing import assert_no_hooks_left
 
-from ..matrix import broken_in_peft
-from ..methods import METHODS, VIRTUAL_TOKENS, backbone_of, fill_adapter
+from ..tools.matrix import broken_in_peft
+from ..tools.methods import METHODS, VIRTUAL_TOKENS, backbone_of, fill_adapter
 from .support import (
     RELEASE,
     TASK,

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from peft_hooks import register_prompt_mask_hooks
 from peft_hooks.testing import TEXTS, tiny_model
 
-from .. import formulas
-from ..by_hand import ByHand, stand_in
-from ..methods import put_adapter
+from ..tools import formulas
+from ..tools.by_hand import ByHand, stand_in
+from ..tools.methods import put_adapter
 from .support import RELEASE, needs
 
 PAIRS, TRIPLES, SINGLES = (TEXTS[:3], TEXTS[3:]), (TEXTS[:2], TEXTS[2:4], TEXTS[4:]), (TEXTS,)

@@ -7,8 +7,8 @@ import torch
 
 from peft_hooks import prompt_mask_hooks
 
-from ..matrix import BACKBONES, POOLINGS, broken_in_peft, measure, must_be_refused, why_not
-from ..methods import METHODS
+from ..tools.matrix import BACKBONES, POOLINGS, broken_in_peft, measure, must_be_refused, why_not
+from ..tools.methods import METHODS
 from .support import TEXTS, forward, options_for, shared
 
 # With --dist loadgroup one worker builds a model once and runs all its cells.

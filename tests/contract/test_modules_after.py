@@ -13,7 +13,7 @@ from peft_hooks import prompt_mask_hooks, register_prompt_mask_hooks
 from peft_hooks.errors import DimensionError, UnsupportedModelError
 from peft_hooks.testing.models import VOCABULARY, pipeline_modules
 
-from ..reference import reference_rows_of_padded, reference_token_embeddings, wrapped_backbone
+from ..tools.reference import reference_rows_of_padded, reference_token_embeddings, wrapped_backbone
 from .support import RELEASE, TEXTS, adapted, distance, encoded, needs
 
 WEIGHTS = {"cat": 3.0, "the": 0.2, "dog": 2.5, "boat": 1.5, "moon": 4.0, "[CLS]": 0.1}

@@ -11,7 +11,7 @@ from torch import Tensor
 from peft_hooks import UnsupportedModelError, add_prompt_adapter, check_padding_invariance, diagnose, prompt_mask_hooks
 from peft_hooks.testing import tiny_model
 
-from ..reference import reference_rows_of_padded, reference_token_embeddings
+from ..tools.reference import reference_rows_of_padded, reference_token_embeddings
 from .support import RELEASE, TASK, TEXTS, distance, options_for, put
 
 pytestmark = pytest.mark.skipif(RELEASE < (6, 0), reason="MultiVectorEncoder came with Sentence Transformers 6.0")

@@ -12,8 +12,8 @@ import torch
 from peft_hooks import prompt_mask_hooks
 from peft_hooks.testing import TEXTS
 
-from ..matrix import POOLINGS, adapted, pipeline
-from ..reference import reference_embedding
+from ..tools.matrix import POOLINGS, adapted, pipeline
+from ..tools.reference import reference_embedding
 
 VERSION = tuple(int(part) for part in sentence_transformers.__version__.split(".")[:2])
 EXTENDS = (3, 3) <= VERSION < (6, 2)

@@ -14,8 +14,8 @@ import torch
 
 from peft_hooks import DimensionError, check_padding_invariance, prompt_mask_hooks, register_prompt_mask_hooks
 
-from ..methods import put_adapter
-from ..reference import reference_embedding
+from ..tools.methods import put_adapter
+from ..tools.reference import reference_embedding
 from .support import RELEASE, TEXTS, adapted, distance, encoded, expected, forward, needs
 
 WORDS = sorted({word for text in TEXTS for word in text.split()})

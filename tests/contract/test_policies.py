@@ -10,8 +10,8 @@ import torch
 from peft_hooks import prompt_mask_hooks
 from peft_hooks.testing import POOLING_MODES
 
-from ..methods import ROW_METHODS, VIRTUAL_TOKENS
-from ..reference import reference_token_embeddings
+from ..tools.methods import ROW_METHODS, VIRTUAL_TOKENS
+from ..tools.reference import reference_token_embeddings
 from .support import (
     RELEASE,
     TEXTS,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from peft_hooks import UnsupportedModelError, add_prompt_adapter, prompt_mask_hooks, register_prompt_mask_hooks
 from peft_hooks.compat.kv_cache import cache_field
 
-from ..matrix import broken_in_peft
-from ..methods import VIRTUAL_TOKENS, backbone_of, prefix_tuning
+from ..tools.matrix import broken_in_peft
+from ..tools.methods import VIRTUAL_TOKENS, backbone_of, prefix_tuning
 from .support import TEXTS, adapted, assert_right, encoded, plain, put, refused, unchanged
 from .test_share_prompt import ONCE, runs
 

@@ -21,7 +21,7 @@ from peft_hooks import (
 from peft_hooks.compat.sentence_transformers import put_backbone
 from peft_hooks.testing import assert_padding_invariant
 
-from ..methods import NO_CACHE, VIRTUAL_TOKENS, backbone_of, prompt_tuning, put_adapter
+from ..tools.methods import NO_CACHE, VIRTUAL_TOKENS, backbone_of, prompt_tuning, put_adapter
 from .support import (
     RELEASE,
     TEXTS,

@@ -17,7 +17,7 @@ from peft_hooks import HookError, UnsupportedModelError, prompt_mask_hooks, regi
 from peft_hooks.testing import assert_no_hooks_left
 from peft_hooks.testing.models import pipeline_modules
 
-from ..methods import METHODS, backbone_of, fill_adapter, put_backbone
+from ..tools.methods import METHODS, backbone_of, fill_adapter, put_backbone
 from .support import (
     RELEASE,
     TEXTS,

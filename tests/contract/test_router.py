@@ -12,7 +12,7 @@ from torch import Tensor
 from peft_hooks import add_prompt_adapter, prompt_mask_hooks, register_prompt_mask_hooks
 from peft_hooks.errors import UnsupportedModelError
 
-from ..reference import reference_embedding, reference_token_embeddings
+from ..tools.reference import reference_embedding, reference_token_embeddings
 from .support import RELEASE, TEXTS, adapted, distance, needs, options_for, plain
 
 SINCE_ROUTER = RELEASE >= (5, 0)

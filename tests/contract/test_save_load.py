@@ -21,7 +21,7 @@ from peft_hooks.prompts.attach import handle_of
 from peft_hooks.testing import tiny_model, tiny_transformer
 from peft_hooks.testing.models import pipeline_modules
 
-from ..methods import METHODS, VARIANTS, backbone_of, put_adapter
+from ..tools.methods import METHODS, VARIANTS, backbone_of, put_adapter
 from .support import RELEASE, TEXTS, adapted, distance, encoded, expected, needs, options_for, put
 
 ALL = (*METHODS, *VARIANTS)

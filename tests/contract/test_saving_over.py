@@ -25,7 +25,7 @@ from peft_hooks.checkpoints.folder import STAGE
 from peft_hooks.cli.console import quiet
 from peft_hooks.testing import tiny_transformer
 
-from ..methods import METHODS, backbone_of, put_adapter
+from ..tools.methods import METHODS, backbone_of, put_adapter
 from .support import RELEASE, distance
 from .test_save_load import build, failing, vectors, with_hooks
 

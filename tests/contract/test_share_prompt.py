@@ -18,8 +18,8 @@ from peft_hooks import UnsupportedModelError, prompt_mask_hooks, register_prompt
 from peft_hooks.prompts.sharing_probe import why_not_shared
 from peft_hooks.testing import assert_no_hooks_left
 
-from ..matrix import POOLINGS
-from ..methods import VIRTUAL_TOKENS, backbone_of
+from ..tools.matrix import POOLINGS
+from ..tools.methods import VIRTUAL_TOKENS, backbone_of
 from .support import (
     RELEASE,
     TEXTS,

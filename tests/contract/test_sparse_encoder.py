@@ -24,9 +24,9 @@ from peft_hooks import (
 from peft_hooks.errors import UnsupportedModelError
 from peft_hooks.testing.models import config_arguments, fill_weights, make_tokenizer
 
-from ..cross import Pipe
-from ..methods import METHODS, Unavailable, fill_adapter
-from ..reference import _cache, float64_by_default, key_values, plain_backbone, prompt_rows
+from ..tools.cross import Pipe
+from ..tools.methods import METHODS, Unavailable, fill_adapter
+from ..tools.reference import _cache, float64_by_default, key_values, plain_backbone, prompt_rows
 from .support import CACHE_METHODS, RELEASE, TASK, TEXTS, distance, needs, options_for
 
 pytestmark = pytest.mark.skipif(RELEASE < (5, 0), reason="SparseEncoder came with Sentence Transformers 5.0")

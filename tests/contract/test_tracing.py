@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from peft_hooks import HookError, add_prompt_adapter, prompt_mask_hooks, register_prompt_mask_hooks
 
-from ..methods import METHODS, backbone_of, prefix_tuning, put_backbone
+from ..tools.methods import METHODS, backbone_of, prefix_tuning, put_backbone
 from .support import (
     TEXTS,
     adapted,

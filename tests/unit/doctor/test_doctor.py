@@ -25,8 +25,8 @@ from peft_hooks import (
 from peft_hooks.doctor.report import as_text
 from peft_hooks.testing import TEXTS, tiny_model
 
-from .contract.support import RELEASE, adapted, needs, plain, put, unchanged
-from .methods import backbone_of, put_backbone
+from ...contract.support import RELEASE, adapted, needs, plain, put, unchanged
+from ...tools.methods import backbone_of, put_backbone
 
 HOOKS = "peft_hooks.register_prompt_mask_hooks(model)"
 

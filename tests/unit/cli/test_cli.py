@@ -18,11 +18,11 @@ from peft_hooks.cli import main as _cli
 from peft_hooks.cli.console import quiet
 from peft_hooks.testing import tiny_model
 
-from .contract.support import RELEASE
-from .cross import tiny_cross_encoder
-from .methods import backbone_of, put_adapter
+from ...contract.support import RELEASE
+from ...tools.cross import tiny_cross_encoder
+from ...tools.methods import backbone_of, put_adapter
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

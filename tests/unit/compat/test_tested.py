@@ -16,9 +16,9 @@ from peft_hooks.compat import tested
 from peft_hooks.compat.tested import PACKAGES, STACKS, Stack, in_words, newer_than_tested
 from peft_hooks.testing import TEXTS
 
-from .contract.support import adapted
+from ...contract.support import adapted
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 NEWEST = dict(zip(PACKAGES, STACKS[-1]))
 
 

@@ -1,4 +1,4 @@
-"""A campaign of injected faults: ``python -m tests.campaign [SEED] [-v]`` prints how many are found, and placed.
+"""A campaign of injected faults: ``python -m tests.tools.campaign [SEED] [-v]`` prints how many are found, and placed.
 
 Each trial breaks one random module of a model in one way and runs one forward, bare and under ``trace_shapes``. Half of
 the faults are put in by a hook, which an explanation could see, the other half are in the module's own ``forward``.

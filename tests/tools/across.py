@@ -1,8 +1,8 @@
 """The same weights and texts on every release: each writes its embeddings, and all pairs are compared.
 
-``python -m tests.across weights`` saves the tiny models' weights once (they are in ``tests/data``),
-``python -m tests.across write DIR`` writes this stack's embeddings, ``python -m tests.across compare DIR`` prints the
-largest difference between any two stacks and fails if it is over 1e-5.
+``python -m tests.tools.across weights`` saves the tiny models' weights once (they are in ``tests/tools/data``),
+``python -m tests.tools.across write DIR`` writes this stack's embeddings, ``python -m tests.tools.across compare DIR``
+prints the largest difference between any two stacks and fails if it is over 1e-5.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ from peft_hooks import (
 )
 from peft_hooks.testing.leftovers import hooks_on
 
-from .contract.support import adapted, plain
+from ..contract.support import adapted, plain
 
 CONFIG = PromptTuningConfig(num_virtual_tokens=2)
 TEXTS = ["a cat", "the dog sleeps on the warm sofa"]

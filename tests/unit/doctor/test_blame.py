@@ -13,8 +13,8 @@ from peft_hooks import UnsupportedModelError, diagnose, prompt_mask_hooks, regis
 from peft_hooks.testing import TEXTS
 from peft_hooks.testing.models import make_tokenizer, pipeline_modules
 
-from .contract.support import adapted, needs, plain, unchanged
-from .methods import backbone_of
+from ...contract.support import adapted, needs, plain, unchanged
+from ...tools.methods import backbone_of
 
 WIDTH = 32
 Features = dict[str, Any]

@@ -20,14 +20,14 @@ from peft_hooks import testing
 from peft_hooks.cli import main as _cli
 from peft_hooks.compat.tested import STACKS
 
-from . import matrix
-from .methods import METHODS
+from ..tools import matrix
+from ..tools.methods import METHODS
 
 docutils = pytest.importorskip("docutils", reason="README is read with docutils: pip install peft_hooks[test]")
 from docutils import nodes  # noqa: E402
 from docutils.core import publish_doctree  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 FIRST_SCREEN = "peft_hooks"
 

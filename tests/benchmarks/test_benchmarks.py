@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from .benchmarks import __main__ as command
-from .benchmarks.table import Row, print_table, shown, write_json
-from .benchmarks.timing import in_turns, ratios
+from . import __main__ as command
+from .table import Row, print_table, shown, write_json
+from .timing import in_turns, ratios
 
 QUICK = ("mask_hook", "attached", "dimensions", "memory")
 

@@ -17,7 +17,7 @@ from peft_hooks.dimensions.contracts import checks
 from peft_hooks.testing import TEXTS, assert_no_hooks_left, tiny_model
 from peft_hooks.testing.models import pipeline_modules
 
-from .contract.support import RELEASE, needs, plain, put
+from ...contract.support import RELEASE, needs, plain, put
 
 BATCH, WIDTH = len(TEXTS), 32
 

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a call leaves a model as before it or as after it; ``python -m tests.interrupts`` for all."""
+"""Ctrl-C amid a call leaves a model as it was before or after; ``python -m tests.tools.interrupts`` runs all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from peft_hooks.cli.console import quiet
 from peft_hooks.hooks.undo import always, attempt, block, surely
 
-from .interrupts import SCENARIOS, Interrupt, first_and_last, plain, registry, trials
+from ...tools.interrupts import SCENARIOS, Interrupt, first_and_last, plain, registry, trials
 
 # Where something is switched: the rest reads.
 CRITICAL = ("hooks/places.py", "hooks/undo.py", "prompts/handle.py", "prompts/attach.py", "prompts/adapters.py")

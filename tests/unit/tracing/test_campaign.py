@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from . import campaign
-from .campaign import Outcome
+from ...tools import campaign
+from ...tools.campaign import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_the_campaign_breaks_three_models_in_every_way(outcomes: list[Outcome]) 
 
 def test_readme_has_the_table_that_is_printed(outcomes: list[Outcome]) -> None:
     """Line by line; README's is indented."""
-    readme = (Path(__file__).parent.parent / "README.rst").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[3] / "README.rst").read_text(encoding="utf-8")
     assert [line.strip() for line in campaign.table(outcomes).splitlines()] == [
         line.strip() for line in readme[readme.index("of   bare  traced") :].splitlines()[:6]
     ]

@@ -1,4 +1,4 @@
-"""Ctrl-C at every line of the library: ``python -m tests.interrupts [STRIDE] [NAME]`` prints what came of it.
+"""Ctrl-C at every line of the library: ``python -m tests.tools.interrupts [STRIDE] [NAME]`` prints what came of it.
 
 A trial runs one call and raises a KeyboardInterrupt before the n-th line that runs inside ``peft_hooks/``: where each
 line runs for the first and for the last time, or at every STRIDE-th of those. After it the model has to be as it was

@@ -19,8 +19,8 @@ from peft_hooks import HookRegistry, LogShapes, assert_dimensions, trace_shapes
 from peft_hooks.testing import assert_no_hooks_left
 from peft_hooks.tracing.leaves import MOST
 
-from . import healthy
-from .healthy import PROGRAMS, Does, Program
+from ...tools import healthy
+from ...tools.healthy import PROGRAMS, Does, Program
 
 
 def leaves(value: Any) -> list[torch.Tensor]:

@@ -21,7 +21,7 @@ from peft_hooks.testing import (
     tiny_model,
 )
 
-from .methods import put_adapter
+from ...tools.methods import put_adapter
 
 pytest_plugins = ("pytester", "peft_hooks.pytest_plugin")
 

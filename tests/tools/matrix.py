@@ -1,7 +1,8 @@
 """The matrix: architectures x padding sides x methods x pooling modes, each cell against the float64 reference.
 
 A cell is right if one batch, each text alone, and two passes over one batch all equal the reference to 1e-4.
-``python -m tests.matrix`` runs every cell without hooks and with them and prints how many are right: README's numbers.
+``python -m tests.tools.matrix`` runs every cell without hooks and with them and prints how many are right: README's
+numbers.
 """
 
 from __future__ import annotations

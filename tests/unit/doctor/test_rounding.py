@@ -12,8 +12,8 @@ from torch import nn
 from peft_hooks import check_padding_invariance, diagnose, prompt_mask_hooks
 from peft_hooks.testing import TEXTS
 
-from .contract.support import RELEASE, adapted, needs, plain, put, unchanged
-from .methods import backbone_of
+from ...contract.support import RELEASE, adapted, needs, plain, put, unchanged
+from ...tools.methods import backbone_of
 
 HALF = [torch.float16, torch.bfloat16]
 DECODERS = [("llama", "lasttoken"), ("qwen3", "lasttoken"), ("gpt2", "lasttoken"), ("llama", "mean")]
