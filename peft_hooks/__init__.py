@@ -54,141 +54,141 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING
 
+from ._version import VERSION
+
 if TYPE_CHECKING:
-    from .checkpoints.loading import load
-    from .checkpoints.saving import save
-    from .dimensions.contracts import contract_of
-    from .dimensions.hook import AssertDimensions
-    from .dimensions.scope import assert_dimensions
-    from .doctor.diagnosis import Diagnosis
-    from .doctor.findings import Finding
-    from .doctor.invariance import PaddingReport, check_padding_invariance
-    from .doctor.run import diagnose
-    from .errors import (
-        DimensionError,
-        DimensionWarning,
-        HookError,
-        HookNameError,
-        LoadError,
-        PeftHooksError,
-        SaveError,
-        SelectorError,
-        UnsupportedModelError,
+    # isort: off - which would make a statement of each `as`
+    from .checkpoints.loading import load as load
+    from .checkpoints.saving import save as save
+    from .dimensions.contracts import contract_of as contract_of
+    from .dimensions.hook import AssertDimensions as AssertDimensions
+    from .dimensions.scope import assert_dimensions as assert_dimensions
+    from .doctor.diagnosis import Diagnosis as Diagnosis
+    from .doctor.findings import Finding as Finding
+    from .doctor.invariance import (
+        PaddingReport as PaddingReport,
     )
-    from .hooks.call import Call, Hook
-    from .hooks.log_shapes import LogShapes
-    from .hooks.registry import HookRegistry
-    from .prompts.adapters import add_prompt_adapter, remove_prompt_adapter
-    from .prompts.attach import HookHandle, prompt_mask_hooks, register_prompt_mask_hooks
-    from .prompts.mask import ExtendPromptMask, PreparePooling
-    from .prompts.padding import PutPaddingLast
-    from .prompts.sharing import SharePrompt
-    from .prompts.task import SelectTask
-    from .prompts.without import without_adapter
-    from .tracing.session import trace_shapes
-    from .tracing.trace import ShapeTrace
-    from .trainer import PromptTrainer
+    from .doctor.invariance import (
+        check_padding_invariance as check_padding_invariance,
+    )
+    from .doctor.run import diagnose as diagnose
+    from .errors import (
+        DimensionError as DimensionError,
+    )
+    from .errors import (
+        DimensionWarning as DimensionWarning,
+    )
+    from .errors import (
+        HookError as HookError,
+    )
+    from .errors import (
+        HookNameError as HookNameError,
+    )
+    from .errors import (
+        LoadError as LoadError,
+    )
+    from .errors import (
+        PeftHooksError as PeftHooksError,
+    )
+    from .errors import (
+        SaveError as SaveError,
+    )
+    from .errors import (
+        SelectorError as SelectorError,
+    )
+    from .errors import (
+        UnsupportedModelError as UnsupportedModelError,
+    )
+    from .hooks.call import (
+        Call as Call,
+    )
+    from .hooks.call import (
+        Hook as Hook,
+    )
+    from .hooks.log_shapes import LogShapes as LogShapes
+    from .hooks.registry import HookRegistry as HookRegistry
+    from .prompts.adapters import (
+        add_prompt_adapter as add_prompt_adapter,
+    )
+    from .prompts.adapters import (
+        remove_prompt_adapter as remove_prompt_adapter,
+    )
+    from .prompts.attach import (
+        prompt_mask_hooks as prompt_mask_hooks,
+    )
+    from .prompts.attach import (
+        register_prompt_mask_hooks as register_prompt_mask_hooks,
+    )
+    from .prompts.handle import HookHandle as HookHandle
+    from .prompts.mask import (
+        ExtendPromptMask as ExtendPromptMask,
+    )
+    from .prompts.mask import (
+        PreparePooling as PreparePooling,
+    )
+    from .prompts.padding import PutPaddingLast as PutPaddingLast
+    from .prompts.sharing import SharePrompt as SharePrompt
+    from .prompts.task import SelectTask as SelectTask
+    from .prompts.without import without_adapter as without_adapter
+    from .tracing.session import trace_shapes as trace_shapes
+    from .tracing.trace import ShapeTrace as ShapeTrace
+    from .trainer import PromptTrainer as PromptTrainer
+    # isort: on
 
-__all__ = [
-    "AssertDimensions",
-    "Call",
-    "Diagnosis",
-    "DimensionError",
-    "DimensionWarning",
-    "ExtendPromptMask",
-    "Finding",
-    "Hook",
-    "HookError",
-    "HookHandle",
-    "HookNameError",
-    "HookRegistry",
-    "LoadError",
-    "LogShapes",
-    "PaddingReport",
-    "PeftHooksError",
-    "PreparePooling",
-    "PromptTrainer",
-    "PutPaddingLast",
-    "SaveError",
-    "SelectTask",
-    "SelectorError",
-    "ShapeTrace",
-    "SharePrompt",
-    "UnsupportedModelError",
-    "add_prompt_adapter",
-    "assert_dimensions",
-    "check_padding_invariance",
-    "contract_of",
-    "diagnose",
-    "load",
-    "prompt_mask_hooks",
-    "register_prompt_mask_hooks",
-    "remove_prompt_adapter",
-    "save",
-    "trace_shapes",
-    "without_adapter",
-]
+__version__ = VERSION
 
+# Each public name once, with the module that has it: imported when it is first used.
 _HOMES = {
-    "prompts.adapters": (
-        "add_prompt_adapter",
-        "remove_prompt_adapter",
-    ),
-    "dimensions.scope": ("assert_dimensions",),
-    "prompts.attach": (
-        "HookHandle",
-        "prompt_mask_hooks",
-        "register_prompt_mask_hooks",
-    ),
-    "dimensions.contracts": ("contract_of",),
-    "doctor.diagnosis": ("Diagnosis",),
-    "dimensions.hook": ("AssertDimensions",),
-    "doctor.run": ("diagnose",),
-    "doctor.findings": ("Finding",),
-    "hooks.call": (
-        "Call",
-        "Hook",
-    ),
-    "doctor.invariance": (
-        "PaddingReport",
-        "check_padding_invariance",
-    ),
-    "checkpoints.loading": ("load",),
-    "hooks.log_shapes": ("LogShapes",),
-    "prompts.mask": (
-        "ExtendPromptMask",
-        "PreparePooling",
-    ),
-    "prompts.padding": ("PutPaddingLast",),
-    "hooks.registry": ("HookRegistry",),
-    "checkpoints.saving": ("save",),
-    "prompts.sharing": ("SharePrompt",),
-    "prompts.task": ("SelectTask",),
-    "tracing.session": ("trace_shapes",),
-    "tracing.trace": ("ShapeTrace",),
-    "trainer": ("PromptTrainer",),
-    "prompts.without": ("without_adapter",),
-    "errors": (
-        "DimensionError",
-        "DimensionWarning",
-        "HookError",
-        "HookNameError",
-        "LoadError",
-        "PeftHooksError",
-        "SaveError",
-        "SelectorError",
-        "UnsupportedModelError",
-    ),
+    "AssertDimensions": "dimensions.hook",
+    "Call": "hooks.call",
+    "Diagnosis": "doctor.diagnosis",
+    "DimensionError": "errors",
+    "DimensionWarning": "errors",
+    "ExtendPromptMask": "prompts.mask",
+    "Finding": "doctor.findings",
+    "Hook": "hooks.call",
+    "HookError": "errors",
+    "HookHandle": "prompts.handle",
+    "HookNameError": "errors",
+    "HookRegistry": "hooks.registry",
+    "LoadError": "errors",
+    "LogShapes": "hooks.log_shapes",
+    "PaddingReport": "doctor.invariance",
+    "PeftHooksError": "errors",
+    "PreparePooling": "prompts.mask",
+    "PromptTrainer": "trainer",
+    "PutPaddingLast": "prompts.padding",
+    "SaveError": "errors",
+    "SelectTask": "prompts.task",
+    "SelectorError": "errors",
+    "ShapeTrace": "tracing.trace",
+    "SharePrompt": "prompts.sharing",
+    "UnsupportedModelError": "errors",
+    "add_prompt_adapter": "prompts.adapters",
+    "assert_dimensions": "dimensions.scope",
+    "check_padding_invariance": "doctor.invariance",
+    "contract_of": "dimensions.contracts",
+    "diagnose": "doctor.run",
+    "load": "checkpoints.loading",
+    "prompt_mask_hooks": "prompts.attach",
+    "register_prompt_mask_hooks": "prompts.attach",
+    "remove_prompt_adapter": "prompts.adapters",
+    "save": "checkpoints.saving",
+    "trace_shapes": "tracing.session",
+    "without_adapter": "prompts.without",
 }
+
+__all__ = [*_HOMES]
+
+_SUBMODULES = ("errors", "testing")
 
 
 def _import(name: str) -> object:
-    for home, names in _HOMES.items():
-        if name in names:
-            globals()[name] = found = getattr(importlib.import_module(f".{home}", __name__), name)
-            return found
-        if name == home:
-            return importlib.import_module(f".{home}", __name__)
+    if name in _HOMES:
+        globals()[name] = found = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        return found
+    if name in _SUBMODULES:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -198,9 +198,9 @@ def __dir__() -> list[str]:
     except importlib.metadata.PackageNotFoundError:
         before_trainers = False
     # help() imports every name that it is told of, and PromptTrainer cannot be before 3.0.
-    return sorted({*globals(), *__all__} - ({"PromptTrainer"} if before_trainers else set()))
+    return sorted({*globals(), *__all__, *_SUBMODULES} - ({"PromptTrainer"} if before_trainers else set()))
 
 
-# Hidden from type checkers, which would take it that every name is there.
+# Hidden from type checkers, which would otherwise take every name to exist.
 if not TYPE_CHECKING:
     __getattr__ = _import

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from ._public import public
 
+
+@public
 class PeftHooksError(Exception):
     """Base class of every error that peft_hooks raises on purpose.
 
@@ -20,6 +23,7 @@ class PeftHooksError(Exception):
     """
 
 
+@public
 class HookNameError(PeftHooksError, LookupError):
     """A hook's name is unknown, or taken already.
 
@@ -30,10 +34,11 @@ class HookNameError(PeftHooksError, LookupError):
         >>> HookRegistry(model).detach("log")
         Traceback (most recent call last):
         ...
-        peft_hooks.errors.HookNameError: no hook is named 'log'
+        peft_hooks.HookNameError: no hook is named 'log'
     """
 
 
+@public
 class SelectorError(PeftHooksError, LookupError):
     """A selector matches no module, or is of a kind that cannot select one.
 
@@ -44,10 +49,11 @@ class SelectorError(PeftHooksError, LookupError):
         >>> HookRegistry(model).attach(LogShapes(), to=torch.nn.GELU)
         Traceback (most recent call last):
         ...
-        peft_hooks.errors.SelectorError: Sequential has no module of class GELU; there are: 'Linear', 'Sequential'
+        peft_hooks.SelectorError: Sequential has no module of class GELU; there are: 'Linear', 'Sequential'
     """
 
 
+@public
 class HookError(PeftHooksError, RuntimeError):
     """Hooks cannot be attached as asked: a compiled model, other options in force, a model that is gone.
 
@@ -57,10 +63,11 @@ class HookError(PeftHooksError, RuntimeError):
         >>> HookRegistry(torch.nn.Linear(2, 2)).model
         Traceback (most recent call last):
         ...
-        peft_hooks.errors.HookError: the model of this registry is gone: keep a reference to it while you ...
+        peft_hooks.HookError: the model of this registry is gone: keep a reference to it while you ...
     """
 
 
+@public
 class UnsupportedModelError(PeftHooksError, ValueError):
     """The model cannot give right embeddings with this adapter, whatever the hooks; the message says what can.
 
@@ -70,10 +77,11 @@ class UnsupportedModelError(PeftHooksError, ValueError):
         >>> register_prompt_mask_hooks(tiny_model("bert"))
         Traceback (most recent call last):
         ...
-        peft_hooks.errors.UnsupportedModelError: this SentenceTransformer has no PEFT adapter: put one on with ...
+        peft_hooks.UnsupportedModelError: this SentenceTransformer has no PEFT adapter: put one on with ...
     """
 
 
+@public
 class LoadError(PeftHooksError, ValueError):
     """A saved model cannot be loaded: it is damaged, incomplete, would run code, or its base model is not found.
 
@@ -82,10 +90,11 @@ class LoadError(PeftHooksError, ValueError):
         >>> peft_hooks.load("./no/such/folder")
         Traceback (most recent call last):
         ...
-        peft_hooks.errors.LoadError: ./no/such/folder: no directory with a model: no such path
+        peft_hooks.LoadError: ./no/such/folder: no directory with a model: no such path
     """
 
 
+@public
 class SaveError(PeftHooksError, ValueError):
     """A model cannot be saved as asked, and nothing was written.
 
@@ -99,10 +108,11 @@ class SaveError(PeftHooksError, ValueError):
         >>> peft_hooks.save(model, warnings.__file__)
         Traceback (most recent call last):
         ...
-        peft_hooks.errors.SaveError: ...warnings.py: a file is there: give a folder
+        peft_hooks.SaveError: ...warnings.py: a file is there: give a folder
     """
 
 
+@public
 class DimensionError(PeftHooksError, ValueError):
     """Tensors disagree about a named dimension.
 
@@ -114,10 +124,11 @@ class DimensionError(PeftHooksError, ValueError):
         ...     model(torch.zeros(7, 4))
         Traceback (most recent call last):
         ...
-        peft_hooks.errors.DimensionError: Linear '0' input: input is [7, 4], but should have 3 dimensions (batch seq 4)
+        peft_hooks.DimensionError: Linear '0' input: input is [7, 4], but should have 3 dimensions (batch seq 4)
     """
 
 
+@public
 class DimensionWarning(UserWarning):
     """Tensors disagree about a named dimension, in a check that was asked to warn.
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from ._public import public
 from .checkpoints import training as checkpoints
 from .compat import sentence_transformers as releases
 from .errors import HookError, UnsupportedModelError
@@ -27,6 +28,7 @@ except ImportError as error:
     ) from error
 
 
+@public
 class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     """``SentenceTransformerTrainer`` for a model with a PEFT adapter: it resumes, and loads the best checkpoint.
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._arguments import need_path
+from .._public import public
 from ..compat import sentence_transformers as releases
 from ..compat.cross_encoders import TO_LOAD
 from ..errors import LoadError, PeftHooksError
 from ..prompts.attach import register_prompt_mask_hooks
-from ..prompts.plan import options_of
+from ..prompts.plan import HookOptions, options_of
 from ..prompts.refusals import level_of_caller
 from . import manifest as _saved
 from .base_model import Base, Reading, Say, find_base, found
@@ -32,6 +33,7 @@ from .staging import check_folder, merged, relative
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from typing_extensions import Unpack
 
 # Other names are no class of a model.
 _CLASSES = ("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder", "CrossEncoder")
@@ -40,6 +42,7 @@ Adapted = dict[Path, tuple[dict[str, Path], str]]
 """The Transformers' folders that have adapters: the adapters' folders by name, and which one is active."""
 
 
+@public
 def load(
     path: str | Path,
     *,
@@ -47,7 +50,7 @@ def load(
     adapter_name: str | None = None,
     is_trainable: bool = False,
     device: str | None = None,
-    **options: Any,
+    **options: Unpack[HookOptions],
 ) -> SentenceTransformer:
     """Load what ``save`` or ``model.save_pretrained(path)`` wrote: the model with its adapters, and the hooks on it.
 

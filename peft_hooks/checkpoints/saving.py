@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from .._arguments import in_words, need_path, refuse_meta
+from .._public import public
 from ..compat import cross_encoders as cross
 from ..compat import peft_state as state
 from ..compat import sentence_transformers as releases
@@ -29,6 +30,7 @@ from .settings import changed_settings, types_of
 from .staging import relative
 
 
+@public
 def save(model: nn.Module, path: str | Path) -> None:
     """Save a model with its adapters so that ``load(path)`` gives it back as it is, with its hooks.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .._arguments import need_module
+from .._public import public
 from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
 from ..compat import st_modules as modules
@@ -30,6 +31,7 @@ class Check(NamedTuple):
     hook: AssertDimensions
 
 
+@public
 def contract_of(module: nn.Module) -> Both | None:
     """Return what a module of Sentence Transformers takes and returns, or None for any other module.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch.compiler import is_compiling
 
 from .._arguments import in_words
+from .._public import public
 from ..errors import DimensionError, DimensionWarning
 from ..hooks.call import Call, Hook
 from ..prompts.sharing import virtual_tokens_alone
@@ -22,6 +23,7 @@ OnError = Literal["raise", "warn"]
 _REMEMBERED = 1024  # combinations of shapes: as many lengths as a tokenizer makes, in a few sizes of batches
 
 
+@public
 class AssertDimensions(Hook):
     """Check named dimensions of a module's inputs and outputs. Reads shapes and dtypes only, never a value.
 
@@ -68,7 +70,7 @@ class AssertDimensions(Hook):
         >>> model({"x": torch.zeros(2, 9), "mask": torch.zeros(2, 5)})
         Traceback (most recent call last):
         ...
-        peft_hooks.errors.DimensionError: Identity '0' input: mask is [2, 5], but seq = 9 was bound by x [2, 9]: 4 fewer
+        peft_hooks.DimensionError: Identity '0' input: mask is [2, 5], but seq = 9 was bound by x [2, 9]: 4 fewer
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
+from .._public import public
 from ..hooks.registry import HookRegistry
 from ..hooks.selectors import Selector
 from .bindings import Bindings
@@ -20,6 +21,7 @@ Contracts = Mapping[Selector, Contract | Both]
 _BEGIN, _CHECK = 0, 1
 
 
+@public
 @contextlib.contextmanager
 def assert_dimensions(
     model: nn.Module,
@@ -58,7 +60,7 @@ def assert_dimensions(
         ...     model(torch.zeros(7, 5, 4))
         Traceback (most recent call last):
         ...
-        peft_hooks.errors.DimensionError: Linear '1' output: the tensor is [7, 5, 2], but should have 2 dimensions (b 2)
+        peft_hooks.DimensionError: Linear '1' output: the tensor is [7, 5, 2], but should have 2 dimensions (b 2)
     """
     registry = HookRegistry(model)
     try:

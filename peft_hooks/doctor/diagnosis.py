@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .._format import difference
+from .._public import public
 from ..compat import backbones, tested
 from ..compat import sentence_transformers as releases
 from ..prompts.attach import handle_of
@@ -65,6 +66,7 @@ class Run:
         return {**asdict(self), "difference": self.difference if finite else None, "same": self.same}
 
 
+@public
 @dataclass(frozen=True)
 class Diagnosis:
     """What is wrong with a model. True in a condition if nothing is.

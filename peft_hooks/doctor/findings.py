@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .._format import dtype_of
+from .._public import public
 
 CODES = {
     "PH001": "mask and embeddings differ in length",
@@ -30,6 +31,7 @@ LOOK = "with peft_hooks.trace_shapes(model) as trace: model.encode(texts)\nprint
 PAD_RIGHT = 'model.tokenizer.padding_side = "right"'
 
 
+@public
 @dataclass(frozen=True)
 class Finding:
     """Something that is wrong with a model.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .._arguments import in_words, loading, refuse_meta, texts_given
+from .._public import public
 from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
 from .rounding import LARGEST, MARGIN, SAMPLES, dtypes_of, rounded_another_way
@@ -30,6 +31,7 @@ class TextDifference:
     batch_size: int
 
 
+@public
 @dataclass(frozen=True)
 class PaddingReport:
     """What ``check_padding_invariance`` found. True in a condition if the embeddings are the same alone and in batches.
@@ -88,6 +90,7 @@ class PaddingReport:
         )
 
 
+@public
 def check_padding_invariance(
     model: nn.Module,
     texts: Sequence[str | Sequence[str]],

@@ -11,11 +11,13 @@ from typing import Any
 from torch import nn
 
 from .._arguments import in_words, refuse_meta, texts_given
+from .._public import public
 from ..compat import sentence_transformers as releases
 from ..compat.pipeline import pipeline
 from ..errors import HookError, UnsupportedModelError
 from ..hooks.dispatcher import compiled_part
 from ..prompts.attach import handle_of, prompt_mask_hooks
+from ..prompts.plan import HookOptions
 from .diagnosis import Diagnosis, patient
 from .examine import Examination, examine
 from .findings import PAD_RIGHT, Finding
@@ -33,6 +35,7 @@ TEXTS: tuple[str, ...] = (
 """What a model is tried on: sentences of clearly different lengths, so that every batch has padding."""
 
 
+@public
 def diagnose(model: nn.Module, texts: Sequence[str] | None = None, *, tolerance: float | None = None) -> Diagnosis:
     """Find what goes wrong without a word in a Sentence Transformers model, with or without an adapter.
 
@@ -129,7 +132,7 @@ def _with_cure(finding: Finding, hooked: Examination | None, call: str) -> Findi
     return replace(finding, cure=call, cured=True)
 
 
-def _options(model: nn.Module) -> dict[str, int]:
+def _options(model: nn.Module) -> HookOptions:
     """Return what the hooks need to be told: multitask prompt tuning needs a task."""
     tasks: Iterator[Any] = (
         encoder

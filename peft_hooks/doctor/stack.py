@@ -14,6 +14,7 @@ from ..compat import sentence_transformers as releases
 from ..errors import UnsupportedModelError
 from ..prompts.adapters import _filled_in
 from ..prompts.attach import prompt_mask_hooks
+from ..prompts.plan import HookOptions
 from ..testing import TEXTS, tiny_model
 
 VIRTUAL_TOKENS = 4
@@ -120,7 +121,7 @@ def build(method: str, backbone: str, padding: str, pooling: str) -> Any:
 
 def distance(model: Any, method: str, pooling: str, hooks: bool) -> float:
     """Return how far embeddings, alone and in one batch, are from those computed by hand. Infinite for NaN."""
-    options = {"task_id": 0} if method == "multitask" else {}
+    options: HookOptions = {"task_id": 0} if method == "multitask" else {}
     with prompt_mask_hooks(model, **options) if hooks else contextlib.nullcontext():
         together = model.encode(list(TEXTS), batch_size=len(TEXTS), convert_to_tensor=True)
         alone = [model.encode([text], convert_to_tensor=True)[0] for text in TEXTS]
@@ -129,7 +130,7 @@ def distance(model: Any, method: str, pooling: str, hooks: bool) -> float:
     return max(float((one - truth).abs().nan_to_num(nan=float("inf")).max()) for one in found)
 
 
-def by_hand(model: Any, text: str, pooling: str, options: dict[str, int]) -> Tensor:
+def by_hand(model: Any, text: str, pooling: str, options: HookOptions) -> Tensor:
     """Compute one embedding from PEFT's own forward on a text without padding, where no mask can be wrong."""
     transformer: Any = releases.transformers_of(model)[0][1]
     encoded = transformer.tokenizer(text, return_tensors="pt")

@@ -6,9 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from .._public import public
+
 STARTING, NOTHING = object(), object()
 
 
+@public
 class Call:
     """One call of one module, shared by ``before``, ``after`` and ``failed`` of every hook on it.
 
@@ -66,6 +69,7 @@ class Call:
         return f"{type(self.module).__name__} {self.path!r}"
 
 
+@public
 class Hook:
     """Base class of a forward hook. Override what is needed; what is not overridden is never called.
 

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from .._format import tensor_line, tensors_in
+from .._public import public
 from .call import Call, Hook
 
 logger = logging.getLogger("peft_hooks")
 
 
+@public
 class LogShapes(Hook):
     """Log what went into a module and what came out, at DEBUG, on the logger ``peft_hooks``.
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from .._arguments import need_module
+from .._public import public
 from ..errors import HookError, HookNameError, close_matches
 from .board import Attached, State
 from .call import Hook
@@ -32,6 +33,7 @@ def _find_roles(model: nn.Module) -> Roles:
     return find_roles(model)
 
 
+@public
 class HookRegistry:
     """The forward hooks that one owner has on a model.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .._arguments import in_words
+from .._public import public
 from ..compat import backbones
 from ..compat import cross_encoders as cross
 from ..compat import peft_state as state
@@ -16,14 +17,16 @@ from ..compat.pipeline import pipeline
 from ..errors import UnsupportedModelError
 from ..hooks.undo import attempt, surely
 from .attach import HookHandle, handle_of, register_prompt_mask_hooks
-from .plan import options_of
+from .plan import HookOptions, options_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from typing_extensions import Unpack
 
 
+@public
 def add_prompt_adapter(
-    model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **options: Any
+    model: nn.Module, peft_config: PeftConfig, adapter_name: str = "default", **options: Unpack[HookOptions]
 ) -> HookHandle:
     """Put a PEFT adapter on the Transformer of a Sentence Transformers model, make it active, and attach the hooks.
 
@@ -85,6 +88,7 @@ def add_prompt_adapter(
     return attempt(step, _Former(model, transformer, handle).restore)
 
 
+@public
 def remove_prompt_adapter(model: nn.Module, adapter_name: str = "default") -> HookHandle | None:
     """Delete an adapter: PEFT up to 0.17 raises for prompt learning, and later ones leave a model that cannot run.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
+from .._public import public
 from ..compat import cross_encoders as cross
 from ..compat.pipeline import pipeline
 from ..compat.tested import warn_if_untested
@@ -15,13 +16,17 @@ from ..errors import HookError
 from ..hooks.undo import block
 from .handle import HookHandle, handle_of
 from .mask import VirtualTokens
-from .plan import Options, options_of
+from .plan import HookOptions, Options, options_of
 from .refusals import level_of_caller
 from .sharing_plan import Share
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["HookHandle", "handle_of", "prompt_mask_hooks", "register_prompt_mask_hooks"]
 
 
+@public
 def register_prompt_mask_hooks(
     model: nn.Module,
     *,
@@ -109,8 +114,9 @@ def _new(root: nn.Module, options: Options) -> HookHandle:
     return HookHandle(pipeline(root)[0], options)
 
 
+@public
 @contextlib.contextmanager
-def prompt_mask_hooks(model: nn.Module, **options: Any) -> Iterator[HookHandle]:
+def prompt_mask_hooks(model: nn.Module, **options: Unpack[HookOptions]) -> Iterator[HookHandle]:
     """Attach what ``register_prompt_mask_hooks`` attaches for the length of a block, and leave no trace after it.
 
     Blocks nest: inside a block, or with hooks registered, the given options hold for the inner block and the others

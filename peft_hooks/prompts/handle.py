@@ -6,22 +6,27 @@ import contextlib
 import weakref
 from collections.abc import Callable, Container, Iterator
 from dataclasses import asdict, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
+from .._public import public
 from ..compat import sentence_transformers as releases
 from ..errors import HookError, UnsupportedModelError
 from ..hooks.dispatcher import dispatchers
 from ..hooks.registry import HookRegistry
 from ..hooks.table import HookTable
 from ..hooks.undo import attempt, block, surely
-from .plan import Options
+from .plan import HookOptions, Options
 from .refusals import refuse_options, refuse_what_cannot_be_right
 from .sharing_plan import remarks
 from .watched import Lengths, Modes, looked_at, wanted_hooks
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+
+@public
 class HookHandle:
     """The hooks that ``register_prompt_mask_hooks`` put on a model. As a context manager, removes them at the end.
 
@@ -131,11 +136,11 @@ class HookHandle:
         return replace(self.registry.describe(), remarks=tuple(said))
 
     @contextlib.contextmanager
-    def switched(self, **options: Any) -> Iterator[HookHandle]:
+    def switched(self, **options: Unpack[HookOptions]) -> Iterator[HookHandle]:
         """Use other options for the length of a block; those not given stay as they are."""
         yield from self.block(options)
 
-    def block(self, given: dict[str, Any]) -> Iterator[HookHandle]:
+    def block(self, given: HookOptions) -> Iterator[HookHandle]:
         """Yield once, with these options in force."""
         model, former = self.registry.model, self.registry.state
         options = replace(self.options, **given)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._format import shape_of
+from .._public import public
 from ..compat.sentence_transformers import active_virtual_tokens, adapter_summary, pooling_modes
 from ..errors import DimensionError
 from ..hooks.call import Call, Hook
@@ -25,6 +26,7 @@ def check_policy(virtual_tokens: str) -> None:
         raise ValueError(f"virtual_tokens={virtual_tokens!r} is not a policy: choose one of {known}")
 
 
+@public
 class ExtendPromptMask(Hook):
     """Make a Transformer's attention mask as long as its token embeddings. Goes on the Transformer module.
 
@@ -107,6 +109,7 @@ def _text_only(features: dict[str, Any], virtual: int) -> dict[str, Any]:
     return features
 
 
+@public
 class PreparePooling(Hook):
     """Give Pooling what it is to count, and give back the text's own rows after it. Goes on the Pooling module.
 

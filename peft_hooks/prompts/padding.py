@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._public import public
 from ..hooks.call import Call, Hook
 from ..hooks.signatures import of_class
 from . import tensors as ft
@@ -16,6 +17,7 @@ _BY_TOKEN = ("start_logits", "end_logits")
 """Scores of tokens of which each is a number: by their shape they might be of texts."""
 
 
+@public
 class PutPaddingLast(Hook):
     """Roll every row of a batch so that its text comes first and its padding last. Goes where the text goes in.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from torch import nn
 
@@ -45,6 +45,16 @@ class Options:
         for name in ("check", "log"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: give True or False")
+
+
+class HookOptions(TypedDict, total=False):
+    """The same as keywords, of which any may be left out: for ``**options: Unpack[HookOptions]``."""
+
+    virtual_tokens: VirtualTokens
+    task_id: int | None
+    check: bool
+    log: bool
+    share_prompt: Share
 
 
 def options_of(given: Mapping[str, Any]) -> Options:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from .._public import public
 from ..compat.kv_cache import cache_field, empty_cache, repeated
 from ..compat.torch_internals import calls_of
 from ..hooks.call import Call, Hook
@@ -98,6 +99,7 @@ class NoteTextSize(Hook):
             _running.size = call.notes[self]
 
 
+@public
 class SharePrompt(Hook):
     """Run the virtual tokens of a causal backbone once per forward. Goes on PEFT's ``base_model``, the backbone.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from .._public import public
 from ..hooks.call import Call, Hook
 
 
+@public
 class SelectTask(Hook):
     """Give multitask prompt tuning its task. Goes on the adapter's prompt encoder.
 

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from .._public import public
 from ..compat import peft_state as state
 from ..compat.pipeline import pipeline
 from ..hooks.undo import block
 
 
+@public
 @contextlib.contextmanager
 def without_adapter(model: nn.Module) -> Iterator[None]:
     """Switch every adapter of a model off for the length of a block: it gives the base model's embeddings.

@@ -172,3 +172,9 @@ def tiny_features(
         "attention_mask": real.to(torch.int64),
         "token_embeddings": torch.randn(batch, virtual_tokens + seq, hidden, generator=generator),
     }
+
+
+# As for the names in `peft_hooks`: what users import is what reprs and errors name.
+for _name in __all__:
+    if callable(globals()[_name]):
+        globals()[_name].__module__ = __name__

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .._arguments import need_module
+from .._public import public
 from ..compat.cross_encoders import root_of
 from ..compat.sentence_transformers import find_roles
 from ..compat.torch_internals import has_children
@@ -21,6 +22,7 @@ from .recorder import Recorder, Tap
 from .trace import ShapeTrace
 
 
+@public
 @contextlib.contextmanager
 def trace_shapes(
     model: nn.Module,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .._public import public
 from .model import Adapter, Gap, find_adapters, find_gaps
 from .records import Row, row_of, text_length
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _TOKENS = ("token_embeddings", "last_hidden_state")
 
 
+@public
 class ShapeTrace(Sequence[Row]):
     """What went through a model's modules. ``print`` shows it as text, a notebook as a picture.
 

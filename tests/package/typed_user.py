@@ -66,4 +66,7 @@ def hook(model: nn.Module) -> HookRegistry:
 register_prompt_mask_hooks(nn.Identity(), virtual_tokens="strp")  # type: ignore[arg-type]
 register_prompt_mask_hooks("minilm")  # type: ignore[arg-type]
 HookRegistry(nn.Identity()).attach(Scale, to="0")  # type: ignore[arg-type]
+prompt_mask_hooks(nn.Identity(), virtual_token="strip")  # type: ignore[call-arg]
+prompt_mask_hooks(nn.Identity(), task_id="1")  # type: ignore[arg-type]
+peft_hooks.load("tuned", share="auto")  # type: ignore[call-arg]
 peft_hooks.register_hooks  # type: ignore[attr-defined]  # noqa: B018

@@ -92,7 +92,7 @@ def _name(hook: Any) -> str:
     owner = getattr(hook, "__self__", None)
     if isinstance(owner, Dispatcher):
         names = [
-            repr(entry.name) for entry in owner.entries if not type(entry.hook).__module__.startswith("peft_hooks.")
+            repr(entry.name) for entry in owner.entries if type(entry.hook).__module__.partition(".")[0] != "peft_hooks"
         ]
         return f"the hook {', '.join(names)}" if names else ""
     name = getattr(hook, "__qualname__", None) or type(hook).__qualname__

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ import torch
 from torch import nn
 
 import peft_hooks
-from peft_hooks import Hook, HookRegistry, LogShapes, register_prompt_mask_hooks, trace_shapes
+from peft_hooks import Hook, HookRegistry, LogShapes, register_prompt_mask_hooks, testing, trace_shapes
 from peft_hooks.testing import (
     TEXTS,
     assert_no_hooks_left,
@@ -102,10 +106,10 @@ def test_hooks_of_others_count_when_asked_for() -> None:
     assert_no_hooks_left(model)
     with pytest.raises(AssertionError) as caught:
         assert_no_hooks_left(model, foreign=True)
-    name = "tests.test_testing.test_hooks_of_others_count_when_asked_for.<locals>.theirs"
+    name = "tests.unit.testing.test_testing.test_hooks_of_others_count_when_asked_for.<locals>.theirs"
     assert str(caught.value) == (
         "hooks are left on Sequential:\n"
-        "  Sequential '': tests.test_testing.ReadsPadding (backward pre-hook)\n"
+        "  Sequential '': tests.unit.testing.test_testing.ReadsPadding (backward pre-hook)\n"
         f"  Sequential '': {name} (backward hook)\n"
         f"  Linear '0': {name} (forward pre-hook, forward hook)"
     )
@@ -159,14 +163,36 @@ def test_the_plugin_and_the_package_import_neither_torch_nor_what_needs_it() -> 
 
 
 def test_the_public_names_are_those_that_are_imported_when_used() -> None:
-    homes = [name for names in peft_hooks._HOMES.values() for name in names]
-    assert sorted(homes) == sorted(peft_hooks.__all__)
     assert peft_hooks.__all__ == sorted(peft_hooks.__all__)
     for name in peft_hooks.__all__:
         assert getattr(peft_hooks, name).__name__ == name
         assert name in dir(peft_hooks)
+    seen_by_type_checkers = re.findall(r"import (\w+) as \1$|^        (\w+) as \2,$", _source(), re.MULTILINE)
+    assert sorted(map("".join, seen_by_type_checkers)) == peft_hooks.__all__
     with pytest.raises(AttributeError, match="module 'peft_hooks' has no attribute 'Hok'"):
         peft_hooks.Hok  # noqa: B018
+
+
+def _source() -> str:
+    return Path(peft_hooks.__file__).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [*peft_hooks.__all__, *(f"testing.{name}" for name in testing.__all__)])
+def test_a_public_name_has_the_module_that_users_import_it_from(name: str) -> None:
+    """Reprs, errors and pickles name it, and survive a move between files."""
+    if name == "PromptTrainer" and name not in dir(peft_hooks):
+        pytest.skip("Sentence Transformers 2 has no trainer")
+    home, _, name = f"peft_hooks.{name}".rpartition(".")
+    found = getattr(importlib.import_module(home), name)
+    if callable(found):
+        assert found.__module__ == home
+        assert pickle.loads(pickle.dumps(found)) is found
+
+
+@pytest.mark.parametrize("name", ["testing", "errors", "__version__"])
+def test_the_submodules_and_the_version_are_attributes_of_the_package(name: str) -> None:
+    code = f"import peft_hooks; print(peft_hooks.{name}); assert {name!r} in dir(peft_hooks)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_the_fixture_makes_tiny_models(tiny_sentence_model: Any) -> None:
