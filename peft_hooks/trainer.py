@@ -17,7 +17,7 @@ from ._public import public
 from .checkpoints import training as checkpoints
 from .compat import sentence_transformers as releases
 from .errors import HookError, UnsupportedModelError
-from .prompts.attach import handle_of
+from .prompts.handle import options_on
 
 try:
     from sentence_transformers import SentenceTransformerTrainer
@@ -219,7 +219,7 @@ def _refuse(model: nn.Module) -> None:
     for path, transformer in releases.transformers_of(model):
         if not releases.prompt_configs(transformer):
             continue
-        if handle_of(model) is None:
+        if options_on(model) is None:
             raise HookError(
                 "the model has a prompt and no hooks: call register_prompt_mask_hooks(model) before training"
             )

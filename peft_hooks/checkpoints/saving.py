@@ -15,9 +15,9 @@ from .._public import public
 from ..compat import cross_encoders as cross
 from ..compat import peft_state as state
 from ..compat import sentence_transformers as releases
-from ..compat.pipeline import pipeline
+from ..compat.pipeline import read_pipeline
 from ..errors import LoadError, SaveError, UnsupportedModelError
-from ..prompts.attach import handle_of
+from ..prompts.handle import options_on
 from ..prompts.without import without_adapter
 from . import manifest as _saved
 from .card import point_to_load
@@ -95,17 +95,16 @@ def _place(path: Any) -> Path:
 
 def _adapted(model: Any) -> dict[int, Any]:
     """Return the Transformers that have adapters by their number, after refusing what PEFT would lose or misplace."""
-    root, found = pipeline(model)
-    refuse_meta(root)
-    if cross.holders_of(root):
+    read = read_pipeline(model)
+    refuse_meta(read.root)
+    if not all(encoder.is_transformer for encoder in read.encoders):
         raise UnsupportedModelError(
             f"a CrossEncoder of this release of Sentence Transformers saves no folder that says what it is: use "
             f"`model.model.save_pretrained(path)`, and later {cross.TO_LOAD}"
         )
     if not hasattr(model, "save"):
         raise UnsupportedModelError(f"{in_words(model)} has no save(): give the SentenceTransformer in it")
-    transformers = [transformer for _, transformer in found]
-    adapted = {number: each for number, each in enumerate(transformers) if releases.has_adapter(each)}
+    adapted = {number: encoder.module for number, encoder in enumerate(read.encoders) if encoder.adapted}
     if not adapted:
         raise UnsupportedModelError(
             f"this {type(model).__name__} has no PEFT adapter: save it with model.save_pretrained(path)"
@@ -176,8 +175,8 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
                 sample=samples[number],
             )
         )
-    handle = handle_of(model)
-    options = None if handle is None else asdict(handle.options)
+    hooked = options_on(model)
+    options = None if hooked is None else asdict(hooked)
     return _saved.Saved(options, tuple(found), getattr(model, "truncate_dim", None), types_of(model))
 
 

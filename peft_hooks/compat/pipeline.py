@@ -1,20 +1,105 @@
-"""The Transformers of what was given as a model of Sentence Transformers, or an error that says what to give."""
+"""A model of Sentence Transformers, read once into plain records, or an error that says what to give."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from .._arguments import in_words, loading
 from ..errors import UnsupportedModelError
+from . import backbones
 from . import cross_encoders as cross
 from . import sentence_transformers as releases
+from .st_modules import steps_of
 
 
-def pipeline(model: Any) -> tuple[nn.Module, list[tuple[str, Any]]]:
-    """Return the module that hooks of ``model`` go on, and what takes texts in it, with paths.
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """What texts go into, and what is inside.
+
+    Attributes:
+        path: Where it is; that of the backbone, for a CrossEncoder before 5.4.
+        module: The Transformer module, or what stands for a CrossEncoder before 5.4.
+        entry: The module that the text goes into: the Transformer, or the CrossEncoder's backbone.
+        outer: What it runs: the ``PeftModel``, or the backbone where there is none.
+        backbone: The transformers model, with no PEFT around it.
+        prompts: The configs of the prompt-learning adapters by name.
+        adapted: Whether there is an adapter of any kind.
+    """
+
+    path: str
+    module: Any
+    entry: nn.Module
+    outer: Any
+    backbone: Any
+    prompts: dict[str, Any]
+    adapted: bool
+
+    @classmethod
+    def of(cls, path: str, module: Any) -> Encoder:
+        """Read a Transformer module, or what stands for one."""
+        return cls(
+            path,
+            module,
+            module if isinstance(module, nn.Module) else module.model,
+            releases.backbone_of(module),
+            releases.plain_backbone(module),
+            releases.prompt_configs(module),
+            releases.has_adapter(module),
+        )
+
+    @cached_property
+    def positions(self) -> int | None:
+        """How many tokens the backbone has positions for; None without a limit."""
+        return backbones.position_count(self.module)
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether it is a Transformer module, and not a CrossEncoder of before 5.4."""
+        return self.entry is self.module
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """What a model of Sentence Transformers consists of, as it is now: read once, for all who refuse, plan and attach.
+
+    Attributes:
+        root: The module that hooks go on.
+        modules: Every module inside, with its first path.
+        encoders: What texts go into.
+        poolings: The Pooling modules, with their paths.
+        steps: The modules that are called one after another, those in the routes of a Router among them.
+    """
+
+    root: nn.Module
+    modules: tuple[tuple[str, nn.Module], ...]
+    encoders: tuple[Encoder, ...]
+    poolings: tuple[tuple[str, nn.Module], ...]
+    steps: tuple[tuple[str, nn.Module], ...]
+
+    @classmethod
+    def of(cls, root: nn.Module) -> Pipeline:
+        """Read a model, which may have no encoder at all."""
+        return cls(
+            root,
+            tuple(root.named_modules()),
+            tuple(Encoder.of(path, module) for path, module in cross.inputs_of(root)),
+            tuple(releases.poolings_of(root)),
+            tuple(steps_of(root)),
+        )
+
+    @cached_property
+    def path_of(self) -> dict[nn.Module, str]:
+        """The path of each module."""
+        return {module: path for path, module in self.modules}
+
+
+def read_pipeline(model: Any) -> Pipeline:
+    """Read what was given as a model of Sentence Transformers.
 
     Raises:
         TypeError: If ``model`` is no module: a name, a list, a class, None.
@@ -23,10 +108,10 @@ def pipeline(model: Any) -> tuple[nn.Module, list[tuple[str, Any]]]:
     root = cross.root_of(model)
     if not isinstance(root, nn.Module):
         raise TypeError(f"expected a SentenceTransformer, got {in_words(model)}: {loading(model)}")
-    found = cross.inputs_of(root)
-    if not found:
+    found = Pipeline.of(root)
+    if not found.encoders:
         raise UnsupportedModelError(_no_transformer(model))
-    return root, found
+    return found
 
 
 def _encoders() -> tuple[type, ...]:

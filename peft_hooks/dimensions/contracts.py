@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -63,16 +63,17 @@ def checks(
     *,
     causes: Mapping[int, str] | None = None,
     on_error: OnError = "raise",
+    named: Iterable[tuple[str, nn.Module]] | None = None,
 ) -> Iterator[Check]:
     """Yield a hook for every module of ``model`` that has a contract, with shared bindings.
 
     Each forward begins with the first module of the pipeline, and with every Transformer. After a module of an unknown
-    kind nothing is bound: it may change any dimension.
+    kind nothing is bound: it may change any dimension. ``named`` are the model's modules, where they are known.
     """
     bindings = Bindings()
     steps = {module: path for path, module in modules.steps_of(model)}
     first = next(iter(model.children()), None) if isinstance(model, nn.Sequential) else None
-    for path, module in model.named_modules():
+    for path, module in model.named_modules() if named is None else named:
         contract = contract_of(module)
         starts = module is first or modules.kind_of(module) == "Transformer"
         ends = contract is None and module in steps
@@ -92,14 +93,15 @@ def checks(
         yield Check(path, module, hook)
 
 
-def causes_of(model: nn.Module) -> dict[int, str]:
+def causes_of(model: nn.Module, named: Iterable[tuple[str, nn.Module]] | None = None) -> dict[int, str]:
     """Return what a difference of so many positions means: the virtual tokens of the adapters in any model."""
+    modules_inside = model.named_modules() if named is None else named
     way_out = "extend the mask on the left, torch.nn.functional.pad(mask, (virtual_tokens, 0), value=1)"
     if cross.inputs_of(model):
         way_out = "attach the mask hooks, peft_hooks.register_prompt_mask_hooks(model)"
     causes: dict[int, str] = {}
     kind = releases.peft_class()
-    wrapped: list[Any] = [] if kind is None else [module for module in model.modules() if isinstance(module, kind)]
+    wrapped: list[Any] = [] if kind is None else [one for _, one in modules_inside if isinstance(one, kind)]
     for peft_model in wrapped:
         for name, config in peft_model.peft_config.items():
             if config.is_prompt_learning:

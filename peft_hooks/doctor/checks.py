@@ -11,7 +11,7 @@ from torch import nn
 from ..compat import backbones
 from ..compat import sentence_transformers as releases
 from ..hooks.table import silence
-from ..prompts.attach import handle_of
+from ..prompts.handle import options_on
 from ..prompts.prefix_probe import prefix_is_used
 from .findings import Finding
 from .watch import hooked_paths, modules_of
@@ -80,7 +80,7 @@ def _passed_by(path: str, transformer: Any, virtual: int | None) -> Iterator[Fin
 
 def _switched_off(model: nn.Module, path: str, transformer: Any, virtual: int | None) -> Iterator[Finding]:
     expected = releases.active_virtual_tokens(transformer)
-    if virtual != 0 or not expected or handle_of(model) is not None:  # with hooks on, they may have been cut off
+    if virtual != 0 or not expected or options_on(model) is not None:  # with hooks on, they may have been cut off
         return
     yield Finding(
         "PH005",

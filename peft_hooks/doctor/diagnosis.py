@@ -12,7 +12,7 @@ from .._format import difference
 from .._public import public
 from ..compat import backbones, tested
 from ..compat import sentence_transformers as releases
-from ..prompts.attach import handle_of
+from ..prompts.handle import options_on
 from .findings import Finding
 from .ribbon import Row
 from .watch import tokenizers_of
@@ -163,13 +163,13 @@ def versions() -> dict[str, str]:
 
 def patient(model: Any) -> dict[str, Any]:
     """Return a model for a reader."""
-    handle = handle_of(model)
+    options = options_on(model)
     limits = [transformer.max_seq_length for _, transformer in transformers_with_length(model)]
     return {
         "class": type(model).__name__,
         "modules": [describe_module(module) for module in model.children()],
         "adapters": [line for _, transformer in releases.transformers_of(model) for line in adapter_lines(transformer)],
-        "hooks": None if handle is None else repr(handle),
+        "hooks": None if options is None else repr(options),
         "padding_side": next((str(tokenizer.padding_side) for tokenizer in tokenizers_of(model)), None),
         "max_seq_length": next((limit for limit in limits if limit is not None), None),
     }

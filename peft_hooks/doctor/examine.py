@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..compat import sentence_transformers as releases
-from ..prompts.attach import handle_of
+from ..prompts.handle import options_on
 from ..tracing.session import trace_shapes
 from .blame import blamed
 from .checks import check_adapters, check_hooks, check_positions, paths_to_count, room_for_text
@@ -100,8 +100,8 @@ class Examiner:
 
     def _first_batch(self) -> tuple[list[Finding], list[Seen], Exception | None]:
         """Encode all texts at once, and check what was seen. An error is a finding; what was seen before it counts."""
-        model, handle, error = self.model, handle_of(self.model), None
-        hooked, position_0 = hooked_paths(model), handle is not None and handle.options.virtual_tokens == "pool"
+        model, options, error = self.model, options_on(self.model), None
+        hooked, position_0 = hooked_paths(model), options is not None and options.virtual_tokens == "pool"
         with counting(model, paths_to_count(model)) as calls, watching(model) as events:
             try:
                 self.encode(self.texts)

@@ -13,10 +13,11 @@ from torch import nn
 from .._arguments import in_words, refuse_meta, texts_given
 from .._public import public
 from ..compat import sentence_transformers as releases
-from ..compat.pipeline import pipeline
+from ..compat.pipeline import read_pipeline
 from ..errors import HookError, UnsupportedModelError
 from ..hooks.dispatcher import compiled_part
-from ..prompts.attach import handle_of, prompt_mask_hooks
+from ..prompts.attach import prompt_mask_hooks
+from ..prompts.handle import options_on
 from ..prompts.plan import HookOptions
 from .diagnosis import Diagnosis, patient
 from .examine import Examination, examine
@@ -86,7 +87,7 @@ def _with_hooks(
     options = _options(model)
     call = f"peft_hooks.register_prompt_mask_hooks(model{''.join(f', {k}={v}' for k, v in options.items())})"
     prompts = any(releases.prompt_configs(transformer) for _, transformer in releases.transformers_of(model))
-    if handle_of(model) is not None or not prompts:
+    if options_on(model) is not None or not prompts:
         return None, call, None
     refusal = None
     for side in ("", "right"):
@@ -106,7 +107,7 @@ def _checked(model: Any, texts: Any) -> list[str]:
     encode: Any = getattr(model, "encode", None)
     one_vector = encode is not None and "convert_to_tensor" in inspect.signature(encode).parameters
     # What encodes without a Transformer, a StaticEmbedding or BoW, has no adapter, but a batch to depend on.
-    refuse_meta(model if one_vector and isinstance(model, nn.Module) else pipeline(model)[0])
+    refuse_meta(model if one_vector and isinstance(model, nn.Module) else read_pipeline(model).root)
     given: list[str] = texts_given(texts)
     if encode is None:
         raise UnsupportedModelError(

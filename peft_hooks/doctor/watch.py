@@ -16,7 +16,7 @@ from .._format import dtype_of
 from ..compat import sentence_transformers as releases
 from ..compat.quiet import quiet
 from ..compat.torch_internals import forward_hooks_of
-from ..hooks.dispatcher import dispatchers
+from ..hooks.dispatcher import dispatchers_on
 from .findings import Seen
 
 Features = dict[str, Any]
@@ -172,7 +172,11 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
     training = {module: module.training for module in model.modules()}
     tokenizers = [(tokenizer, tokenizer.padding_side) for tokenizer in tokenizers_of(model)]
-    entries = [(entry, entry.calls) for _, _, dispatcher in dispatchers(model) for entry in dispatcher.entries]
+    entries = [
+        (entry, entry.calls)
+        for _, _, dispatcher in dispatchers_on(model.named_modules())
+        for entry in dispatcher.entries
+    ]
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     states = random.getstate(), np.random.get_state()
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -149,9 +149,9 @@ def hooked_for(module: nn.Module, kind: type) -> bool:
     return False
 
 
-def dispatchers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Dispatcher]]:
-    """Yield every dispatcher on ``model`` and its submodules with its path, also of a copied or unpickled model."""
-    for path, module in model.named_modules():
+def dispatchers_on(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module, Dispatcher]]:
+    """Yield every dispatcher on the modules, such as ``model.named_modules()``: also of a copied or unpickled model."""
+    for path, module in modules:
         for held in hooks_of(module):
             owner = getattr(held.hook, "__self__", None)
             # It has one hook before the forward and one after it: the latter stands for both.

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from .board import Attached, Board, Place, State, new_key
-from .dispatcher import Dispatcher, dispatchers, take_off
+from .dispatcher import Dispatcher, dispatchers_on, take_off
 from .undo import always
 
 
@@ -47,7 +47,7 @@ class Places(Board):
         places = cls(State(owner))
         found: list[tuple[Dispatcher, int]] = []
         hooks: dict[str, Attached] = {}
-        for path, module, dispatcher in dispatchers(model):
+        for path, module, dispatcher in dispatchers_on(model.named_modules()):
             if dispatcher.owner != owner:
                 continue
             key = new_key()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -117,12 +117,18 @@ class HookRegistry:
         self._places.switch(having(self.state, wanted, self.state.keys(), self.model, self._roles))
         return name
 
-    def attach_all(self, wanted: Iterable[Wanted], owner: Hashable = None, note: Any = None) -> None:
-        """Attach these hooks in place of all others, in one step; they are marked ``owner``. Raises as ``attach``."""
+    def attach_all(self, wanted: Iterable[Wanted], note: Any, path_of: Mapping[nn.Module, str]) -> None:
+        """Attach these hooks in place of all others, in one step. Raises as ``attach``.
+
+        Args:
+            wanted: The hooks.
+            note: What their owner has to know of them.
+            path_of: The path of each module, where it is known, so that nothing is looked for.
+        """
         keys = self.state.keys()
-        state = replace(self.state, hooks={}, owner=self.owner if owner is None else owner, note=note)
+        state = replace(self.state, hooks={}, note=note)
         for one in wanted:
-            state = having(state, one, keys, self.model, self._roles)
+            state = having(state, one, keys, self.model, self._roles, path_of)
         self._places.switch(state)
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import nn
@@ -25,7 +25,12 @@ class Wanted(NamedTuple):
 
 
 def having(
-    state: State, wanted: Wanted, keys: dict[Place, int], model: nn.Module, roles: Callable[[nn.Module], Roles]
+    state: State,
+    wanted: Wanted,
+    keys: dict[Place, int],
+    model: nn.Module,
+    roles: Callable[[nn.Module], Roles],
+    path_of: Mapping[nn.Module, str] | None = None,
 ) -> State:
     """Return ``state`` with one more hook. Nothing is put on a module yet.
 
@@ -35,6 +40,7 @@ def having(
         keys: Those of the places that are known; new ones are added.
         model: The root.
         roles: Finds the roles of a model.
+        path_of: The paths of modules that need not be looked for.
 
     Raises:
         HookNameError: If the name is taken.
@@ -47,7 +53,11 @@ def having(
     turn = state.next_turn()
     entries: dict[str, Entry] = {}
     known: dict[int, Place] = {}
-    for path, module in select(model, to, roles):
+    if isinstance(to, nn.Module) and path_of is not None and to in path_of:
+        selected = [(path_of[to], to)]
+    else:
+        selected = select(model, to, roles)
+    for path, module in selected:
         _refuse_compiled(model, path, name)
         place = Place(path, weakref.ref(module))
         key = keys.setdefault(place, new_key())

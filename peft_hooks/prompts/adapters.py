@@ -13,10 +13,11 @@ from ..compat import backbones
 from ..compat import cross_encoders as cross
 from ..compat import peft_state as state
 from ..compat import sentence_transformers as releases
-from ..compat.pipeline import pipeline
+from ..compat.pipeline import Pipeline, read_pipeline
 from ..errors import UnsupportedModelError
 from ..hooks.undo import attempt, surely
-from .attach import HookHandle, handle_of, register_prompt_mask_hooks
+from .attach import register_prompt_mask_hooks
+from .handle import HookHandle, adopt_handle
 from .plan import HookOptions, options_of
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def add_prompt_adapter(
         raise TypeError(f"adapter_name={adapter_name!r}: give a name, such as 'default'")
     given, (model, transformer) = model, _the_transformer(model)
     config = _filled_in(peft_config, transformer)
-    handle, former = handle_of(model), releases.backbone_of(transformer)
+    handle, former = adopt_handle(model), releases.backbone_of(transformer)
     wanted = options_of(options) if options or handle is None else handle.options
     if handle is not None and handle.options != wanted:
         register_prompt_mask_hooks(model, **options)  # raises, and says how to replace
@@ -120,7 +121,7 @@ def remove_prompt_adapter(model: nn.Module, adapter_name: str = "default") -> Ho
         (True, False)
     """
     model, transformer = _the_transformer(model)
-    handle, peft_model = handle_of(model), releases.backbone_of(transformer)
+    handle, peft_model = adopt_handle(model), releases.backbone_of(transformer)
     names = state.adapter_names(transformer)
     if adapter_name not in names or not state.is_peft_model(peft_model):
         known = ", ".join(map(repr, names)) or "none"
@@ -158,7 +159,7 @@ class _Former:
     def __init__(self, model: nn.Module, transformer: Any, handle: HookHandle | None) -> None:
         self._model, self._transformer, self._handle = model, transformer, handle
         self._backbone: Any = releases.backbone_of(transformer)
-        self._hooks = None if handle is None else handle.former()
+        self._hooks = None if handle is None else handle.former(Pipeline.of(model))
         self._attributes = set(vars(self._backbone))
         self._adapters = list(getattr(self._backbone, "peft_config", ()))
         self._active = getattr(self._backbone, "active_adapter", None)
@@ -178,7 +179,7 @@ class _Former:
         if self._hooks is not None:
             self._hooks()
             return
-        handle = handle_of(self._model)
+        handle = adopt_handle(self._model)
         if handle is not None:
             handle.remove()
 
@@ -201,20 +202,20 @@ class _Former:
 
 def _the_transformer(model: Any) -> tuple[nn.Module, Any]:
     """Return the module that hooks of ``model`` go on, and its one Transformer."""
-    root, found = pipeline(model)
-    if len(found) != 1:
-        places = ", ".join(repr(path) for path, _ in found)
+    read = read_pipeline(model)
+    if len(read.encoders) != 1:
+        places = ", ".join(repr(encoder.path) for encoder in read.encoders)
         raise UnsupportedModelError(
             f"expected a Sentence Transformers model with one Transformer module, got {in_words(model)} with "
             f"{places}: put the adapter on by hand, then call register_prompt_mask_hooks(model)"
         )
-    transformer = found[0][1]
-    if releases.has_adapter(transformer) and not hasattr(releases.backbone_of(transformer), "active_peft_config"):
+    (encoder,) = read.encoders
+    if encoder.adapted and not hasattr(encoder.outer, "active_peft_config"):
         raise UnsupportedModelError(
             "the backbone has an adapter that model.add_adapter() put in, beside which a PeftModel cannot stand: take "
             "it off with `model.delete_adapter(name)`, or add to a model that is loaded anew"
         )
-    return root, transformer
+    return read.root, encoder.module
 
 
 def _filled_in(peft_config: Any, transformer: Any) -> Any:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from .._public import public
-from ..compat import cross_encoders as cross
-from ..compat.pipeline import pipeline
+from ..compat.pipeline import Pipeline, read_pipeline
 from ..compat.tested import warn_if_untested
 from ..errors import HookError
 from ..hooks.undo import block
-from .handle import HookHandle, handle_of
+from .handle import HookHandle, adopt_handle
 from .mask import VirtualTokens
 from .plan import HookOptions, Options, options_of
 from .refusals import level_of_caller
@@ -22,8 +21,6 @@ from .sharing_plan import Share
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-__all__ = ["HookHandle", "handle_of", "prompt_mask_hooks", "register_prompt_mask_hooks"]
 
 
 @public
@@ -92,11 +89,11 @@ def register_prompt_mask_hooks(
         >>> handle.remove()
     """
     options = Options(virtual_tokens, task_id, check, log, share_prompt)
-    root = cross.root_of(model)
-    handle = handle_of(root) if isinstance(root, nn.Module) else None
+    pipeline = read_pipeline(model)
+    handle = adopt_handle(pipeline.root, pipeline)
     if handle is None:
-        handle = _new(root, options)
-        handle.refresh()
+        handle = _new(pipeline, options)
+        handle.attach(pipeline)
         return handle
     if handle.options != options:
         raise HookError(
@@ -108,10 +105,10 @@ def register_prompt_mask_hooks(
     return handle
 
 
-def _new(root: nn.Module, options: Options) -> HookHandle:
+def _new(pipeline: Pipeline, options: Options) -> HookHandle:
     """Return a handle that has attached nothing yet, after a word on releases that no one has tried."""
     warn_if_untested(level_of_caller())
-    return HookHandle(pipeline(root)[0], options)
+    return HookHandle(pipeline.root, options)
 
 
 @public
@@ -145,17 +142,17 @@ def prompt_mask_hooks(model: nn.Module, **options: Unpack[HookOptions]) -> Itera
         'auto'
     """
     chosen = options_of(options)
-    root = cross.root_of(model)
-    outer = handle_of(root) if isinstance(root, nn.Module) else None
+    pipeline = read_pipeline(model)
+    outer = adopt_handle(pipeline.root, pipeline)
     if outer is not None:
         if not outer.fits():
             outer.refresh()
         yield from outer.block(options)
         return
-    handle = _new(root, chosen)
+    handle = _new(pipeline, chosen)
 
     def enter() -> HookHandle:
-        handle.refresh()
+        handle.attach(pipeline)
         return handle
 
     yield from block(enter, handle.remove)

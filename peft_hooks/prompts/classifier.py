@@ -11,6 +11,7 @@ from torch.compiler import is_compiling
 
 from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
+from ..compat.pipeline import Encoder
 from ..compat.torch_internals import calls_of
 from ..errors import UnsupportedModelError
 from ..hooks.call import Call, Hook
@@ -104,18 +105,18 @@ def _with_rows(output: Any, hidden: Tensor) -> Any:
     return type(output)(**{**output, "last_hidden_state": hidden})
 
 
-def refuse_classifier(path: str, transformer: Any, virtual_tokens: str) -> None:
+def refuse_classifier(encoder: Encoder, virtual_tokens: str) -> None:
     """Raise UnsupportedModelError if the scores of a classifier with an adapter cannot be right."""
-    if not cross.is_classifier(transformer):
+    if not cross.is_classifier(encoder.module):
         return
-    backbone, reads = releases.backbone_of(transformer), cross.head_reads(transformer)
-    where = f"the classifier {type(releases.plain_backbone(transformer)).__name__} at {path!r}"
-    for name, config in releases.prompt_configs(transformer).items():
+    outer, reads = type(encoder.outer).__name__, cross.head_reads(encoder.module)
+    where = f"the classifier {type(encoder.backbone).__name__} at {encoder.path!r}"
+    for name, config in encoder.prompts.items():
         method = releases.method_of(config)
-        segments = "token_type_ids" in getattr(transformer.tokenizer, "model_input_names", ())
-        if segments and not type(backbone).__name__.endswith("ForSequenceClassification"):
+        segments = "token_type_ids" in getattr(encoder.module.tokenizer, "model_input_names", ())
+        if segments and not outer.endswith("ForSequenceClassification"):
             raise UnsupportedModelError(
-                f"{where}: {type(backbone).__name__} drops the segment ids (token_type_ids) that tell the two texts of "
+                f"{where}: {outer} drops the segment ids (token_type_ids) that tell the two texts of "
                 f'a pair apart: make the {method} adapter {name!r} with task_type="SEQ_CLS", or with '
                 f"peft_hooks.add_prompt_adapter(model, config)"
             )
@@ -134,14 +135,14 @@ def refuse_classifier(path: str, transformer: Any, virtual_tokens: str) -> None:
             )
 
 
-def hooks_of_head(transformer: Any, virtual_tokens: str) -> Iterator[tuple[str, Hook, nn.Module]]:
+def hooks_of_head(encoder: Encoder, virtual_tokens: str) -> Iterator[tuple[str, Hook, nn.Module]]:
     """Yield the hooks that make the head read the text, but ``NoteTextLength``: name, hook, module."""
-    if cross.scores_by_logits(transformer):
-        plain = releases.plain_backbone(transformer)
+    plain = encoder.backbone
+    if cross.scores_by_logits(encoder.module):
         yield "ends", PutTextLast(always=True), getattr(plain, plain.base_model_prefix)
-    if not cross.is_classifier(transformer) or not hasattr(releases.backbone_of(transformer), "active_peft_config"):
+    if not cross.is_classifier(encoder.module) or not hasattr(encoder.outer, "active_peft_config"):
         return
-    plain, reads = releases.plain_backbone(transformer), cross.head_reads(transformer)
+    reads = cross.head_reads(encoder.module)
     if reads == "last":
         yield "ends", PutTextLast(), getattr(plain, plain.base_model_prefix)
     elif reads == "first" and virtual_tokens != "pool":

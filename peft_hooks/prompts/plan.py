@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, TypedDict
 
 from torch import nn
 
-from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
+from ..compat.pipeline import Encoder, Pipeline
 from ..dimensions.contracts import causes_of, checks
 from ..errors import close_matches
 from ..hooks.call import Hook
@@ -80,33 +80,43 @@ class Planned(NamedTuple):
     order: int
 
 
-def plan(model: nn.Module, options: Options, proven: Container[str] | None = None) -> Iterator[Planned]:
-    """Yield the hooks that ``model`` needs; those in ``proven`` that share a prompt need no proof."""
-    poolings, missing = releases.poolings_of(model), releases.missing_in_prompt_length(model)
-    for path, transformer in releases.transformers_of(model):
-        yield Planned(f"padding:{path}", PutPaddingLast(), transformer, MAKE - 1)
-        if not releases.has_adapter(transformer):
-            continue
-        tokens_only = options.virtual_tokens == "auto" and not any(_in_reach(path, pooling) for pooling, _ in poolings)
-        policy: VirtualTokens = "strip" if tokens_only else options.virtual_tokens
-        yield Planned(f"mask:{path}", ExtendPromptMask(policy), transformer, MAKE)
-        yield Planned(f"layers:{path}", ReplayLayers(), transformer, MAKE)
-        yield from _plan_backbone(path, transformer, transformer, options)
-        for name, hook, module in hooks_of_sharing(path, transformer, options.share_prompt, proven):
-            yield Planned(name, hook, module, LAST if module is transformer else MAKE)
-        if options.log:
-            yield Planned(f"log:{path}", LogShapes(), transformer, LOG)
-    for path, holder in cross.holders_of(model):
-        yield Planned(f"padding:{path}", PutPaddingLast(restore=False), holder.model, MAKE - 1)
-        yield from _plan_backbone(path, holder, holder.model, options)
-    for path, hook, module in hooks_of_token_modules(model):
+def plan(pipeline: Pipeline, options: Options, proven: Container[str] | None = None) -> Iterator[Planned]:
+    """Yield the hooks that a model needs; those in ``proven`` that share a prompt need no proof."""
+    missing = releases.missing_in_prompt_length(pipeline.root)
+    for encoder in pipeline.encoders:
+        padding = PutPaddingLast() if encoder.is_transformer else PutPaddingLast(restore=False)
+        yield Planned(f"padding:{encoder.path}", padding, encoder.entry, MAKE - 1)
+        if encoder.is_transformer and encoder.adapted:
+            yield from _plan_transformer(encoder, pipeline, options, proven)
+        elif not encoder.is_transformer:
+            yield from _plan_backbone(encoder, options)
+    for path, hook, module in hooks_of_token_modules(pipeline):
         yield Planned(f"tokens:{path}", hook, module, MAKE)
-    for path, pooling in poolings:
+    for path, pooling in pipeline.poolings:
         yield Planned(f"pooling:{path}", PreparePooling(options.virtual_tokens, missing), pooling, MAKE)
         if options.log:
             yield Planned(f"log:{path}", LogShapes(), pooling, LOG)
-    for path, module, check in checks(model, causes=causes_of(model)) if options.check else ():
-        yield Planned(f"check:{path}", check, module, CHECK)
+    if options.check:
+        root, named = pipeline.root, pipeline.modules
+        for path, module, check in checks(root, causes=causes_of(root, named), named=named):
+            yield Planned(f"check:{path}", check, module, CHECK)
+
+
+def _plan_transformer(
+    encoder: Encoder, pipeline: Pipeline, options: Options, proven: Container[str] | None
+) -> Iterator[Planned]:
+    """Yield what a Transformer module with an adapter needs."""
+    path, transformer = encoder.path, encoder.entry
+    in_reach = any(_in_reach(path, pooling) for pooling, _ in pipeline.poolings)
+    tokens_only = options.virtual_tokens == "auto" and not in_reach
+    policy: VirtualTokens = "strip" if tokens_only else options.virtual_tokens
+    yield Planned(f"mask:{path}", ExtendPromptMask(policy), transformer, MAKE)
+    yield Planned(f"layers:{path}", ReplayLayers(), transformer, MAKE)
+    yield from _plan_backbone(encoder, options)
+    for name, hook, module in hooks_of_sharing(encoder, options.share_prompt, proven):
+        yield Planned(name, hook, module, LAST if module is transformer else MAKE)
+    if options.log:
+        yield Planned(f"log:{path}", LogShapes(), transformer, LOG)
 
 
 def _in_reach(path: str, pooling: str) -> bool:
@@ -115,19 +125,16 @@ def _in_reach(path: str, pooling: str) -> bool:
     return not route or path.startswith(route + ".")
 
 
-def _plan_backbone(path: str, transformer: Any, entry: nn.Module, options: Options) -> Iterator[Planned]:
-    """Yield what the adapter's own modules need: hidden states, a head that reads the text, a task.
-
-    ``entry`` is the module that the text goes into.
-    """
-    outer = releases.backbone_of(transformer)
-    config = releases.active_config(transformer)
+def _plan_backbone(encoder: Encoder, options: Options) -> Iterator[Planned]:
+    """Yield what the adapter's own modules need: hidden states, a head that reads the text, a task."""
+    path, entry = encoder.path, encoder.entry
+    config = releases.active_config(encoder.module)
     if config is not None and releases.method_of(config) in releases.PREFIX_METHODS:
         yield Planned(f"checkpointing:{path}", RefuseCheckpointing(), entry, MAKE - 1)
-    if hasattr(outer, "active_peft_config"):
-        yield Planned(f"hidden:{path}", KeepHiddenStates(), outer.base_model, MAKE)
-    for name, head_hook, module in hooks_of_head(transformer, options.virtual_tokens):
+    if hasattr(encoder.outer, "active_peft_config"):
+        yield Planned(f"hidden:{path}", KeepHiddenStates(), encoder.outer.base_model, MAKE)
+    for name, head_hook, module in hooks_of_head(encoder, options.virtual_tokens):
         yield Planned(f"text:{path}", NoteTextLength(), entry, MAKE)
         yield Planned(f"{name}:{path}", head_hook, module, MAKE)
-    for number, encoder in enumerate(releases.prompt_encoders(transformer, "MULTITASK_PROMPT_TUNING")):
-        yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), encoder, MAKE)
+    for number, prompts in enumerate(releases.prompt_encoders(encoder.module, "MULTITASK_PROMPT_TUNING")):
+        yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), prompts, MAKE)

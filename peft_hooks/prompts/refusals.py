@@ -7,12 +7,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from ..compat import backbones
 from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
-from ..compat.pipeline import pipeline
+from ..compat.pipeline import Encoder, Pipeline
 from ..errors import UnsupportedModelError
 from .classifier import refuse_classifier
 from .padding_probe import padding_is_read
@@ -21,50 +19,48 @@ from .probes import forward_fails
 from .token_modules import refuse_token_modules
 
 
-def refuse_what_cannot_be_right(model: Any, task_id: int | None, virtual_tokens: str = "auto") -> None:
-    """Raise if ``model`` cannot give right embeddings with the hooks on.
+def refuse_what_cannot_be_right(pipeline: Pipeline, task_id: int | None, virtual_tokens: str = "auto") -> None:
+    """Raise if a model cannot give right embeddings with the hooks on.
 
     Raises:
-        TypeError: If ``model`` is no module: a name, a list, None.
-        UnsupportedModelError: If it is no Sentence Transformers model, has no adapter that its forward passes, has a
-            prefix that its backbone ignores, a backbone that reads padding,
-            is set up so that virtual tokens cannot be told from text, or has a head
-            that cannot be given the text alone.
+        UnsupportedModelError: If it has no adapter that its forward passes, has a prefix that its backbone ignores, a
+            backbone that reads padding, is set up so that virtual tokens cannot be told from text, or has a head that
+            cannot be given the text alone.
         ValueError: If ``task_id`` is given and no adapter has tasks.
     """
-    _, transformers = pipeline(model)
-    for path, transformer in releases.transformers_of(model):
-        _refuse_stray_adapter(path, transformer)
-    if not any(releases.has_adapter(transformer) for _, transformer in transformers):
+    for encoder in pipeline.encoders:
+        if encoder.is_transformer:
+            _refuse_stray_adapter(encoder)
+    if not any(encoder.adapted for encoder in pipeline.encoders):
         raise UnsupportedModelError(
-            f"this {type(model).__name__} has no PEFT adapter: put one on with "
+            f"this {type(pipeline.root).__name__} has no PEFT adapter: put one on with "
             f"peft_hooks.add_prompt_adapter(model, PromptTuningConfig(...))"
         )
-    refuse_options(model, task_id, virtual_tokens)
-    refuse_token_modules(model)
-    for path, transformer in transformers:
-        for name, config in releases.prompt_configs(transformer).items():
-            _refuse_adapter(path, transformer, name, config)
-        _refuse_reader_of_padding(path, transformer)
+    refuse_options(pipeline, task_id, virtual_tokens)
+    refuse_token_modules(pipeline)
+    for encoder in pipeline.encoders:
+        for name, config in encoder.prompts.items():
+            _refuse_adapter(encoder, name, config)
+        _refuse_reader_of_padding(encoder)
 
 
-def refuse_options(model: nn.Module, task_id: int | None, virtual_tokens: str) -> None:
-    """Raise if ``model`` cannot follow the policy, or ``task_id`` is given and no adapter has such a task."""
-    transformers = cross.inputs_of(model)
-    for path, transformer in transformers:
-        refuse_classifier(path, transformer, virtual_tokens)
+def refuse_options(pipeline: Pipeline, task_id: int | None, virtual_tokens: str) -> None:
+    """Raise if a model cannot follow the policy, or ``task_id`` is given and no adapter has such a task."""
+    for encoder in pipeline.encoders:
+        refuse_classifier(encoder, virtual_tokens)
     if task_id is None:
         return
-    encoders: list[Any] = [e for _, t in transformers for e in releases.prompt_encoders(t, "MULTITASK_PROMPT_TUNING")]
-    if not encoders:
+    holders = [encoder.module for encoder in pipeline.encoders]
+    prompts: list[Any] = [one for each in holders for one in releases.prompt_encoders(each, "MULTITASK_PROMPT_TUNING")]
+    if not prompts:
         raise ValueError(f"task_id={task_id} is given, but no adapter has tasks: only MULTITASK_PROMPT_TUNING has")
-    tasks = max(int(encoder.num_tasks) for encoder in encoders)
+    tasks = max(int(prompt.num_tasks) for prompt in prompts)
     if task_id >= tasks:
         raise ValueError(f"task_id={task_id} is given, but the adapter has the tasks 0 to {tasks - 1}")
 
 
-def _refuse_stray_adapter(path: str, transformer: Any) -> None:
-    stray = releases.stray_backbone(transformer)
+def _refuse_stray_adapter(encoder: Encoder) -> None:
+    path, stray = encoder.path, releases.stray_backbone(encoder.module)
     if stray is not None:
         where = f"model[{path}]" if path.isdigit() else f"Transformer {path!r}"
         raise UnsupportedModelError(
@@ -74,12 +70,12 @@ def _refuse_stray_adapter(path: str, transformer: Any) -> None:
         )
 
 
-def _refuse_adapter(path: str, transformer: Any, name: str, config: Any) -> None:
-    method, backbone = releases.method_of(config), releases.backbone_of(transformer)
-    where = f"Transformer {path!r} with the {method} adapter {name!r}"
-    if releases.forward_skips_prompts(backbone):
+def _refuse_adapter(encoder: Encoder, name: str, config: Any) -> None:
+    method, transformer = releases.method_of(config), encoder.module
+    where = f"Transformer {encoder.path!r} with the {method} adapter {name!r}"
+    if releases.forward_skips_prompts(encoder.outer):
         raise UnsupportedModelError(
-            f"{where}: {type(backbone).__name__}.forward passes the prompt by: make the adapter with "
+            f"{where}: {type(encoder.outer).__name__}.forward passes the prompt by: make the adapter with "
             f'task_type="FEATURE_EXTRACTION", or with peft_hooks.add_prompt_adapter(model, config)'
         )
     if getattr(transformer, "can_flatten_inputs", False):
@@ -99,13 +95,13 @@ def _refuse_adapter(path: str, transformer: Any, name: str, config: Any) -> None
         )
 
 
-def _refuse_reader_of_padding(path: str, transformer: Any) -> None:
-    reason = padding_is_read(transformer)
+def _refuse_reader_of_padding(encoder: Encoder) -> None:
+    reason = padding_is_read(encoder.module)
     if reason is not None:
         raise UnsupportedModelError(
-            f"Transformer {path!r}: the backbone {backbones.model_type(transformer)!r} {reason}: with an adapter and "
-            f"without, its embeddings depend on the batch, which no hook can change. Use another backbone, or encode "
-            f"one text at a time without hooks"
+            f"Transformer {encoder.path!r}: the backbone {backbones.model_type(encoder.module)!r} {reason}: with an "
+            f"adapter and without, its embeddings depend on the batch, which no hook can change. Use another backbone, "
+            f"or encode one text at a time without hooks"
         )
 
 
@@ -118,14 +114,14 @@ def level_of_caller() -> int:
     return level
 
 
-def fit_positions(transformer: Any) -> Callable[[], None] | None:
+def fit_positions(encoder: Encoder) -> Callable[[], None] | None:
     """Lower ``max_seq_length`` where virtual tokens and text exceed the backbone's positions, with a warning.
 
     Returns:
         What puts the former value back, or None if nothing was changed.
     """
-    positions = backbones.position_count(transformer)
-    virtual = max((config.num_virtual_tokens for config in releases.prompt_configs(transformer).values()), default=0)
+    transformer, positions = encoder.module, encoder.positions
+    virtual = max((config.num_virtual_tokens for config in encoder.prompts.values()), default=0)
     former: int | None = transformer.max_seq_length
     if positions is None or not virtual or (former is not None and former + virtual <= positions):
         return None

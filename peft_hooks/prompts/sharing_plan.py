@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..compat import sentence_transformers as releases
+from ..compat.pipeline import Encoder
 from ..errors import UnsupportedModelError
 from ..hooks.call import Hook
 from .probes import NO_VALUES, can_measure
@@ -27,20 +28,20 @@ def check_share(share_prompt: Any) -> None:
 
 
 def hooks_of_sharing(
-    path: str, transformer: Any, share_prompt: Share, proven: Container[str] | None
+    encoder: Encoder, share_prompt: Share, proven: Container[str] | None
 ) -> Iterator[tuple[str, Hook, nn.Module]]:
     """Yield the hooks that keep one Transformer's prompt from being computed for each row: name, hook, module.
 
     Args:
-        path: Where the Transformer is.
-        transformer: The Transformer.
+        encoder: The Transformer.
         share_prompt: The option.
         proven: The names of the hooks that need not be proven again, or None to prove by a small forward.
 
     Raises:
         UnsupportedModelError: If ``share_prompt`` is True, and the backbone cannot share its virtual tokens.
     """
-    if share_prompt is False or not releases.prompt_configs(transformer):
+    path, transformer = encoder.path, encoder.entry
+    if share_prompt is False or not encoder.prompts:
         return
     name, reason = f"share:{path}", None
     if proven is None:
@@ -51,13 +52,12 @@ def hooks_of_sharing(
                 f"virtual tokens for every row where they cannot be shared"
             )
     shared = reason is None if proven is None else name in proven
-    outer = releases.backbone_of(transformer)
-    encoders = [encoder for method in _ENCODED for encoder in releases.prompt_encoders(transformer, method)]
-    for number, encoder in enumerate(encoders):
-        yield f"once:{path}:{number}", EncodePromptOnce(), encoder
+    networks = [network for method in _ENCODED for network in releases.prompt_encoders(transformer, method)]
+    for number, network in enumerate(networks):
+        yield f"once:{path}:{number}", EncodePromptOnce(), network
     if shared:
-        yield name, SharePrompt(longest_shared(transformer)), outer.base_model
-    if shared or encoders:
+        yield name, SharePrompt(longest_shared(transformer)), encoder.outer.base_model
+    if shared or networks:
         yield f"size:{path}", NoteTextSize(), transformer
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..compat import st_modules as modules
+from ..compat.pipeline import Pipeline
 from ..errors import UnsupportedModelError
 from ..hooks.call import Call, Hook
 from . import tensors as ft
@@ -110,18 +111,18 @@ _HOOKS: dict[str, type[Hook]] = {
 }
 
 
-def hooks_of_token_modules(model: nn.Module) -> Iterator[tuple[str, Hook, nn.Module]]:
+def hooks_of_token_modules(pipeline: Pipeline) -> Iterator[tuple[str, Hook, nn.Module]]:
     """Yield the hooks that modules between Transformer and Pooling need: path, hook, module."""
-    for path, module in modules.steps_of(model):
+    for path, module in pipeline.steps:
         hook = _HOOKS.get(modules.kind_of(module) or "")
         if hook is not None:
             yield path, hook(), module
 
 
-def refuse_token_modules(model: nn.Module) -> None:
+def refuse_token_modules(pipeline: Pipeline) -> None:
     """Raise UnsupportedModelError for an LSTM that nothing before it can give the lengths of the texts."""
     before: list[str | None] = []
-    for path, module in modules.steps_of(model):
+    for path, module in pipeline.steps:
         kind = modules.kind_of(module)
         if kind == "LSTM" and "Transformer" in before and None not in before and "WordEmbeddings" not in before:
             raise UnsupportedModelError(

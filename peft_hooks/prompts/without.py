@@ -9,7 +9,7 @@ from torch import nn
 
 from .._public import public
 from ..compat import peft_state as state
-from ..compat.pipeline import pipeline
+from ..compat.pipeline import read_pipeline
 from ..hooks.undo import block
 
 
@@ -42,8 +42,7 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
         ...     bool(abs(model.encode("a cat") - base).max() < 1e-6)
         True
     """
-    _, transformers = pipeline(model)
-    bared = [state.Bared(transformer) for _, transformer in transformers]
+    bared = [state.Bared(encoder.module) for encoder in read_pipeline(model).encoders]
 
     def off() -> None:
         for one in bared:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from peft_hooks import Hook, HookRegistry, register_prompt_mask_hooks
-from peft_hooks.hooks.dispatcher import dispatchers
+from peft_hooks.hooks.dispatcher import dispatchers_on
 from peft_hooks.testing import tiny_model
 
 from ..tools.methods import backbone_of, put_adapter
@@ -120,7 +120,7 @@ def measure(quick: bool = False) -> list[Row]:
     bare, full, unchecked = (tuned() for _ in range(3))
     register_prompt_mask_hooks(full)
     register_prompt_mask_hooks(unchecked, check=False)
-    places = [path for path, _, _ in dispatchers(full)]
+    places = [path for path, _, _ in dispatchers_on(full.named_modules())]
     models = {
         "nothing": bare,
         "empty": by_hand(places, Padding(), Nothing(), Nothing()),

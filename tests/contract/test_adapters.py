@@ -12,7 +12,7 @@ from torch import nn
 import peft_hooks
 from peft_hooks import UnsupportedModelError, register_prompt_mask_hooks, remove_prompt_adapter, without_adapter
 from peft_hooks.compat.quiet import quiet
-from peft_hooks.prompts.attach import handle_of
+from peft_hooks.prompts.handle import adopt_handle
 from peft_hooks.testing import TEXTS, assert_no_hooks_left, tiny_model
 from peft_hooks.testing.models import pipeline_modules
 
@@ -321,5 +321,5 @@ def test_the_handle_stays_the_models_own_after_the_block() -> None:
     handle = hooked(model, "prompt_tuning")
     with without_adapter(model):
         pass
-    assert handle_of(model) is handle is peft_hooks.register_prompt_mask_hooks(model)
+    assert adopt_handle(model) is handle is peft_hooks.register_prompt_mask_hooks(model)
     assert distance(encoded(model, TEXTS[:1]), reference_embedding(model, TEXTS[0], pooling=("mean",))[None]) < 1e-4

@@ -6,6 +6,7 @@ import copy
 import gc
 import multiprocessing
 import pickle
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -334,6 +335,25 @@ def test_a_copied_transformer_in_another_pipeline_gets_the_hooks_of_that_pipelin
     assert_right(other, pooling="cls")
     handle.remove()
     assert_no_hooks_left(other, foreign=True)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_the_model_is_read_once_when_hooks_are_attached(architecture: str) -> None:
+    """``named_modules()`` of the model is walked at most twice, whatever is refused, planned and attached."""
+    model = adapted(architecture)
+    walks, code = 0, nn.Module.named_modules.__code__
+
+    def seen(frame: Any, event: str, argument: Any) -> None:
+        nonlocal walks
+        started = event == "call" and frame.f_code is code and frame.f_lasti <= 4  # a generator is resumed as well
+        walks += started and frame.f_locals["self"] is model and not frame.f_locals["prefix"]
+
+    sys.setprofile(seen)
+    try:
+        register_prompt_mask_hooks(model)
+    finally:
+        sys.setprofile(None)
+    assert 1 <= walks <= 2
 
 
 def test_a_wrapped_model_has_the_handle_of_the_model_inside() -> None:

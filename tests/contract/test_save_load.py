@@ -17,7 +17,7 @@ from torch import nn
 import peft_hooks
 from peft_hooks import LoadError, SaveError, UnsupportedModelError, register_prompt_mask_hooks
 from peft_hooks.compat.quiet import quiet
-from peft_hooks.prompts.attach import handle_of
+from peft_hooks.prompts.handle import adopt_handle
 from peft_hooks.testing import tiny_model, tiny_transformer
 from peft_hooks.testing.models import pipeline_modules
 
@@ -76,7 +76,7 @@ def test_a_saved_model_is_the_same_after_loading(base: Path, tmp_path: Path, met
     peft_hooks.save(model, tmp_path / "model")
     loaded: Any = peft_hooks.load(tmp_path / "model", device="cpu")
     assert distance(vectors(loaded), vectors(model)) < 1e-6
-    assert handle_of(loaded).options == handle_of(model).options
+    assert adopt_handle(loaded).options == adopt_handle(model).options
     assert [type(module) for module in loaded] == [type(module) for module in model]
     assert loaded.prompts == model.prompts and loaded.default_prompt_name == "query"
     assert loaded.max_seq_length == model.max_seq_length == 40
@@ -93,7 +93,7 @@ def test_what_save_pretrained_wrote_loads_with_the_default_hooks(base: Path, tmp
     loaded = peft_hooks.load(tmp_path / "model", device="cpu", **options_for(method))
     assert distance(vectors(loaded), vectors(with_hooks(model, method))) < 1e-6
     assert loaded.max_seq_length == 40
-    assert handle_of(loaded).options == handle_of(model).options
+    assert adopt_handle(loaded).options == adopt_handle(model).options
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
@@ -287,9 +287,9 @@ def test_a_loaded_model_can_be_saved_again(base: Path, tmp_path: Path, method: s
 def test_options_given_to_load_go_before_the_saved_ones(base: Path, tmp_path: Path) -> None:
     model = with_hooks(build(base), virtual_tokens="strip", check=False)
     peft_hooks.save(model, tmp_path / "model")
-    kept = handle_of(peft_hooks.load(tmp_path / "model", device="cpu")).options
+    kept = adopt_handle(peft_hooks.load(tmp_path / "model", device="cpu")).options
     assert (kept.virtual_tokens, kept.check) == ("strip", False)
-    given = handle_of(peft_hooks.load(tmp_path / "model", virtual_tokens="pool", device="cpu")).options
+    given = adopt_handle(peft_hooks.load(tmp_path / "model", virtual_tokens="pool", device="cpu")).options
     assert (given.virtual_tokens, given.check) == ("pool", False)
     with pytest.raises(TypeError, match=r"virtual_token"):
         peft_hooks.load(tmp_path / "model", virtual_token="pool")

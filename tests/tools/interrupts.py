@@ -33,7 +33,7 @@ from peft_hooks import (
     without_adapter,
 )
 from peft_hooks.compat.quiet import quiet
-from peft_hooks.prompts.attach import handle_of
+from peft_hooks.prompts.handle import adopt_handle
 from peft_hooks.testing import TEXTS, assert_no_hooks_left
 from peft_hooks.testing.leftovers import hooks_on
 
@@ -293,7 +293,7 @@ def picture(model: Any) -> Picture:
     rest: list[Any] = [[(type(module).__name__, module.training) for module in model.modules()]]
     if is_pipeline(model):
         backbone = backbone_of(model)
-        handle = handle_of(model)
+        handle = adopt_handle(model)
         names = list(getattr(backbone, "peft_config", ())), getattr(backbone, "active_adapter", None)
         frozen = [parameter.requires_grad for parameter in model.parameters()]
         options = None if handle is None else handle.options
@@ -307,7 +307,7 @@ def works_later(model: Any, prepared: Any) -> None:
         prepared.reset()
         assert_no_hooks_left(model)
         return
-    handle = handle_of(model)
+    handle = adopt_handle(model)
     if hasattr(backbone_of(model), "active_peft_config"):
         handle = register_prompt_mask_hooks(model)
         handle.refresh()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from peft_hooks import Call, Hook, HookError, HookNameError, HookRegistry, LogShapes, SelectorError
-from peft_hooks.hooks.dispatcher import dispatchers
+from peft_hooks.hooks.dispatcher import dispatchers_on
 
 
 class Add(Hook):
@@ -99,7 +99,7 @@ def state(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def hooked(model: nn.Module) -> list[str]:
-    return [path for path, _, _ in dispatchers(model)]
+    return [path for path, _, _ in dispatchers_on(model.named_modules())]
 
 
 # -- attaching ---------------------------------------------------------------------------------------------------------
@@ -566,7 +566,7 @@ def test_a_part_of_a_model_is_copied_without_the_rest(model: nn.Module, copied: 
     HookRegistry(model).attach(Add(10.0), to="2", name="add")
     part = copied(model[2])
     assert torch.equal(part(torch.zeros(1)), torch.full((1,), 10.0))
-    [(_, _, dispatcher)] = dispatchers(part)
+    [(_, _, dispatcher)] = dispatchers_on(part.named_modules())
     assert len(pickle.dumps(dispatcher.entries)) < len(pickle.dumps(model))
 
 
@@ -689,7 +689,7 @@ def test_what_a_hook_does_not_override_is_never_called(model: nn.Module) -> None
     with registry.disabled():
         plain = model(x)
     assert torch.equal(model(x), plain)
-    [(_, _, dispatcher), *_] = dispatchers(model)
+    [(_, _, dispatcher), *_] = dispatchers_on(model.named_modules())
     entry = dispatcher.entries[0]
     assert (entry.before, entry.after, entry.failed) == (None, None, None)
 
