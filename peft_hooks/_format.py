@@ -1,4 +1,4 @@
-"""How tensors are written for a reader: ``attention_mask i64[2,18] kept 24/36 pad right``."""
+"""How tensors are written as text: ``attention_mask i64[2,18] kept 24/36 pad right``."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def difference(value: float) -> str:
-    """Return a difference for a reader: ``0.5753``, or ``1e-07`` where that would be all zeros."""
+    """Return a difference as text: ``0.5753``, or ``1e-07`` where that would be all zeros."""
     return f"{value:.4f}" if value >= 1e-3 else f"{value:.0e}" if value else "0"

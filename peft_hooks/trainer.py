@@ -33,7 +33,7 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     """``SentenceTransformerTrainer`` for a model with a PEFT adapter: it resumes, and loads the best checkpoint.
 
     Sentence Transformers reloads a checkpoint with ``SentenceTransformer(path)``, which refuses prompt learning
-    (LoRA was mended: https://github.com/huggingface/sentence-transformers/issues/3402; for prompts see
+    (LoRA was fixed: https://github.com/huggingface/sentence-transformers/issues/3402; for prompts see
     https://github.com/huggingface/peft/issues/2256):
     ``resume_from_checkpoint`` raises, and ``load_best_model_at_end``, from 5.0 on, logs an error and keeps the last
     weights. This trainer adds ``trainable_state.safetensors`` to each checkpoint and reads it back into the model at
@@ -52,7 +52,7 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         ImportError: Before Sentence Transformers 3.0, which has no trainer.
         HookError: If the model has a prompt-learning adapter and no hooks.
         UnsupportedModelError: If the model is a CrossEncoder, SparseEncoder or MultiVectorEncoder, which have trainers
-            of their own; if weights of the backbone would be trained beside a prompt, which no checkpoint of PEFT
+            of their own; if weights of the backbone would be trained alongside a prompt, which no checkpoint of PEFT
             keeps.
         FileNotFoundError: When it loads a checkpoint that has no ``trainable_state.safetensors``.
         ValueError: When it loads a checkpoint of other parameters, or one that was cut off while it was written.

@@ -47,7 +47,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Base:
-    """A base model: what it goes by, and its folder or itself."""
+    """A base model: its name, and its folder or the model itself."""
 
     name: str
     model: Any
@@ -98,7 +98,7 @@ def find_base(adapter: Path, recorded: str | None, reading: Reading) -> Base:
 
 
 def _name_of(model: Any) -> str:
-    """Return what a loaded base model goes by. It must be one that can be saved, and have no adapter."""
+    """Return the name of a loaded base model. It must be one that can be saved, and have no adapter."""
     transformers = [transformer for _, transformer in releases.transformers_of(model)]
     backbone = releases.backbone_of(transformers[0]) if transformers else model
     if any(releases.has_adapter(t) for t in transformers) or hasattr(backbone, "active_peft_config"):

@@ -1,4 +1,4 @@
-"""The file ``peft_hooks.json``: what ``save`` writes down beside the model, and ``load`` reads."""
+"""The file ``peft_hooks.json``: what ``save`` records next to the model, and ``load`` reads."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 PEFT refuses to load any prompt-learning adapter for training. Where its saved form has all the weights it can be
 trained on all the same; P-tuning and prefix tuning with a projection are saved as the computed rows, without the
-network that computes them, which ``save`` writes beside it.
+network that computes them, which ``save`` writes next to it.
 """
 
 from __future__ import annotations

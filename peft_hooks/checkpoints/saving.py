@@ -32,7 +32,7 @@ from .staging import relative
 
 @public
 def save(model: nn.Module, path: str | Path) -> None:
-    """Save a model with its adapters so that ``load(path)`` gives it back as it is, with its hooks.
+    """Save a model with its adapters so that ``load(path)`` restores it as it is, with its hooks.
 
     Writes what ``model.save_pretrained(path)`` writes, and what that leaves out: the hooks' options, which adapter is
     active, the base model's path, the tokenizer's padding side, and the networks of P-tuning and prefix tuning with a

@@ -20,7 +20,7 @@ PROGRESS = "trainer_state.json"
 """What every release of the trainer writes last, so that a checkpoint without it was cut off."""
 
 STEPS = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
-"""What the trainer begins anew, without a word, if it is not there."""
+"""What the trainer silently starts over if it is not there."""
 
 
 def begin(checkpoint: Path) -> None:

@@ -57,7 +57,7 @@ def _prompts(peft_model: Any) -> list[Any]:
 
 
 def tuner_layers(module: nn.Module) -> list[Any]:
-    """Return the layers of LoRA, or another method that changes the backbone, and modules trained beside it.
+    """Return the layers of LoRA, or another method that changes the backbone, and modules trained alongside it.
 
     All have ``disable_adapters`` and ``enable_adapters(bool)``; the class of the latter was renamed in PEFT 0.15.
     """
@@ -68,7 +68,7 @@ def tuner_layers(module: nn.Module) -> list[Any]:
 
 
 def wrapped_heads(module: nn.Module) -> list[Any]:
-    """Return the modules that are trained and saved beside an adapter: the head of a classifier, with ``SEQ_CLS``."""
+    """Return the modules that are trained and saved with an adapter: the head of a classifier, with ``SEQ_CLS``."""
     return [layer for layer in tuner_layers(module) if hasattr(layer, "original_module")]
 
 

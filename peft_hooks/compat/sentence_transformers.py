@@ -116,7 +116,7 @@ def method_of(config: Any) -> str:
 
 
 def adapter_summary(transformer: Any) -> str:
-    """Return the active adapter for a reader: ``the active PROMPT_TUNING adapter 'default'``."""
+    """Return the active adapter as text: ``the active PROMPT_TUNING adapter 'default'``."""
     config = active_config(transformer)
     if config is None:
         return "no PEFT adapter (the Transformer has none)"

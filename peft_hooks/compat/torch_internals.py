@@ -50,7 +50,7 @@ def pre_hooks_of(module: nn.Module) -> Iterator[Any]:
     return iter(module._forward_pre_hooks.values())
 
 
-# How PyTorch is to call a hook, beside the hook itself and by the same key.
+# How PyTorch is to call a hook, next to the hook itself and by the same key.
 _FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 
 
@@ -130,11 +130,11 @@ def is_compiled(module: nn.Module) -> bool:
     return isinstance(module, dynamo.OptimizedModule) or module._compiled_call_impl is not None
 
 
-def calls_of(module: nn.Module) -> int:
-    """Return how many calls of ``module`` are running in this thread."""
+def calls_of(module: nn.Module, enough: int | None = None) -> int:
+    """Return how many calls of ``module`` are running in this thread; the search ends when there are ``enough``."""
     running, code = 0, nn.Module._call_impl.__code__  # of which each call has one frame
     frame: FrameType | None = sys._getframe()
-    while frame is not None:
+    while frame is not None and running != enough:
         running += frame.f_code is code and frame.f_locals.get("self") is module
         frame = frame.f_back
     return running

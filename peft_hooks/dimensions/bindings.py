@@ -24,15 +24,13 @@ class Forward:
 
     Attributes:
         bound: What is bound. Never changed, only replaced: going back to a former table is to put it here again.
-        running: The calls of checked modules that run, the innermost last, and what was bound before each.
-        seen: The paths of those that ran with no other around them.
+        seen: The paths of the checked modules that ran with no other around them.
     """
 
-    __slots__ = ("bound", "running", "seen")
+    __slots__ = ("bound", "seen")
 
     def __init__(self) -> None:
         self.bound = UNBOUND
-        self.running: list[tuple[Call, Table]] = []
         self.seen: set[str] = set()
 
 
@@ -48,7 +46,7 @@ class Bindings:
 
     Args:
         joined: Whether modules that are called one after another, with no checked module around them, make up one
-            forward until one of them comes again: Sentence Transformers before 5.7 never calls the whole model.
+            forward until one of them is called again: Sentence Transformers before 5.7 never calls the whole model.
     """
 
     def __init__(self, joined: bool = True) -> None:
@@ -58,27 +56,24 @@ class Bindings:
     def enter(self, call: Call, starts: bool = False) -> Forward:
         """Note that a call begins, and return the forward that it belongs to.
 
-        A new one begins with a module that ``starts`` one while the root does not run, and with one that runs already:
-        no module calls itself, but a KeyboardInterrupt runs no hook.
+        A new one begins with a module that ``starts`` one while the root does not run, and with one that runs already.
         """
         if is_compiling():
             return Forward()
         forward, path = self._local.forward, call.path
-        running = forward.running
-        if running:
-            if running[-1][0] is call:
-                return forward  # another hook on this module
-            paths = [other.path for other, _ in running]
-            new = path in paths or (starts and "" not in paths)
+        if self in call.notes:
+            return forward  # another hook on this module
+        around = [outer.path for outer in call.enclosing() if self in outer.notes]
+        if around:
+            new = path in around or (starts and "" not in around)
         else:
             new = starts or not self.joined or path in forward.seen
         if new:
             forward.bound = UNBOUND
-            running.clear()
             forward.seen.clear()
-        if not running:
+        if new or not around:
             forward.seen.add(path)
-        running.append((call, forward.bound))
+        call.notes[self] = forward.bound
         return forward
 
     def forward(self) -> Forward:
@@ -87,14 +82,3 @@ class Bindings:
 
     def __reduce__(self) -> tuple[type, tuple[bool]]:
         return Bindings, (self.joined,)  # what is bound belongs to a thread: a copy starts with nothing
-
-
-def leave(forward: Forward, call: Call) -> Table | None:
-    """Note that a call is done, and whatever ran inside it; return what was bound before, once for each call."""
-    running = forward.running
-    for index in range(len(running) - 1, -1, -1):
-        if running[index][0] is call:
-            former = running[index][1]
-            del running[index:]
-            return former
-    return None

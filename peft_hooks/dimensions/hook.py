@@ -12,8 +12,7 @@ from .._arguments import in_words
 from .._public import public
 from ..errors import DimensionError, DimensionWarning
 from ..hooks.call import Call, Hook
-from ..prompts.sharing import virtual_tokens_alone
-from .bindings import UNBOUND, Bindings, Forward, Table, leave
+from .bindings import UNBOUND, Bindings, Forward, Table
 from .check import Reason, disagreement, shapes_in
 from .lookup import input_of, output_of
 from .spec import Contract, parse
@@ -51,7 +50,7 @@ class AssertDimensions(Hook):
         bindings: Shared by the hooks on the modules of one forward. By default this hook's own, new for every call.
         starts: Whether this module begins a forward, so that what was bound before is forgotten.
         ends: Whether this module ends a forward, so that what follows binds anew.
-        causes: What a difference of so many positions in ``seq`` means, and what mends it, for the message:
+        causes: What a difference of so many positions in ``seq`` means, and the fix, for the message:
             ``{10: "num_virtual_tokens of ...: attach ..."}``.
         on_error: ``"raise"`` a ``DimensionError``, or ``"warn"`` with a ``DimensionWarning``.
         unless: A key of a features dict that says that its tensors are laid out in another way: nothing is checked
@@ -106,11 +105,11 @@ class AssertDimensions(Hook):
         self._right: dict[tuple[Any, ...], tuple[Table, Table, Table, Table]] = {}
 
     def before(self, call: Call) -> None:
-        if virtual_tokens_alone():
+        if any(outer.on_other_rows for outer in call.enclosing()):
             return  # of another batch than all that is bound
         # Without shared bindings the forward is this call: a module inside this one may have the same hook.
         forward = Forward() if self._bindings is None else self._bindings.enter(call, self._starts)
-        names = call.notes[self] = _Names(forward)
+        names = call.notes[self] = _Names(forward, call.notes.get(self._bindings, UNBOUND))
         if self._inputs:
             self._check(names, call, call)
 
@@ -120,13 +119,12 @@ class AssertDimensions(Hook):
             return  # attached while the module ran
         if self._outputs:
             self._check(names, call, output)
-        leave(names.forward, call)
         if self._ends:
             names.forward.bound = UNBOUND
 
     def failed(self, call: Call, error: BaseException) -> None:
         if self in call.notes:
-            call.notes[self].undo(call)
+            call.notes[self].undo()
 
     def _check(self, names: _Names, call: Call, source: Any) -> None:
         """Bind the dimensions of what goes in, where ``source`` is the call, or of the output, or report.
@@ -172,21 +170,20 @@ class AssertDimensions(Hook):
         if self._warns:
             warnings.warn(message, DimensionWarning, stacklevel=2)
             return
-        call.notes[self].undo(call)  # `failed` is for errors of the module, not for this hook's own
+        call.notes[self].undo()  # `failed` is for errors of the module, not for this hook's own
         raise DimensionError(message)
 
 
 class _Names:
-    """What a call may bind: names of its forward, and names of its own."""
+    """What a call may bind: names of its forward, and names of its own; and what was bound before it."""
 
-    __slots__ = ("forward", "local")
+    __slots__ = ("former", "forward", "local")
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Forward, former: Table) -> None:
         self.forward = forward
+        self.former = former
         self.local = UNBOUND
 
-    def undo(self, call: Call) -> None:
+    def undo(self) -> None:
         """Go back to what was bound before the call."""
-        former = leave(self.forward, call)
-        if former is not None:
-            self.forward.bound = former
+        self.forward.bound = self.former

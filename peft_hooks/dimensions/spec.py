@@ -71,7 +71,7 @@ class Expected(NamedTuple):
 
     @property
     def dimensions(self) -> str:
-        """The dimensions for a reader: ``batch ... hidden``."""
+        """The dimensions as text: ``batch ... hidden``."""
         return " ".join(map(str, (*self.head, *(() if self.tail is None else ("...", *self.tail)))))
 
     def filled(self, count: int) -> tuple[Dimension, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -22,7 +23,9 @@ class Call:
         kwargs: Keyword arguments that the module gets. A hook's ``before`` may set another dict.
         given_args: ``args`` as they came in, before any hook of this registry replaced them.
         given_kwargs: ``kwargs`` as they came in.
-        notes: What a hook's ``before`` leaves for its own ``after`` or ``failed``, under the hook itself as the key.
+        notes: What a hook's ``before`` leaves for its own ``after`` or ``failed``, under the hook itself as the key, or
+            for hooks on modules inside, under a key that they know.
+        on_other_rows: Whether a hook runs the module's forward on rows of its own now, not on the call's batch.
 
     Example:
         >>> import torch
@@ -35,16 +38,39 @@ class Call:
         ((2, 4), (2, 3))
     """
 
-    __slots__ = ("args", "around", "entries", "given_args", "given_kwargs", "kwargs", "module", "notes", "path")
+    __slots__ = (
+        "_around",
+        "_entries",
+        "_outer",
+        "_owner",
+        "_same",
+        "_visible",
+        "args",
+        "given_args",
+        "given_kwargs",
+        "kwargs",
+        "module",
+        "notes",
+        "on_other_rows",
+        "path",
+    )
 
     def __init__(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.module = module
         self.path = path
         self.args = self.given_args = args
         self.kwargs = self.given_kwargs = kwargs
-        self.entries: tuple[Any, ...] = ()  # for the dispatcher: what runs in this call
-        self.around: object = STARTING  # for the dispatcher: the error that is handled around the forward
-        self.notes: dict[Hook, Any] = {}
+        self.notes: dict[Any, Any] = {}
+        self.on_other_rows = False
+        # The call that began before this one and still runs, and whether it is the same, for another registry.
+        self._outer: Call | None = None
+        self._same = False
+        # For the dispatcher: which one it is, what runs in this call, the error that is handled around the forward, and
+        # whether a frame of Python's stack tells that the call runs.
+        self._owner: object = None
+        self._entries: tuple[Any, ...] = ()
+        self._around: object = STARTING
+        self._visible = False
 
     @property
     def first(self) -> Any:
@@ -64,8 +90,22 @@ class Call:
         return self.given_args[0] if self.given_args else next(iter(self.given_kwargs.values()), None)
 
     @property
+    def parent(self) -> Call | None:
+        """The call around this one, of a module with hooks of any registry, in the same thread; or None."""
+        return next(self.enclosing(), None)
+
+    def enclosing(self) -> Iterator[Call]:
+        """Yield the calls around this one, from the inside out; one for each registry that has hooks on a module."""
+        outer, same = self._outer, self._same
+        while outer is not None:
+            if not same:
+                yield outer
+            same = same and outer._same
+            outer = outer._outer
+
+    @property
     def where(self) -> str:
-        """The module for a reader: ``"Pooling '1'"``."""
+        """The module as text: ``"Pooling '1'"``."""
         return f"{type(self.module).__name__} {self.path!r}"
 
 
@@ -96,7 +136,7 @@ class Hook:
         """Run after the module. Return what replaces the output, or None to leave it."""
 
     def failed(self, call: Call, error: BaseException) -> None:
-        """Run when the module, or a hook on it that is not of this registry, raised ``error``, which goes on rising."""
+        """Run when the module, or a hook on it that is not of this registry, raised ``error``, which propagates."""
 
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))

@@ -31,11 +31,18 @@ from .call import NOTHING, STARTING, Call
 _Kwargs = dict[str, Any]
 
 
-class _Local(threading.local):
-    """The calls that run in one thread, the innermost last."""
+class _Running(threading.local):
+    """The calls that run in one thread, of modules with hooks of any registry: the innermost last.
+
+    Not a ContextVar, at which torch.compile breaks its graph, nor a class attribute as default, to which assignments
+    are lost in it (PyTorch 2.13).
+    """
 
     def __init__(self) -> None:
-        self.stack: list[Call] = []
+        self.calls: list[Call] = []
+
+
+_running = _Running()
 
 
 class Dispatcher:
@@ -50,7 +57,6 @@ class Dispatcher:
     def __init__(self, path: str, board: Board, key: int) -> None:
         self.path = path
         self.at = board, key
-        self._local = _Local()
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -60,7 +66,7 @@ class Dispatcher:
 
     @property
     def owner(self) -> Hashable:
-        """What the registry goes by, so that ``dispatchers`` finds it again on a copied model."""
+        """What marks the hooks of the registry, by which they are found again on a copied model."""
         return self.at[0].state.owner
 
     def put_on(self, module: nn.Module) -> None:
@@ -75,44 +81,59 @@ class Dispatcher:
         board, key = self.at
         call = Call(module, self.path, args, kwargs)
         # Taken down for `_after`: what is attached or taken off meanwhile has run nothing before the module.
-        call.entries = entries = board.state.running.get(key, ())
-        stack = self._local.stack
+        call._entries = entries = board.state.running.get(key, ())
         compiling = is_compiling()
-        if stack and not compiling:
-            # PyTorch runs no hook after a KeyboardInterrupt: what it left here goes, and outer calls of itself stay.
-            del stack[max(calls_of(module) - 1, 0) :]
         # Before the entries run: if one raises, `_after` runs all the same, and must not take an outer forward's call.
-        stack.append(call)
+        self._begin(call, compiling)
         for entry in entries:
             if not compiling:  # a changing counter would be guarded on, and the model recompiled at every call
                 entry.calls += 1
             if entry.before is not None:
                 entry.before(call)
         # What is being handled around this forward, so that an error of the forward's own is told apart.
-        call.around = NOTHING if compiling else sys.exc_info()[1]
+        call._around = NOTHING if compiling else sys.exc_info()[1]
         return call.args, call.kwargs
 
+    def _begin(self, call: Call, compiling: bool) -> None:
+        """Put a call on the stack, under the one around it."""
+        calls = _running.calls
+        call._owner = self
+        if not compiling:
+            call._visible = calls_of(call.module, enough=1) == 1
+            while calls and _is_over(calls, call):
+                calls.pop()
+        if calls:
+            call._outer = calls[-1]
+            call._same = _is_same(calls, calls[-1], call)
+        calls.append(call)
+
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        stack = self._local.stack
-        if not stack:
-            return None  # a pre-hook raised before ours ran, or the hook was attached while the module ran
-        call = stack.pop()
-        if call.around is STARTING:
+        call = self._end(module)
+        # None: a pre-hook raised before ours ran, or the hook was attached while the module ran.
+        if call is None or call._around is STARTING:
             return None
-        if call.around is not NOTHING:
+        if call._around is not NOTHING:
             error = sys.exc_info()[1]
-            if error is not None and error is not call.around:
+            if error is not None and error is not call._around:
                 self._failed(call, error)
                 return None
-        for entry in call.entries:
+        for entry in call._entries:
             if entry.after is not None:
                 replaced = entry.after(call, output)
                 if replaced is not None:
                     output = replaced
         return output
 
+    def _end(self, module: nn.Module) -> Call | None:
+        """Take the innermost call of the module off the stack. Those of other registries may stand above it."""
+        calls = _running.calls
+        for index in range(len(calls) - 1, -1, -1):
+            if calls[index]._owner is self and calls[index].module is module:
+                return calls.pop(index)
+        return None
+
     def _failed(self, call: Call, error: BaseException) -> None:
-        for entry in call.entries:
+        for entry in call._entries:
             if entry.failed is not None:
                 entry.failed(call, error)
 
@@ -122,7 +143,6 @@ class Dispatcher:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.path = state["path"]
-        self._local = _Local()
         keep_keys_free(state["keys"])
         key, hooks = new_key(), {}
         for entry in state["entries"]:
@@ -130,6 +150,30 @@ class Dispatcher:
             hooks[entry.name] = Attached(entry.hook, entry.order, entry.turn, {self.path: entry})
         # Which module it is on is for `HookRegistry.adopt` to find.
         self.at = Board(State(state["owner"], hooks, {key: Place(self.path, None)})), key
+
+
+def _is_over(calls: list[Call], beginning: Call) -> bool:
+    """Tell whether the innermost call has ended: PyTorch runs no hook after a KeyboardInterrupt, and it stays.
+
+    Each call of a module has a frame on Python's stack, but for those that torch.compile made frames of its own for.
+    """
+    last = calls[-1]
+    if not last._visible:
+        return False
+    of_it = _like(calls, last) + (beginning.module is last.module and beginning._owner is last._owner)
+    return calls_of(last.module, enough=of_it) < of_it
+
+
+def _is_same(calls: list[Call], outer: Call, beginning: Call) -> bool:
+    """Tell whether another registry's dispatcher began ``outer`` for the very call that is beginning now."""
+    if outer.module is not beginning.module or outer._owner is beginning._owner:
+        return False
+    return _like(calls, beginning) < _like(calls, outer)
+
+
+def _like(calls: list[Call], one: Call) -> int:
+    """Count the calls of the same module by the same dispatcher."""
+    return sum(call.module is one.module and call._owner is one._owner for call in calls)
 
 
 def take_off(module: nn.Module, board: Board, key: int) -> None:
@@ -162,7 +206,7 @@ def dispatchers_on(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[s
 def compiled_part(model: nn.Module, path: str) -> str | None:
     """Return the path of the compiled module at or around ``path``, or None.
 
-    ``torch.compile`` leaves out hooks that are attached after it, without a word.
+    ``torch.compile`` leaves out hooks that are attached after it, silently.
     """
     module, at = model, ""
     for part in ("", *path.split(".")) if path else ("",):

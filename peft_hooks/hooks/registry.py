@@ -99,7 +99,7 @@ class HookRegistry:
         Args:
             hook: An instance of a ``Hook``.
             to: A role, path, glob, module class, module or predicate ``(path, module) -> bool``.
-            name: What the hook goes by; by default its class name, with a number if that is taken.
+            name: The hook's name; by default its class name, with a number if that is taken.
             order: Lower runs first, before and after the module alike; equal orders run as they were attached.
 
         Returns:
@@ -109,7 +109,7 @@ class HookRegistry:
             TypeError: If ``hook`` is not an instance of a ``Hook``, ``name`` no str or ``order`` no number.
             HookNameError: If the name is taken.
             SelectorError: If ``to`` matches no module.
-            HookError: If a module is compiled already: PyTorch would leave the hook out without a word.
+            HookError: If a module is compiled already: PyTorch would silently leave the hook out.
         """
         self._need_hook(hook)
         name = self._free_name(type(hook).__name__) if name is None else name

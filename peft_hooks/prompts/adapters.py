@@ -41,7 +41,7 @@ def add_prompt_adapter(
         model: A ``SentenceTransformer``, with or without an adapter. A second one must be of the same PEFT method.
         peft_config: A ``PromptTuningConfig``, ``PromptEncoderConfig``, ``MultitaskPromptTuningConfig``,
             ``PrefixTuningConfig``, ``CartridgeConfig`` or ``LoraConfig``.
-        adapter_name: What the adapter goes by.
+        adapter_name: The adapter's name.
         **options: As in ``register_prompt_mask_hooks``; with hooks on already, they must be the same or left out.
 
     Returns:

@@ -1,4 +1,4 @@
-"""``register_prompt_mask_hooks`` and ``prompt_mask_hooks``: the hooks on a model, for good or for a block."""
+"""``register_prompt_mask_hooks`` and ``prompt_mask_hooks``: the hooks on a model, permanently or for a block."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def register_prompt_mask_hooks(
     cartridges (https://arxiv.org/abs/2506.06266). What Sentence Transformers did about them from 3.3 to 6.1, and why
     virtual tokens count: https://github.com/huggingface/sentence-transformers/pull/3000
 
-    In a ``CrossEncoder`` the head reads the text's own first token (BERT and its kin) or last token (decoders), as it
-    was trained to. The adapter's task type must be ``SEQ_CLS``: with others PEFT drops the segment ids of a pair. In a
-    ``SparseEncoder`` and a ``MultiVectorEncoder`` only the text's tokens count.
+    In a ``CrossEncoder`` the head reads the text's own first token (BERT and similar architectures) or last token
+    (decoders), as it was trained to. The adapter's task type must be ``SEQ_CLS``: with others PEFT drops the segment
+    ids of a pair. In a ``SparseEncoder`` and a ``MultiVectorEncoder`` only the text's tokens count.
 
     Args:
         model: A ``SentenceTransformer``, ``SparseEncoder``, ``MultiVectorEncoder`` or ``CrossEncoder`` with a PEFT
@@ -80,7 +80,7 @@ def register_prompt_mask_hooks(
         >>> model = tiny_model("bert")
         >>> add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4)).remove()  # a model without hooks
         >>> handle = register_prompt_mask_hooks(model)
-        >>> model.encode(list(TEXTS)).shape  # float32[texts, width], whatever the texts beside one
+        >>> model.encode(list(TEXTS)).shape  # float32[texts, width], whatever the other texts of the batch
         (6, 32)
         >>> check_padding_invariance(model, TEXTS).ok
         True

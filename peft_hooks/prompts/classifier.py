@@ -1,76 +1,34 @@
-"""The hooks that make a sequence classifier's head read the text: ``NoteTextLength``, ``ReadText``, ``PutTextLast``."""
+"""The hooks that make a sequence classifier's head read the text: ``ReadText``, ``PutTextLast``."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
-from torch.compiler import is_compiling
 
 from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
 from ..compat.pipeline import Encoder
-from ..compat.torch_internals import calls_of
 from ..errors import UnsupportedModelError
 from ..hooks.call import Call, Hook
 from . import tensors as ft
-
-# `text`: how many positions it has, and the module that it went into, or None where that cannot be seen to run.
-# Not on a hook: one hook runs in many threads, and travels with a copied or pickled model. Not a ContextVar, at which
-# torch.compile breaks its graph, nor a class of our own with a default, to which assignments are lost in it (2.13).
-_running = threading.local()
-
-
-def _noted() -> tuple[int, nn.Module | None] | None:
-    """Return the note of the classifier that runs in this thread."""
-    text: tuple[int, nn.Module | None] | None = getattr(_running, "text", None)
-    # After a KeyboardInterrupt no hook takes a note down, and what the layers are given next is not of its text.
-    return text if text is None or text[1] is None or is_compiling() or calls_of(text[1]) else None
-
-
-class NoteTextLength(Hook):
-    """Note how long the text is while the classifier runs. Goes where the text goes in: the Transformer, a PeftModel.
-
-    Inside of PEFT nothing tells any more which positions are virtual tokens and which the text's.
-    """
-
-    def before(self, call: Call) -> None:
-        features = call.args[0] if call.args and isinstance(call.args[0], Mapping) else call.kwargs
-        length = ft.input_length(features)
-        call.notes[self] = _noted()
-        if length is None:
-            _running.text = None
-        elif is_compiling() or not calls_of(call.module):  # where torch.compile breaks its graph, frames are its own
-            _running.text = length, None
-        else:
-            _running.text = length, call.module
-
-    def after(self, call: Call, output: Any) -> None:
-        self._take_down(call)
-
-    def failed(self, call: Call, error: BaseException) -> None:
-        self._take_down(call)
-
-    def _take_down(self, call: Call) -> None:
-        if self in call.notes:
-            _running.text = call.notes[self]
+from .text import text_around
 
 
 class ReadText(Hook):
     """Cut virtual tokens off what a classifier's head reads. Goes on the backbone, or on the layers before its pooler.
 
-    BERT's pooler and the heads of its kin read position 0: with prompt tuning a virtual token, not the text's [CLS]
-    that they were trained on. How many rows are virtual is measured: those that are more than ``NoteTextLength`` noted.
+    BERT's pooler and the heads of similar architectures read position 0: with prompt tuning a virtual token, not the
+    text's [CLS] that they were trained on. How many rows are virtual is measured: those that are more than ``NoteText``
+    noted.
     """
 
     def after(self, call: Call, output: Any) -> Any:
-        noted, hidden = _noted(), output[0]
-        if noted is None or hidden.size(1) <= noted[0]:
+        text, hidden = text_around(call), output[0]
+        if text is None or hidden.size(1) <= text.length:
             return None
-        text = hidden[:, hidden.size(1) - noted[0] :]
-        return _with_rows(output, text)
+        return _with_rows(output, hidden[:, hidden.size(1) - text.length :])
 
 
 class PutTextLast(Hook):
@@ -136,7 +94,7 @@ def refuse_classifier(encoder: Encoder, virtual_tokens: str) -> None:
 
 
 def hooks_of_head(encoder: Encoder, virtual_tokens: str) -> Iterator[tuple[str, Hook, nn.Module]]:
-    """Yield the hooks that make the head read the text, but ``NoteTextLength``: name, hook, module."""
+    """Yield the hooks that make the head read the text, but ``NoteText``: name, hook, module."""
     plain = encoder.backbone
     if cross.scores_by_logits(encoder.module):
         yield "ends", PutTextLast(always=True), getattr(plain, plain.base_model_prefix)

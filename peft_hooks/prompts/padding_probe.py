@@ -48,7 +48,7 @@ def _measured(transformer: Any, outer: Any, batch: _Features) -> str | None:
     if not probes.moves(far, moved, row.dtype):
         return None
     if far <= 4 * moved:
-        return f"gives a text other rows beside another one, by {moved:.0e} of their length"
+        return f"gives a text other rows in a batch with another one, by {moved:.0e} of their length"
     return f"reads padding: a text's rows move by {far:.0e} of their length with the padding behind it"
 
 

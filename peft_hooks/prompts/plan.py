@@ -15,16 +15,17 @@ from ..errors import close_matches
 from ..hooks.call import Hook
 from ..hooks.log_shapes import LogShapes
 from .checkpointing import RefuseCheckpointing
-from .classifier import NoteTextLength, hooks_of_head
+from .classifier import hooks_of_head
 from .hidden_states import KeepHiddenStates, ReplayLayers
 from .mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
 from .padding import PutPaddingLast
 from .sharing_plan import Share, check_share, hooks_of_sharing
 from .task import SelectTask
+from .text import NoteText
 from .token_modules import hooks_of_token_modules
 
 # Lower runs first: what is right is made, then checked, then logged.
-MAKE, CHECK, LOG, LAST = 0, 100, 200, 300
+MAKE, CHECK, LOG = 0, 100, 200
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def plan(pipeline: Pipeline, options: Options, proven: Container[str] | None = N
         if encoder.is_transformer and encoder.adapted:
             yield from _plan_transformer(encoder, pipeline, options, proven)
         elif not encoder.is_transformer:
-            yield from _plan_backbone(encoder, options)
+            yield from _plan_backbone(encoder, options, proven)
     for path, hook, module in hooks_of_token_modules(pipeline):
         yield Planned(f"tokens:{path}", hook, module, MAKE)
     for path, pooling in pipeline.poolings:
@@ -112,9 +113,7 @@ def _plan_transformer(
     policy: VirtualTokens = "strip" if tokens_only else options.virtual_tokens
     yield Planned(f"mask:{path}", ExtendPromptMask(policy), transformer, MAKE)
     yield Planned(f"layers:{path}", ReplayLayers(), transformer, MAKE)
-    yield from _plan_backbone(encoder, options)
-    for name, hook, module in hooks_of_sharing(encoder, options.share_prompt, proven):
-        yield Planned(name, hook, module, LAST if module is transformer else MAKE)
+    yield from _plan_backbone(encoder, options, proven)
     if options.log:
         yield Planned(f"log:{path}", LogShapes(), transformer, LOG)
 
@@ -125,16 +124,21 @@ def _in_reach(path: str, pooling: str) -> bool:
     return not route or path.startswith(route + ".")
 
 
-def _plan_backbone(encoder: Encoder, options: Options) -> Iterator[Planned]:
-    """Yield what the adapter's own modules need: hidden states, a head that reads the text, a task."""
+def _plan_backbone(encoder: Encoder, options: Options, proven: Container[str] | None) -> Iterator[Planned]:
+    """Yield what the adapter's own modules need: hidden states, a head that reads the text, a shared prompt, a task."""
     path, entry = encoder.path, encoder.entry
     config = releases.active_config(encoder.module)
     if config is not None and releases.method_of(config) in releases.PREFIX_METHODS:
         yield Planned(f"checkpointing:{path}", RefuseCheckpointing(), entry, MAKE - 1)
     if hasattr(encoder.outer, "active_peft_config"):
         yield Planned(f"hidden:{path}", KeepHiddenStates(), encoder.outer.base_model, MAKE)
-    for name, head_hook, module in hooks_of_head(encoder, options.virtual_tokens):
-        yield Planned(f"text:{path}", NoteTextLength(), entry, MAKE)
-        yield Planned(f"{name}:{path}", head_hook, module, MAKE)
+    tell_text_apart = [
+        *hooks_of_head(encoder, options.virtual_tokens),
+        *hooks_of_sharing(encoder, options.share_prompt, proven),
+    ]
+    if tell_text_apart:
+        yield Planned(f"text:{path}", NoteText(), entry, MAKE)
+    for name, hook, module in tell_text_apart:
+        yield Planned(f"{name}:{path}", hook, module, MAKE)
     for number, prompts in enumerate(releases.prompt_encoders(encoder.module, "MULTITASK_PROMPT_TUNING")):
         yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), prompts, MAKE)

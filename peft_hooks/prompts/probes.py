@@ -158,7 +158,7 @@ def moves(far: float, rounding: float, dtype: torch.dtype) -> bool:
 
     Args:
         far: How far they are apart.
-        rounding: How far a text moves beside another one of its length, where nothing but rounding should move it.
+        rounding: How far a text moves in a batch with one of its length, where only rounding should move it.
         dtype: Of the rows.
     """
     return rounding > _ROUNDING or not far <= max(tolerance_of(dtype), 4 * rounding)

@@ -6,97 +6,18 @@ the same in every row. PEFT repeats the prompt for each row, and the backbone co
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.compiler import is_compiling
 
 from .._public import public
 from ..compat.kv_cache import cache_field, empty_cache, repeated
-from ..compat.torch_internals import calls_of
 from ..hooks.call import Call, Hook
 from .randomness import has_random
-
-
-class TextSize:
-    """The size of the text that a Transformer runs on.
-
-    Attributes:
-        module: The Transformer; None where a size is noted with no Transformer running.
-        batch: Rows.
-        length: Positions of the text alone, padding included.
-        uneven: Whether the prompt's rows differ: a network with dropout made each.
-        alone: Whether the virtual tokens run by themselves now.
-    """
-
-    __slots__ = ("alone", "batch", "length", "module", "uneven")
-
-    def __init__(self, module: nn.Module | None, batch: int, length: int) -> None:
-        self.module = module
-        self.batch = batch
-        self.length = length
-        self.uneven = self.alone = False
-
-
-class _Running(threading.local):
-    size: TextSize | None = None
-
-
-# Not on a hook: one hook runs in many threads, and travels with a copied or pickled model.
-_running = _Running()
-
-
-def text_size() -> TextSize | None:
-    """Return the size of the text of the Transformer that runs in this thread, if ``NoteTextSize`` is on it."""
-    size = _running.size
-    # After a KeyboardInterrupt no hook takes the note down, and what the backbone is given next is not of this text.
-    return size if size is None or size.module is None or calls_of(size.module) else None
-
-
-def virtual_tokens_alone() -> bool:
-    """Tell whether what runs in this thread is the virtual tokens by themselves, one row in place of the batch."""
-    size = _running.size
-    return size is not None and size.alone
-
-
-@contextlib.contextmanager
-def noted(batch: int, length: int) -> Iterator[None]:
-    """Have the size of a text noted for the length of a block."""
-    former, _running.size = text_size(), TextSize(None, batch, length)
-    try:
-        yield
-    finally:
-        _running.size = former
-
-
-class NoteTextSize(Hook):
-    """Note the size of the text while a Transformer runs. Goes on the Transformer module.
-
-    Inside of PEFT nothing tells any more which positions are virtual tokens and which the text's. It has to run after
-    every other pre-hook on the module: where one of them raises, nothing takes the note down again.
-    """
-
-    def before(self, call: Call) -> None:
-        if is_compiling():
-            return
-        features = call.first
-        text = features.get("input_ids") if isinstance(features, Mapping) else None
-        call.notes[self] = text_size()
-        _running.size = TextSize(call.module, *text.shape) if isinstance(text, Tensor) and text.dim() == 2 else None
-
-    def after(self, call: Call, output: Any) -> None:
-        self._take_down(call)
-
-    def failed(self, call: Call, error: BaseException) -> None:
-        self._take_down(call)
-
-    def _take_down(self, call: Call) -> None:
-        if self in call.notes:
-            _running.size = call.notes[self]
+from .text import text_around
 
 
 @public
@@ -141,12 +62,11 @@ class SharePrompt(Hook):
         alone = {**common, "inputs_embeds": rows[:1, :virtual], "attention_mask": mask[:1, :virtual]}
         after = {**common, "inputs_embeds": rows[:, virtual:]}
         # `forward`, not a call: the hooks on the backbone, this one among them, belong to the call that is running.
-        size: Any = text_size()
-        size.alone = True
+        call.on_other_rows = True
         try:
             prompt = backbone.forward(**alone, **empty_cache(backbone))
         finally:
-            size.alone = False
+            call.on_other_rows = False
         name = cache_field(prompt)
         if name is None or not _CUT.issuperset(key for key in prompt if key != name):
             return  # it keeps no keys and values here, or gives something that cannot be put together again
@@ -156,7 +76,7 @@ class SharePrompt(Hook):
 
     def _virtual_tokens(self, call: Call) -> int:
         """Return how many rows in front are virtual tokens that can be shared; 0 to step aside."""
-        size = None if is_compiling() else text_size()
+        size = None if is_compiling() else text_around(call)
         rows, mask = call.kwargs.get("inputs_embeds"), call.kwargs.get("attention_mask")
         if size is None or size.uneven or size.batch < 2 or not size.length or rows is None or mask is None:
             return 0
@@ -222,7 +142,7 @@ class EncodePromptOnce(Hook):
     """
 
     def before(self, call: Call) -> None:
-        size, indices = None if is_compiling() else text_size(), call.first
+        size, indices = None if is_compiling() else text_around(call), call.first
         if size is None or size.batch < 2 or indices.dim() != 2 or indices.size(0) != size.batch:
             return
         if has_random(call.module):

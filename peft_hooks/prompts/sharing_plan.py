@@ -12,7 +12,7 @@ from ..compat.pipeline import Encoder
 from ..errors import UnsupportedModelError
 from ..hooks.call import Hook
 from .probes import NO_VALUES, can_measure
-from .sharing import EncodePromptOnce, NoteTextSize, SharePrompt
+from .sharing import EncodePromptOnce, SharePrompt
 from .sharing_probe import longest_shared, why_not_shared
 
 Share = Literal["auto", True, False]
@@ -40,10 +40,9 @@ def hooks_of_sharing(
     Raises:
         UnsupportedModelError: If ``share_prompt`` is True, and the backbone cannot share its virtual tokens.
     """
-    path, transformer = encoder.path, encoder.entry
-    if share_prompt is False or not encoder.prompts:
+    path, transformer, reason = encoder.path, encoder.entry, None
+    if share_prompt is False or not encoder.prompts or not encoder.is_transformer:
         return
-    name, reason = f"share:{path}", None
     if proven is None:
         reason = why_not_shared(transformer)
         if reason is not None and share_prompt is True:
@@ -51,14 +50,12 @@ def hooks_of_sharing(
                 f'Transformer {path!r}: share_prompt=True, but {reason}: leave it at "auto", which computes the '
                 f"virtual tokens for every row where they cannot be shared"
             )
-    shared = reason is None if proven is None else name in proven
+    shared = reason is None if proven is None else f"share:{path}" in proven
     networks = [network for method in _ENCODED for network in releases.prompt_encoders(transformer, method)]
     for number, network in enumerate(networks):
-        yield f"once:{path}:{number}", EncodePromptOnce(), network
+        yield f"once:{number}", EncodePromptOnce(), network
     if shared:
-        yield name, SharePrompt(longest_shared(transformer)), encoder.outer.base_model
-    if shared or networks:
-        yield f"size:{path}", NoteTextSize(), transformer
+        yield "share", SharePrompt(longest_shared(transformer)), encoder.outer.base_model
 
 
 def remarks(model: nn.Module, share_prompt: Share, names: Container[str]) -> Iterator[str]:

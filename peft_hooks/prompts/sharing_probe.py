@@ -12,7 +12,8 @@ from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
 from ..hooks.call import Call
 from . import probes
-from .sharing import SharePrompt, attends_to_both_sides, noted
+from .sharing import SharePrompt, attends_to_both_sides
+from .text import NoteText, Text
 
 # The shortest probe: virtual tokens, and tokens of the text. It has two rows.
 VIRTUAL, LENGTH, ROWS = 3, 4, 2
@@ -111,7 +112,7 @@ def _measured(backbone: nn.Module, kind: str, virtual: int, length: int) -> str 
 
 
 def _plain(backbone: nn.Module, batch: _Batch) -> Tensor:
-    # Not all hidden states: newer releases put hooks on the layers when they are first asked for, for good.
+    # Not all hidden states: newer releases put hooks on the layers when they are first asked for, and leave them there.
     output = backbone.forward(inputs_embeds=batch.rows, attention_mask=batch.mask, return_dict=True)
     rows: Tensor = output["last_hidden_state"]
     return rows
@@ -121,8 +122,9 @@ def _shared(backbone: nn.Module, batch: _Batch, length: int) -> Tensor | None:
     """Return the rows that ``SharePrompt`` gives, or None if it steps aside."""
     given = {"inputs_embeds": batch.rows, "attention_mask": batch.mask, "return_dict": True}
     call, hook = Call(backbone, "", (), given), SharePrompt()
-    with noted(len(batch.rows), length):
-        hook.before(call)
+    call._outer = Call(backbone, "", (), {})
+    call._outer.notes[NoteText] = Text(len(batch.rows), length)
+    hook.before(call)
     if call.kwargs is given:
         return None
     rows: Tensor = hook.after(call, backbone.forward(**call.kwargs))["last_hidden_state"]

@@ -91,7 +91,7 @@ class CountVirtualTokens(Hook):
 class SilencePadding(Hook):
     """Let a CNN read zeros where padding is, as at the end of a text without padding. Goes on a CNN module.
 
-    A Transformer gives padding rows that are not zero, and a kernel wider than one token reads them beside the text's:
+    A Transformer gives padding rows that are not zero, and a kernel wider than one token reads them with the text's:
     the embedding depends on the batch, with an adapter and without.
     """
 

@@ -44,7 +44,7 @@ def hooks_on(model: nn.Module, foreign: bool = False) -> list[Left]:
 
 
 def written(model: nn.Module, left: Iterable[Left]) -> str:
-    """Write hooks for a reader, one line for those of one owner on one module."""
+    """Write hooks as text, one line for those of one owner on one module."""
     lines: dict[str, list[str]] = {}
     for hook in left:
         kinds = lines.setdefault(f"{hook.module} {hook.path!r}: {hook.hook}", [])

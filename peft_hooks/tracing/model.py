@@ -1,4 +1,4 @@
-"""What a trace must know of the model beside its calls: adapters that learn prompts, modules that hide from hooks."""
+"""What a trace must know of the model besides its calls: adapters that learn prompts, modules that hide from hooks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Adapter(NamedTuple):
 
     Attributes:
         path: Where the ``PeftModel`` sits.
-        name: What the adapter goes by.
+        name: The adapter's name.
         method: ``"PROMPT_TUNING"``.
         virtual_tokens: ``num_virtual_tokens`` of its config.
     """

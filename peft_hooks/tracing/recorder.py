@@ -102,7 +102,7 @@ class Recorder:
         self._explain(error, forward, None)
 
     def left_block(self, error: Exception) -> None:
-        """Note that an error leaves the block: one that was raised beside the model is explained now."""
+        """Note that an error leaves the block: one that was raised outside the model is explained now."""
         from .explain.entry import explain_outside, is_explained
 
         forward, failing = self.unsure

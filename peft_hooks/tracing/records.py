@@ -41,7 +41,7 @@ class Row:
 
     @property
     def where(self) -> str:
-        """The module for a reader: ``"Pooling '1'"``."""
+        """The module as text: ``"Pooling '1'"``."""
         return f"{self.module} {self.path!r}"
 
     @property

@@ -34,7 +34,7 @@ def trace_shapes(
 ) -> Iterator[ShapeTrace]:
     """Record what goes into every module and what comes out, for the length of a block.
 
-    Shapes, dtypes and devices only: no tensor is kept alive. If a forward raises, or code beside the model in the
+    Shapes, dtypes and devices only: no tensor is kept alive. If a forward raises, or code outside the model in the
     block, a loss for instance, the error propagates with a note (https://peps.python.org/pep-0678) that says where, on
     what and why, and ``trace.failure`` holds the same. An exception that the model's own code catches is no failure,
     nor is one that the caller raises by a statement of its own. Blocks nest, threads are told apart, and nothing stays

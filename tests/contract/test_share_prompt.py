@@ -350,7 +350,7 @@ def test_encoders_compute_every_row_and_say_so(architecture: str) -> None:
     model = shared(architecture, "right", "prompt_tuning")
     with prompt_mask_hooks(model) as handle:
         assert "share:0" not in handle.registry
-        assert not [name for name in handle.registry if name.startswith("size:")]
+        assert not [name for name in handle.registry if name.startswith("text:")]
         assert remark(handle).startswith("virtual tokens of Transformer '0': computed for every row: ")
         assert remark(handle) in str(handle.describe())
 
@@ -613,7 +613,7 @@ def test_adapters_of_other_lengths_may_be_switched() -> None:
 
 def put_second(model: Any) -> None:
     """Add a second adapter of seven virtual tokens."""
-    from ..methods import fill_adapter, prompt_tuning
+    from ..tools.methods import fill_adapter, prompt_tuning
 
     config = prompt_tuning(model, num_virtual_tokens=7)
     backbone_of(model).add_adapter("second", config)

@@ -357,8 +357,7 @@ WRONG: dict[str, Wrong] = {
     "a hook's class": Wrong(
         lambda: registry().attach(LogShapes, to="transformer"),  # type: ignore[arg-type]
         TypeError,
-        "attach needs an instance of a peft_hooks.Hook, got <class 'peft_hooks.hooks.log_shapes.LogShapes'>: make an "
-        "instance of it",
+        "attach needs an instance of a peft_hooks.Hook, got <class 'peft_hooks.LogShapes'>: make an instance of it",
     ),
     "a function in place of a hook": Wrong(
         lambda: registry().attach(print, to="transformer"),  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What operations demand beside sizes that agree: dimensions that are there, memory in order, a dtype, a range."""
+"""What operations demand besides sizes that agree: dimensions that are there, memory in order, a dtype, a range."""
 
 from __future__ import annotations
 

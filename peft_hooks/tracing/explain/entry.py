@@ -47,7 +47,7 @@ def explain(
 
 
 def explain_outside(trace: ShapeTrace, model: nn.Module, error: BaseException, own: type) -> Failure | None:
-    """Say why code beside the model raised: a loss, or a line of the caller's. None if it raised by itself.
+    """Say why code outside the model raised: a loss, or a line of the caller's. None if it raised by itself.
 
     Args:
         trace: The trace.

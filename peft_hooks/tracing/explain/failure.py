@@ -21,7 +21,7 @@ class Bound:
         leaf: The tensor or parameter that has it: ``"features.attention_mask"``.
         shape: Its shape.
         dimension: Which of its dimensions.
-        source: Who bound it, for a reader: ``"which first came out of Transformer '0'"``.
+        source: Who bound it, as text: ``"which first came out of Transformer '0'"``.
         path: The path of the module that bound it, or None.
     """
 
@@ -78,7 +78,7 @@ class Failure:
         inside: The module inside that really raised, where it is not traced; or None.
         source: The line of code that raised, as ``"pooling.py:188: ..."``, or None.
         finding: The cause.
-        outside: Whether no module of the model raised, but code beside it; ``inputs`` is then what the model returned.
+        outside: Whether no module of the model raised, but code outside it; ``inputs`` is then what the model returned.
     """
 
     path: str

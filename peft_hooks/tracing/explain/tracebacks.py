@@ -23,7 +23,7 @@ class Raised(NamedTuple):
     """What a traceback tells.
 
     Attributes:
-        hook: The hook that raised, for a reader, or None.
+        hook: The hook that raised, as text, or None.
         hooked: The ``id`` of the module that the hook sits on.
         inside: The ``id`` and class of the innermost module that was called, or whose method ran.
         source: The line of code that raised.
@@ -56,7 +56,7 @@ def read(error: BaseException) -> Raised:
 
 
 def foreign_hooks(module: nn.Module, own: type) -> list[str]:
-    """Return the forward hooks on a module for a reader, but for the trace's (``own``) and those of this library."""
+    """Return the forward hooks on a module as text, except for the trace's (``own``) and those of this library."""
     hooks = forward_hooks_of(module)
     names = [_name(hook) for hook in hooks if not isinstance(getattr(hook, "__self__", None), own)]
     return [name for name in dict.fromkeys(names) if name]

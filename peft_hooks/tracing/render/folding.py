@@ -23,7 +23,7 @@ class Folded(NamedTuple):
 
     @property
     def repeats(self) -> str:
-        """What is folded away, for a reader: ``"layer.1 to layer.5 are the same"``; empty if nothing is."""
+        """What is folded away, as text: ``"layer.1 to layer.5 are the same"``; empty if nothing is."""
         if len(self.paths) < 2:
             return ""
         same = self.paths[1:]

@@ -179,8 +179,7 @@ def test_attach_needs_an_instance_of_a_hook_and_says_so_when_it_gets_a_class(mod
     with pytest.raises(TypeError) as caught:
         registry.attach(LogShapes, to="0")  # type: ignore[arg-type]
     assert str(caught.value) == (
-        "attach needs an instance of a peft_hooks.Hook, got <class 'peft_hooks.hooks.log_shapes.LogShapes'>: make an "
-        "instance of it"
+        "attach needs an instance of a peft_hooks.Hook, got <class 'peft_hooks.LogShapes'>: make an instance of it"
     )
     for wrong in (None, [Add()], print):
         with pytest.raises(TypeError) as caught:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import nn
 
-from peft_hooks import Call, Hook, HookRegistry
+from peft_hooks import Call, Hook, HookRegistry, LogShapes
 
 NAMES = ("a", "b", "c", "d")
 PATHS = ("", "0", "0.inner", "1")
@@ -259,3 +262,116 @@ def test_the_picture_sees_a_hook_that_stayed_and_one_that_moved() -> None:
     torch.nn.Module.register_forward_hook(model[0], lambda *_: None)
     model[0]._forward_hooks.move_to_end(first.id)
     assert picture(model) != clean
+
+
+# -- which call am I inside of? ----------------------------------------------------------------------------------------
+
+
+class Around(Hook):
+    """Notes the paths of the calls around the one that it is in."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[str]] = []
+
+    def before(self, call: Call) -> None:
+        self.seen.append([outer.path for outer in call.enclosing()])
+
+
+class Stops(nn.Module):
+    """Raises what it is told to, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: BaseException | None = None
+        self.inner = nn.Identity()
+
+    def forward(self, x: Any) -> Any:
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        return self.inner(x)
+
+
+def around(model: nn.Module) -> tuple[Around, HookRegistry]:
+    hook, registry = Around(), HookRegistry(model)
+    registry.attach(hook, to=lambda path, module: True)
+    return hook, registry
+
+
+def test_a_call_knows_the_calls_around_it_of_every_registry() -> None:
+    model = nn.Sequential(nn.Sequential(Stops()))
+    HookRegistry(model).attach(LogShapes(), to="0")
+    hook, inner = Around(), HookRegistry(model)
+    inner.attach(hook, to="0")
+    inner.attach(hook, to="0.0.inner")
+    model(torch.zeros(1))
+    assert hook.seen == [[], ["0", "0"]]  # one for each registry that has hooks on the module
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError()])
+def test_after_an_error_and_after_ctrl_c_no_call_is_inside_of_what_ended(error: BaseException) -> None:
+    """PyTorch runs no forward hook after a KeyboardInterrupt; what is left is not taken for a call that runs."""
+    model, other = nn.Sequential(Stops()), nn.Sequential(nn.Identity())
+    hook, _ = around(model)
+    elsewhere, _ = around(other)
+    model[0].error = error
+    with pytest.raises(type(error)):
+        model(torch.zeros(1))
+    hook.seen.clear()
+    other(torch.zeros(1))
+    assert elsewhere.seen == [[], [""]]
+    model[0].inner(torch.zeros(1))
+    model(torch.zeros(1))
+    assert hook.seen == [[], [], [""], ["0", ""]]
+
+
+def test_ctrl_c_that_a_model_catches_leaves_what_is_around_it() -> None:
+    class Catches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Stops(), Stops()
+
+        def forward(self, x: Any) -> Any:
+            with contextlib.suppress(KeyboardInterrupt):
+                self.first(x)
+            return self.second(x)
+
+    model = Catches()
+    hook, _ = around(model)
+    model.first.error = KeyboardInterrupt()
+    model(torch.zeros(1))
+    assert hook.seen == [[], [""], [""], ["second", ""]]
+    hook.seen.clear()
+    model(torch.zeros(1))
+    assert hook.seen[0] == []
+
+
+def test_a_model_that_calls_itself_is_inside_of_itself() -> None:
+    class Nested(nn.Module):
+        def forward(self, depth: int) -> int:
+            return depth if depth == 0 else self(depth - 1)
+
+    model = Nested()
+    hook, _ = around(model)
+    HookRegistry(model).attach(LogShapes(), to="")
+    model(2)
+    assert [len(paths) for paths in hook.seen] == [0, 2, 4]
+
+
+def test_threads_have_calls_of_their_own() -> None:
+    barrier = threading.Barrier(2, timeout=10)
+
+    class Waits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Identity()
+
+        def forward(self, x: Any) -> Any:
+            barrier.wait()
+            return self.inner(x)
+
+    models = [Waits(), Waits()]
+    hooks = [around(model)[0] for model in models]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda model: model(torch.zeros(1)), models))
+    assert [hook.seen for hook in hooks] == [[[], [""]], [[], [""]]]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from peft_hooks import HookRegistry
-from peft_hooks.prompts.classifier import NoteTextLength, PutTextLast, ReadText
+from peft_hooks.prompts.classifier import PutTextLast, ReadText
+from peft_hooks.prompts.text import NoteText
 
 
 class Layers(nn.Module):
@@ -48,7 +49,7 @@ class Classifier(nn.Module):
 def hooked(model: Classifier) -> HookRegistry:
     """Attach both hooks."""
     registry = HookRegistry(model)
-    registry.attach(NoteTextLength(), to="")
+    registry.attach(NoteText(), to="")
     registry.attach(ReadText(), to="layers")
     return registry
 
@@ -117,7 +118,7 @@ def test_no_row_more_than_the_text_is_left_alone() -> None:
 
 def test_hooks_pickle() -> None:
     """They hold nothing."""
-    for hook in (NoteTextLength(), ReadText(), PutTextLast()):
+    for hook in (NoteText(), ReadText(), PutTextLast()):
         assert vars(pickle.loads(pickle.dumps(hook))) == vars(hook)
 
 

@@ -1,0 +1,57 @@
+"""``NoteText``: how large the text is that a Transformer runs on, for the hooks inside of it.
+
+Inside of PEFT nothing tells any more which positions are virtual tokens and which the text's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..hooks.call import Call, Hook
+
+
+class Text:
+    """The size of the text that a Transformer runs on.
+
+    Attributes:
+        batch: Rows.
+        length: Positions of the text alone, padding included.
+        uneven: Whether the prompt's rows differ: a network with dropout made each.
+    """
+
+    __slots__ = ("batch", "length", "uneven")
+
+    def __init__(self, batch: int, length: int) -> None:
+        self.batch = batch
+        self.length = length
+        self.uneven = False
+
+
+class NoteText(Hook):
+    """Note the size of the text in the call. Goes where the text goes in: on the Transformer, or a PeftModel."""
+
+    def before(self, call: Call) -> None:
+        features = call.args[0] if call.args and isinstance(call.args[0], Mapping) else call.kwargs
+        text = _text_in(features)
+        if text is not None:
+            call.notes[NoteText] = Text(text.size(0), text.size(1))
+
+
+def _text_in(features: Mapping[str, Any]) -> Tensor | None:
+    for name in ("input_ids", "inputs_embeds"):
+        text = features.get(name)
+        if isinstance(text, Tensor) and text.dim() >= 2:
+            return text
+    return None
+
+
+def text_around(call: Call) -> Text | None:
+    """Return the size of the text of the Transformer that this call is inside of, if ``NoteText`` is on it."""
+    for outer in call.enclosing():
+        text: Text | None = outer.notes.get(NoteText)
+        if text is not None:
+            return text
+    return None
