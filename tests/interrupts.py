@@ -32,7 +32,7 @@ from peft_hooks import (
     remove_prompt_adapter,
     without_adapter,
 )
-from peft_hooks.cli.console import quiet
+from peft_hooks.compat.quiet import quiet
 from peft_hooks.prompts.attach import handle_of
 from peft_hooks.testing import TEXTS, assert_no_hooks_left
 from peft_hooks.testing.leftovers import hooks_on

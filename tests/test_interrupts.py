@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from peft_hooks.cli.console import quiet
+from peft_hooks.compat.quiet import quiet
 from peft_hooks.hooks.undo import always, attempt, block, surely
 
 from .interrupts import SCENARIOS, Interrupt, first_and_last, plain, registry, trials

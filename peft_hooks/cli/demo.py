@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .._format import tensors_in
+from ..compat.quiet import quiet
 from ..compat.sentence_transformers import poolings_of
 from ..doctor.invariance import PaddingReport, check_padding_invariance
 from ..doctor.ribbon import Kind, Row
@@ -23,7 +24,7 @@ from ..hooks.call import Call, Hook
 from ..hooks.registry import HookRegistry
 from ..prompts.attach import prompt_mask_hooks
 from ..prompts.tensors import input_length
-from .console import one_thread, quiet, saying
+from .console import one_thread, saying
 from .demo_model import load, model_path
 
 TOLERANCE = 1e-5  # float32 rounding is about 3e-7 here

@@ -32,9 +32,10 @@ def doctor(options: argparse.Namespace) -> int:
     """
     if options.model is None:
         return _native(options)
+    from ..compat.quiet import quiet
     from ..doctor.report import show
     from ..doctor.run import diagnose
-    from .console import quiet, saying
+    from .console import saying
 
     model = _loaded(options)
     with quiet(), saying("Encoding sentences alone and in batches, as it is and with the hooks"):
@@ -52,8 +53,9 @@ def trace(options: argparse.Namespace) -> int:
     A CrossEncoder scores pairs: the first text with the second, the third with the fourth.
     Exit status 0: it ran; 1: the forward raised; 2: the model could not be loaded.
     """
+    from ..compat.quiet import quiet
     from ..tracing.session import trace_shapes
-    from .console import quiet, saying
+    from .console import saying
 
     model, error = _loaded(options), None
     what = f"Encoding {len(options.text)} text{'' if len(options.text) == 1 else 's'}"
@@ -87,7 +89,8 @@ def _run(model: Any, texts: list[str]) -> None:
 
 def _native(options: argparse.Namespace) -> int:
     """Try every PEFT method on tiny models."""
-    from .console import one_thread, quiet, saying
+    from ..compat.quiet import quiet
+    from .console import one_thread, saying
 
     _libraries()
     from ..doctor.diagnosis import versions
@@ -105,7 +108,8 @@ def _native(options: argparse.Namespace) -> int:
 
 def _loaded(options: argparse.Namespace) -> Any:
     from ..checkpoints.loading import load_model
-    from .console import quiet, saying
+    from ..compat.quiet import quiet
+    from .console import saying
 
     _libraries()
     with quiet():

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from peft_hooks.cli.console import quiet
+from peft_hooks.compat.quiet import quiet
 
 from .table import Row, print_table, write_json
 

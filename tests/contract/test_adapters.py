@@ -11,7 +11,7 @@ from torch import nn
 
 import peft_hooks
 from peft_hooks import UnsupportedModelError, register_prompt_mask_hooks, remove_prompt_adapter, without_adapter
-from peft_hooks.cli.console import quiet
+from peft_hooks.compat.quiet import quiet
 from peft_hooks.prompts.attach import handle_of
 from peft_hooks.testing import TEXTS, assert_no_hooks_left, tiny_model
 from peft_hooks.testing.models import pipeline_modules

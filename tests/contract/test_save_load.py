@@ -16,7 +16,7 @@ from torch import nn
 
 import peft_hooks
 from peft_hooks import LoadError, SaveError, UnsupportedModelError, register_prompt_mask_hooks
-from peft_hooks.cli.console import quiet
+from peft_hooks.compat.quiet import quiet
 from peft_hooks.prompts.attach import handle_of
 from peft_hooks.testing import tiny_model, tiny_transformer
 from peft_hooks.testing.models import pipeline_modules

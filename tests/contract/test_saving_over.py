@@ -22,7 +22,7 @@ import peft_hooks
 from peft_hooks import LoadError, SaveError
 from peft_hooks.checkpoints import replacing
 from peft_hooks.checkpoints.folder import STAGE
-from peft_hooks.cli.console import quiet
+from peft_hooks.compat.quiet import quiet
 from peft_hooks.testing import tiny_transformer
 
 from ..methods import METHODS, backbone_of, put_adapter
