@@ -94,8 +94,7 @@ def _native(options: argparse.Namespace) -> int:
 
     _libraries()
     from ..doctor.diagnosis import versions
-    from ..doctor.report import show_native
-    from ..doctor.stack import cells
+    from .stack import cells, show_native
 
     with quiet(), one_thread():
         found = list(cells(saying))
