@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import sys
@@ -31,7 +32,7 @@ def doctor(options: argparse.Namespace) -> int:
     Exit status 0: healthy; 1: something was found; 2: it could not be loaded.
     """
     if options.model is None:
-        return _native(options)
+        return _releases(options)
     from ..compat.quiet import quiet
     from ..doctor.report import show
     from ..doctor.run import diagnose
@@ -87,22 +88,22 @@ def _run(model: Any, texts: list[str]) -> None:
     model.predict(pairs, batch_size=len(pairs), show_progress_bar=False)
 
 
-def _native(options: argparse.Namespace) -> int:
+def _releases(options: argparse.Namespace) -> int:
     """Try every PEFT method on tiny models."""
-    from ..compat.quiet import quiet
     from .console import one_thread, saying
 
     _libraries()
-    from ..doctor.diagnosis import versions
-    from .stack import cells, show_native
+    from ..compat.quiet import quiet
+    from ..compat.tested import installed
+    from .stack import cells, show
 
     with quiet(), one_thread():
         found = list(cells(saying))
     if options.json:
-        _print_json({"versions": versions(), "cells": [cell.to_dict() for cell in found]})
+        _print_json({"versions": installed(), "cells": [dataclasses.asdict(cell) for cell in found]})
     else:
-        show_native(_stdout(), found)
-    return 0 if all(cell.outcome in ("right", "refused", "missing") for cell in found if cell.hooks) else 1
+        show(_stdout(), found)
+    return 0 if all(cell.expected for cell in found if cell.hooks) else 1
 
 
 def _loaded(options: argparse.Namespace) -> Any:

@@ -1,10 +1,10 @@
-"""What each PEFT method does on the installed releases, measured on tiny models: ``doctor`` with no model."""
+"""``doctor`` with no model: what each PEFT method does on the installed releases, measured on tiny models."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,27 +14,27 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from ..compat import backbones
 from ..compat import sentence_transformers as releases
 from ..doctor.report import RIGHT, WRONG, Page
 from ..errors import UnsupportedModelError
-from ..prompts.adapters import _filled_in
 from ..prompts.attach import prompt_mask_hooks
 from ..testing import TEXTS, tiny_model
 
-VIRTUAL_TOKENS = 4
 TOLERANCE = 1e-4
 POOLINGS = ("mean", "cls")
 BACKBONES = (("bert", "right"), ("llama", "left"))
 
 # A method by its name for a reader, its config in PEFT, and what this needs.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "prompt tuning": ("PromptTuningConfig", {"num_virtual_tokens": VIRTUAL_TOKENS}),
-    "P-tuning": ("PromptEncoderConfig", {"num_virtual_tokens": VIRTUAL_TOKENS, "encoder_hidden_size": 24}),
-    "multitask": ("MultitaskPromptTuningConfig", {"num_virtual_tokens": VIRTUAL_TOKENS, "num_tasks": 2}),
-    "prefix tuning": ("PrefixTuningConfig", {"num_virtual_tokens": VIRTUAL_TOKENS}),
-    "cartridge": ("CartridgeConfig", {"num_virtual_tokens": VIRTUAL_TOKENS, "num_frozen_tokens": 1}),
+    "prompt tuning": ("PromptTuningConfig", {"num_virtual_tokens": 4}),
+    "P-tuning": ("PromptEncoderConfig", {"num_virtual_tokens": 4, "encoder_hidden_size": 24}),
+    "multitask": ("MultitaskPromptTuningConfig", {"num_virtual_tokens": 4, "num_tasks": 2}),
+    "prefix tuning": ("PrefixTuningConfig", {"num_virtual_tokens": 4}),
+    "cartridge": ("CartridgeConfig", {"num_virtual_tokens": 4, "num_frozen_tokens": 1}),
     "LoRA": ("LoraConfig", {"r": 2, "init_lora_weights": False}),
 }
+_LORA_LAYERS = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj"]}
 
 
 @dataclass(frozen=True)
@@ -61,80 +61,73 @@ class Cell:
     distance: float | None = None
     detail: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the cell as what JSON can hold."""
-        return asdict(self)
+    @property
+    def expected(self) -> bool:
+        """Whether this is how it should be with the hooks on."""
+        return self.outcome in ("right", "refused", "missing")
 
 
 def cells(say: Callable[[str], contextlib.AbstractContextManager[None]]) -> Iterator[Cell]:
     """Measure every cell of the table."""
     for backbone, padding in BACKBONES:
         with say(f"Trying {len(METHODS)} methods on a tiny {backbone}"):
-            found = [cell for method in METHODS for cell in _measure(method, backbone, padding)]
+            columns = [(pooling, hooks) for pooling in POOLINGS for hooks in (False, True)]
+            found = [_measured(method, backbone, padding, *column) for method in METHODS for column in columns]
         yield from found
 
 
-def _measure(method: str, backbone: str, padding: str) -> Iterator[Cell]:
-    for pooling in POOLINGS:
-        for hooks in (False, True):
-            where = (method, backbone, padding, pooling, hooks)
-            try:
-                model = build(method, backbone, padding, pooling)
-            except _MissingError as error:
-                yield Cell(*where, "missing", detail=str(error))
-                continue
-            try:
-                yield _outcome(where, distance(model, method, pooling, hooks))
-            except UnsupportedModelError as error:
-                yield Cell(*where, "refused", detail=str(error))
-            except Exception as error:  # whatever the libraries raise is what a user sees
-                first = (str(error).strip().splitlines() or [""])[0]
-                yield Cell(*where, "raises", detail=f"{type(error).__name__}: {first}")
+def _measured(method: str, backbone: str, padding: str, pooling: str, hooks: bool) -> Cell:
+    import peft
 
-
-class _MissingError(Exception):
-    """The installed PEFT has no such method."""
-
-
-def _outcome(where: tuple[str, str, str, str, bool], apart: float) -> Cell:
+    where = (method, backbone, padding, pooling, hooks)
+    if not hasattr(peft, METHODS[method][0]):
+        return Cell(*where, "missing", detail=f"peft {peft.__version__} has no {METHODS[method][0]}")
+    try:
+        apart = _distance(_adapted(method, backbone, padding, pooling), method, pooling, hooks)
+    except UnsupportedModelError as error:
+        return Cell(*where, "refused", detail=str(error))
+    except Exception as error:  # whatever the libraries raise is what a user sees
+        first = (str(error).strip().splitlines() or [""])[0]
+        return Cell(*where, "raises", detail=f"{type(error).__name__}: {first}")
     return Cell(*where, "right" if apart <= TOLERANCE else "wrong", apart)
 
 
-def build(method: str, backbone: str, padding: str, pooling: str) -> Any:
-    """Return a tiny model with an adapter, put on as a user does: without asking whether it can be right."""
+def _adapted(method: str, backbone: str, padding: str, pooling: str) -> Any:
+    """Return a tiny model with an adapter, put on without asking whether it can be right."""
     import peft
 
-    name, options = METHODS[method]
-    if not hasattr(peft, name):
-        raise _MissingError(f"peft {peft.__version__} has no {name}")
     model = tiny_model(backbone, padding_side=padding, pooling=pooling)
     transformer = releases.transformers_of(model)[0][1]
-    if method == "LoRA":
-        options = {**options, "target_modules": ["query", "value"] if backbone == "bert" else ["q_proj", "v_proj"]}
-    with torch.random.fork_rng(devices=[]):
+    name, options = METHODS[method]
+    config = getattr(peft, name)(task_type="FEATURE_EXTRACTION", **options)
+    if config.is_prompt_learning:
+        for key, size in backbones.backbone_sizes(transformer, releases.method_of(config)).items():
+            setattr(config, key, size)
+    else:
+        config.target_modules = _LORA_LAYERS[backbone]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        config = _filled_in(getattr(peft, name)(task_type="FEATURE_EXTRACTION", **options), transformer)
         adapted = peft.get_peft_model(releases.backbone_of(transformer), config)
-        with torch.no_grad():  # as large as words, so that what goes wrong shows; cartridges begin at zero
-            for parameter in adapted.parameters():
-                if parameter.requires_grad and method != "LoRA":
-                    parameter.copy_(torch.randn_like(parameter) * 0.3)
-        releases.put_backbone(transformer, adapted)
+        for parameter in adapted.parameters():
+            # As large as words, so that what goes wrong shows; cartridges begin at zero.
+            if parameter.requires_grad and config.is_prompt_learning:
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+    releases.put_backbone(transformer, adapted)
     return model.eval()
 
 
-def distance(model: Any, method: str, pooling: str, hooks: bool) -> float:
+def _distance(model: Any, method: str, pooling: str, hooks: bool) -> float:
     """Return how far embeddings, alone and in one batch, are from those computed by hand. Infinite for NaN."""
     options = {"task_id": 0} if method == "multitask" else {}
     with prompt_mask_hooks(model, **options) if hooks else contextlib.nullcontext():
         together = model.encode(list(TEXTS), batch_size=len(TEXTS), convert_to_tensor=True)
-        alone = [model.encode([text], convert_to_tensor=True)[0] for text in TEXTS]
-    truth = torch.stack([by_hand(model, text, pooling, options) for text in TEXTS])
-    found = (torch.as_tensor(together), torch.stack(list(alone)))
-    return max(float((one - truth).abs().nan_to_num(nan=float("inf")).max()) for one in found)
+        alone = torch.stack([model.encode([text], convert_to_tensor=True)[0] for text in TEXTS])
+    truth = torch.stack([_by_hand(model, text, pooling, options) for text in TEXTS])
+    apart = torch.stack([torch.as_tensor(together) - truth, alone - truth])
+    return float(apart.abs().nan_to_num(nan=float("inf")).max())
 
 
-def by_hand(model: Any, text: str, pooling: str, options: dict[str, int]) -> Tensor:
+def _by_hand(model: Any, text: str, pooling: str, options: dict[str, int]) -> Tensor:
     """Compute one embedding from PEFT's own forward on a text without padding, where no mask can be wrong."""
     transformer: Any = releases.transformers_of(model)[0][1]
     encoded = transformer.tokenizer(text, return_tensors="pt")
@@ -146,7 +139,7 @@ def by_hand(model: Any, text: str, pooling: str, options: dict[str, int]) -> Ten
     return embedding
 
 
-def show_native(console: Console, cells: Sequence[Cell]) -> None:
+def show(console: Console, found: Sequence[Cell]) -> None:
     """Show what each PEFT method does on the installed releases."""
     page = Page(console)
     page.versions()
@@ -155,41 +148,35 @@ def show_native(console: Console, cells: Sequence[Cell]) -> None:
         "Measured just now on tiny random models. Right: the embedding of every text, alone and in a padded batch, is "
         "the one computed by hand. Wrong by: the largest difference of a component."
     )
-    errors = list(dict.fromkeys(cell.detail for cell in cells if cell.detail))
-    for backbone, padding in dict.fromkeys((cell.backbone, cell.padding) for cell in cells):
-        page.console.print()
+    errors = list(dict.fromkeys(cell.detail for cell in found if cell.detail))
+    for backbone, padding in BACKBONES:
+        console.print()
         page.say(f"{backbone}, padded on the {padding}", style="bold")
-        rows = [cell for cell in cells if cell.backbone == backbone]
-        page.console.print(_native_table(rows, errors))
+        console.print(_table([cell for cell in found if cell.backbone == backbone], errors))
     for number, error in enumerate(errors, 1):
         page.say(error, indent=4, first=f"[{number}]", style="dim")
     page.title("Verdict")
     for title, hooks in (("Without hooks", False), ("With hooks", True)):
-        count = _count([cell for cell in cells if cell.hooks is hooks])
-        console.print(Text.assemble((f"{title:<15}", "bold"), count))
+        outcomes = [cell.outcome for cell in found if cell.hooks is hooks and cell.outcome != "missing"]
+        kinds = [kind for kind in ("right", "wrong", "raises", "refused") if kind in outcomes]
+        counts = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in kinds)
+        console.print(Text.assemble((f"{title:<15}", "bold"), f"{counts} (of {len(outcomes)})"))
 
 
-def _native_table(cells: Sequence[Cell], errors: Sequence[str]) -> Table:
+def _table(found: Sequence[Cell], errors: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("\nmethod", no_wrap=True, min_width=13)
-    for pooling in dict.fromkeys(cell.pooling for cell in cells):
+    for pooling in POOLINGS:
         table.add_column(f"{pooling} pooling\nwithout hooks", no_wrap=True, min_width=13)
         table.add_column("\nwith hooks", no_wrap=True, min_width=10)
-    for method in dict.fromkeys(cell.method for cell in cells):
-        table.add_row(method, *(_cell_text(cell, errors) for cell in cells if cell.method == method))
+    for method in METHODS:
+        table.add_row(method, *(_shown(cell, errors) for cell in found if cell.method == method))
     return table
 
 
-def _cell_text(cell: Cell, errors: Sequence[str]) -> Text:
-    number = f" [{errors.index(cell.detail) + 1}]" if cell.detail else ""
+def _shown(cell: Cell, errors: Sequence[str]) -> Text:
     if cell.outcome == "wrong":
-        return Text(f"wrong by {(cell.distance or 0):.2f}", WRONG)
-    styles = {"right": RIGHT, "raises": WRONG, "refused": "", "missing": "dim"}
-    return Text(cell.outcome + number, styles[cell.outcome])
-
-
-def _count(cells: Iterable[Cell]) -> str:
-    outcomes = [cell.outcome for cell in cells if cell.outcome != "missing"]
-    counts = {kind: outcomes.count(kind) for kind in ("right", "wrong", "raises", "refused")}
-    shown = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
-    return f"{shown} (of {len(outcomes)})"
+        return Text(f"wrong by {cell.distance:.2f}", WRONG)
+    number = f" [{errors.index(cell.detail) + 1}]" if cell.detail else ""
+    styles = {"right": RIGHT, "raises": WRONG, "missing": "dim"}
+    return Text(cell.outcome + number, styles.get(cell.outcome, ""))
