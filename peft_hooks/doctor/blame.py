@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .findings import LOOK, Finding
 from .inside import first_inside
+from .taps import copied, features_of, tapped
 
 Features = dict[str, Any]
 
@@ -106,35 +107,20 @@ def _taken(model: nn.Module, run: Callable[[], Any]) -> list[Taken]:
     """Return what each module took that takes features and holds no other that does."""
     found: list[Taken] = []
 
-    def tap(path: str) -> Callable[..., None]:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            features = args[0] if args else next(iter(kwargs.values()), None)
-            if isinstance(features, Mapping) and {_ROWS, _EMBEDDING, "input_ids"} & set(features):
-                found.append(Taken(path, module, _copy(features)))
+    def came(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        features = features_of(args, kwargs)
+        if isinstance(features, Mapping) and {_ROWS, _EMBEDDING, "input_ids"} & set(features):
+            found.append(Taken(path, module, copied(features)))
 
-        return before
-
-    handles = []
-    try:
-        for path, module in model.named_modules():
-            if path and not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_pre_hook(tap(path), prepend=True, with_kwargs=True))
+    with tapped([(path, module) for path, module in model.named_modules() if path], came=came):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     paths = {taken.path for taken in found}
     return [taken for taken in found if not any(path.startswith(f"{taken.path}.") for path in paths)]
 
 
-def _copy(features: Mapping[str, Any]) -> Features:
-    """Copy the features, tensors too: some modules change them in place."""
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in features.items()}
-
-
 @torch.no_grad()
 def _call(module: nn.Module, features: Features) -> Features:
-    return dict(module(_copy(features)))
+    return dict(module(copied(features)))
 
 
 def _reasons(taken: Taken) -> list[str]:
