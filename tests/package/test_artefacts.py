@@ -84,7 +84,7 @@ def test_the_metadata_name_extras_versions_and_what_is_needed(built: Built) -> N
     assert found["License-Expression"] or found["License"] == "Apache-2.0"
     assert set(found.get_all("Provides-Extra")) == {"demo", "notebook", "test", "train"}
     needed = {re.split(r"[\s<>=;]", line)[0] for line in found.get_all("Requires-Dist") if "extra ==" not in line}
-    assert needed == {"executing", "packaging", "peft", "pure_eval", "rich", "sentence-transformers", "torch"}
+    assert needed == {"executing", "jinja2", "packaging", "peft", "pure_eval", "rich", "sentence-transformers", "torch"}
 
 
 def test_the_changelog_begins_with_the_version(built: Built) -> None:
