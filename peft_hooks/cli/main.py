@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -17,13 +16,11 @@ from ..errors import PeftHooksError
 
 def demo(options: argparse.Namespace) -> int:
     """Show on real weights what goes wrong without the hooks, and that it is right with them."""
-    from .demo import compare
+    from .demo import compare, show
 
-    comparison = compare()
-    right = comparison.show()
-    if options.svg is not None:
-        _write(options.svg, comparison.to_svg)
-    return 0 if right else 1
+    without, hooked = compare()
+    show(_stdout(), without, hooked)
+    return 0 if hooked.run.same else 1
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -90,9 +87,9 @@ def _run(model: Any, texts: list[str]) -> None:
 
 def _releases(options: argparse.Namespace) -> int:
     """Try every PEFT method on tiny models."""
-    from .console import one_thread, saying
+    from .console import load_libraries, one_thread, saying
 
-    _libraries()
+    load_libraries()
     from ..compat.quiet import quiet
     from ..compat.tested import installed
     from .stack import cells, show
@@ -109,19 +106,11 @@ def _releases(options: argparse.Namespace) -> int:
 def _loaded(options: argparse.Namespace) -> Any:
     from ..checkpoints.loading import load_model
     from ..compat.quiet import quiet
-    from .console import saying
+    from .console import load_libraries, saying
 
-    _libraries()
+    load_libraries()
     with quiet():
         return load_model(options.model, options.base, saying)
-
-
-def _libraries() -> None:
-    from .console import saying
-
-    with saying("Loading Sentence Transformers and PEFT"):
-        importlib.import_module("sentence_transformers")
-        importlib.import_module("peft")
 
 
 def _stdout() -> Any:
@@ -165,13 +154,11 @@ def _whole(text: str) -> int:
     return number
 
 
-def _demo_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--svg", metavar="FILE", help="write the picture of one text's embedding, alone and in a batch"
-    )
+def _no_arguments(command: argparse.ArgumentParser) -> None:
+    """Leave a command as it is."""
 
 
-COMMANDS = {demo: _demo_arguments, doctor: _doctor_arguments, trace: _trace_arguments}
+COMMANDS = {demo: _no_arguments, doctor: _doctor_arguments, trace: _trace_arguments}
 
 
 def parser() -> argparse.ArgumentParser:

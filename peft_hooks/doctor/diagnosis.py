@@ -13,6 +13,7 @@ from ..compat import backbones, tested
 from ..compat import sentence_transformers as releases
 from ..prompts.attach import handle_of
 from .findings import Finding
+from .invariance import TextDifference
 from .ribbon import Row
 from .watch import tokenizers_of
 
@@ -32,6 +33,7 @@ class Run:
         tolerance: What counts as the same.
         error: What was raised, or None.
         judged_by: Where the tolerance comes from, as text.
+        differences: How far each text moves; empty if it raised.
     """
 
     padding: str
@@ -41,6 +43,7 @@ class Run:
     tolerance: float
     error: str | None = None
     judged_by: str = ""
+    differences: tuple[TextDifference, ...] = ()
 
     @property
     def same(self) -> bool:
@@ -62,7 +65,8 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """Return the run as what JSON can hold, which has no NaN and no infinity."""
         finite = self.difference is not None and math.isfinite(self.difference)
-        return {**asdict(self), "difference": self.difference if finite else None, "same": self.same}
+        plain = {name: value for name, value in asdict(self).items() if name != "differences"}
+        return {**plain, "difference": self.difference if finite else None, "same": self.same}
 
 
 @dataclass(frozen=True)

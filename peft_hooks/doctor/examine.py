@@ -26,12 +26,24 @@ LONGEST_TRIED = 1024  # tokens: above that, a forward takes too long on a proces
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found with the hooks as they were."""
+    """What was found with the hooks as they were.
+
+    Attributes:
+        findings: What is wrong.
+        runs: What came of encoding alone and in batches; the first is padded as the model's tokenizer pads.
+        tolerance: The largest difference of a component that counts as the same.
+        seen: What went from each Transformer to what follows it, in one batch of all texts.
+    """
 
     findings: tuple[Finding, ...]
     runs: tuple[Run, ...]
     tolerance: float
-    rows: tuple[Row, ...]
+    seen: tuple[Seen, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """What stood at each position of the batch, and what Pooling counted; empty where that was not measured."""
+        return rows_of(self.seen)
 
     @property
     def stopped(self) -> bool:
@@ -56,7 +68,7 @@ def merged(found: Sequence[Examination]) -> Examination:
         max((r for one in found for r in one.runs if r.padding == side), key=lambda run: run.badness) for side in sides
     ]
     worst = max(found, key=lambda one: len(one.findings))
-    return Examination(tuple(kept), tuple(runs), max(one.tolerance for one in found), worst.rows)
+    return Examination(tuple(kept), tuple(runs), max(one.tolerance for one in found), worst.seen)
 
 
 class Examiner:
@@ -90,7 +102,7 @@ class Examiner:
             runs = (Run(self.own, True, False, None, self.tolerance or 0.0, f"{type(error).__name__}: {error}"),)
         for path, transformer in releases.transformers_of(self.model):
             findings += check_positions(path, transformer, self._try_long(transformer))
-        return Examination(tuple(findings), runs, max(run.tolerance for run in runs), rows_of(seen))
+        return Examination(tuple(findings), runs, max(run.tolerance for run in runs), tuple(seen))
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the embeddings of ``texts`` as one batch."""
@@ -138,7 +150,8 @@ class Examiner:
                 report = check_padding_invariance(self.model, self.texts, tolerance=self.tolerance, **self.options)
         except Exception as error:  # such as the hooks' own refusal of left padding
             return Run(side, own, False, None, self.tolerance or 0.0, error=f"{type(error).__name__}: {error}")
-        return Run(side, own, False, report.largest_difference, report.allowed, judged_by=report.judged_by)
+        measured = (report.largest_difference, report.allowed)
+        return Run(side, own, False, *measured, judged_by=report.judged_by, differences=report.differences)
 
     def _moved(self, findings: list[Finding], runs: Sequence[Run], seen: Sequence[Seen]) -> list[Finding]:
         """PH007 and PH011: the embedding moves with its batch, for the backbone's positions or what a module does."""
