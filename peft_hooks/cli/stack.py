@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..compat import backbones
 from ..compat import sentence_transformers as releases
+from ..doctor.invariance import apart
 from ..doctor.report import RIGHT, WRONG, Page
 from ..errors import UnsupportedModelError
 from ..prompts.attach import prompt_mask_hooks
@@ -123,8 +124,7 @@ def _distance(model: Any, method: str, pooling: str, hooks: bool) -> float:
         together = model.encode(list(TEXTS), batch_size=len(TEXTS), convert_to_tensor=True)
         alone = torch.stack([model.encode([text], convert_to_tensor=True)[0] for text in TEXTS])
     truth = torch.stack([_by_hand(model, text, pooling, options) for text in TEXTS])
-    apart = torch.stack([torch.as_tensor(together) - truth, alone - truth])
-    return float(apart.abs().nan_to_num(nan=float("inf")).max())
+    return max(apart(torch.as_tensor(together), truth), apart(alone, truth))
 
 
 def _by_hand(model: Any, text: str, pooling: str, options: dict[str, int]) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .findings import LOOK, Finding
 from .inside import first_inside
+from .invariance import apart
 from .taps import copied, features_of, tapped
 
 Features = dict[str, Any]
@@ -193,13 +194,8 @@ def _differ(first: Features, second: Features, number: int, kept: Tensor | None,
     if not isinstance(whole, Tensor) or not isinstance(changed, Tensor) or not whole.is_floating_point():
         return False
     one, other = whole[number], changed[number]
-    if one.shape != other.shape:
-        return True
-    if name == _ROWS and kept is not None and kept.shape == whole.shape[:2]:
+    if name == _ROWS and kept is not None and kept.shape == whole.shape[:2] and one.shape == other.shape:
         own = kept[number].to(one.device)
         one, other = one[own], other[own]
-    if not one.numel():
-        return False
-    size = max(1.0, float(one.abs().nan_to_num(nan=0.0).max()))
-    moved = float((one.double() - other.double()).abs().max())
-    return not moved <= steps * torch.finfo(one.dtype).eps * size
+    size = max(1.0, float(one.abs().nan_to_num(nan=0.0).max())) if one.numel() else 1.0
+    return apart(one, other) > steps * torch.finfo(one.dtype).eps * size

@@ -143,7 +143,7 @@ class Diagnosis:
             "texts": self.texts,
             "model": self.model,
             "hooks": {"call": self.hooks, "tried": self.tried, "refusal": self.refusal, "left": list(self.left)},
-            "versions": versions(),
+            "versions": tested.installed(),
         }
 
     def table(self) -> Table:
@@ -156,11 +156,6 @@ class Diagnosis:
         from .report import as_text
 
         return as_text(self)
-
-
-def versions() -> dict[str, str]:
-    """Return the installed versions of what this library stands on."""
-    return tested.installed()
 
 
 def patient(model: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .._format import dtype_of
+from .invariance import apart
 
 CODES = {
     "PH001": "mask and embeddings differ in length",
@@ -191,7 +192,7 @@ def text_rows_moved(batch: Seen, alone: Seen) -> float:
         return 0.0
     expected = alone.rows[0, alone.virtual :][alone.text_mask[0]]
     found = batch.rows[row, batch.virtual :][batch.text_mask[row]]
-    return float((found.double() - expected.double()).abs().nan_to_num(nan=float("inf")).max())
+    return apart(found, expected)
 
 
 def row_of(seen: Seen, ids: list[int]) -> int | None:

@@ -15,7 +15,6 @@ from rich.text import Text
 
 from .._format import difference
 from ..compat import tested
-from .diagnosis import versions
 from .ribbon import legend, ribbon
 
 if TYPE_CHECKING:
@@ -55,8 +54,9 @@ class Page:
 
     def versions(self) -> None:
         """Say what is installed."""
-        self.say(", ".join(f"{name} {number}" for name, number in versions().items()), style="dim")
-        untested = tested.in_words(versions())
+        installed = tested.installed()
+        self.say(", ".join(f"{name} {number}" for name, number in installed.items()), style="dim")
+        untested = tested.in_words(installed)
         if untested is not None:
             self.say(untested + ".", style="dim")
 
