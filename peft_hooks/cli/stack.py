@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 POOLINGS = ("mean", "cls")
 BACKBONES = (("bert", "right"), ("llama", "left"))
 
-# A method by its name for a reader, its config in PEFT, and what this needs.
+# What a method is called in the table, its config in PEFT, and what that needs.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "prompt tuning": ("PromptTuningConfig", {"num_virtual_tokens": 4}),
     "P-tuning": ("PromptEncoderConfig", {"num_virtual_tokens": 4, "encoder_hidden_size": 24}),
