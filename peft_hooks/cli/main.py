@@ -24,7 +24,7 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Run a model on real sentences, and say what is wrong with it and how to fix it; without a model, try the releases.
+    """Run a model on real sentences, and say what is wrong with it and how to fix it; with no model, try the releases.
 
     Exit status 0: healthy; 1: something was found; 2: it could not be loaded.
     """
