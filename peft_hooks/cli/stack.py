@@ -119,21 +119,21 @@ def _adapted(method: str, backbone: str, padding: str, pooling: str) -> Any:
 
 def _distance(model: Any, method: str, pooling: str, hooks: bool) -> float:
     """Return how far embeddings, alone and in one batch, are from those computed by hand. Infinite for NaN."""
-    options = {"task_id": 0} if method == "multitask" else {}
-    with prompt_mask_hooks(model, **options) if hooks else contextlib.nullcontext():
+    task = 0 if method == "multitask" else None
+    with prompt_mask_hooks(model, task_id=task) if hooks else contextlib.nullcontext():
         together = model.encode(list(TEXTS), batch_size=len(TEXTS), convert_to_tensor=True)
         alone = torch.stack([model.encode([text], convert_to_tensor=True)[0] for text in TEXTS])
-    truth = torch.stack([_by_hand(model, text, pooling, options) for text in TEXTS])
+    truth = torch.stack([_by_hand(model, text, pooling, task) for text in TEXTS])
     return max(apart(torch.as_tensor(together), truth), apart(alone, truth))
 
 
-def _by_hand(model: Any, text: str, pooling: str, options: dict[str, int]) -> Tensor:
+def _by_hand(model: Any, text: str, pooling: str, task: int | None) -> Tensor:
     """Compute one embedding from PEFT's own forward on a text without padding, where no mask can be wrong."""
     transformer: Any = releases.transformers_of(model)[0][1]
     encoded = transformer.tokenizer(text, return_tensors="pt")
     peft_model, ids = releases.backbone_of(transformer), encoded["input_ids"]
     # Only a task is needed, which PEFT has no way to be given.
-    with prompt_mask_hooks(model, **options) if options else contextlib.nullcontext(), torch.no_grad():
+    with prompt_mask_hooks(model, task_id=task) if task is not None else contextlib.nullcontext(), torch.no_grad():
         rows = peft_model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0]
     embedding: Tensor = rows.mean(dim=0) if pooling == "mean" else rows[rows.size(0) - ids.size(1)]
     return embedding
