@@ -6,7 +6,7 @@ from setuptools import setup
 from setuptools.command.sdist import sdist
 
 # Everything is in setup.cfg, but what a source distribution has that is no part of the package.
-BESIDE_THE_PACKAGE = ("CHANGELOG.rst", ".ruff.toml", ".ci/*", "examples/**/*", "tests/**/*")
+BESIDE_THE_PACKAGE = ("CHANGELOG.rst", ".ruff.toml", ".ci/*", ".github/*", "examples/**/*", "tests/**/*")
 MADE = (".pyc", ".pyo", ".swp", "~")
 
 

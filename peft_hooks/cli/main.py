@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -16,22 +16,20 @@ from ..errors import PeftHooksError
 
 def demo(options: argparse.Namespace) -> int:
     """Show on real weights what goes wrong without the hooks, and that it is right with them."""
-    from .demo import compare
+    from .demo import compare, show
 
-    comparison = compare()
-    right = comparison.show()
-    if options.svg is not None:
-        _write(options.svg, comparison.to_svg)
-    return 0 if right else 1
+    without, hooked = compare()
+    show(_stdout(), without, hooked)
+    return 0 if hooked.run.same else 1
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Run a model on real sentences and say what is wrong with it and what mends it; without a model, try the releases.
+    """Run a model on real sentences, and say what is wrong with it and how to fix it; with no model, try the releases.
 
     Exit status 0: healthy; 1: something was found; 2: it could not be loaded.
     """
     if options.model is None:
-        return _native(options)
+        return _releases(options)
     from ..compat.quiet import quiet
     from ..doctor.report import show
     from ..doctor.run import diagnose
@@ -87,41 +85,32 @@ def _run(model: Any, texts: list[str]) -> None:
     model.predict(pairs, batch_size=len(pairs), show_progress_bar=False)
 
 
-def _native(options: argparse.Namespace) -> int:
+def _releases(options: argparse.Namespace) -> int:
     """Try every PEFT method on tiny models."""
-    from ..compat.quiet import quiet
-    from .console import one_thread, saying
+    from .console import load_libraries, one_thread, saying
 
-    _libraries()
-    from ..doctor.diagnosis import versions
-    from ..doctor.report import show_native
-    from ..doctor.stack import cells
+    load_libraries()
+    from ..compat.quiet import quiet
+    from ..compat.tested import installed
+    from .stack import cells, show
 
     with quiet(), one_thread():
         found = list(cells(saying))
     if options.json:
-        _print_json({"versions": versions(), "cells": [cell.to_dict() for cell in found]})
+        _print_json({"versions": installed(), "cells": [dataclasses.asdict(cell) for cell in found]})
     else:
-        show_native(_stdout(), found)
-    return 0 if all(cell.outcome in ("right", "refused", "missing") for cell in found if cell.hooks) else 1
+        show(_stdout(), found)
+    return 0 if all(cell.expected for cell in found if cell.hooks) else 1
 
 
 def _loaded(options: argparse.Namespace) -> Any:
     from ..checkpoints.loading import load_model
     from ..compat.quiet import quiet
-    from .console import saying
+    from .console import load_libraries, saying
 
-    _libraries()
+    load_libraries()
     with quiet():
         return load_model(options.model, options.base, saying)
-
-
-def _libraries() -> None:
-    from .console import saying
-
-    with saying("Loading Sentence Transformers and PEFT"):
-        importlib.import_module("sentence_transformers")
-        importlib.import_module("peft")
 
 
 def _stdout() -> Any:
@@ -165,13 +154,11 @@ def _whole(text: str) -> int:
     return number
 
 
-def _demo_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--svg", metavar="FILE", help="write the picture of one text's embedding, alone and in a batch"
-    )
+def _no_arguments(command: argparse.ArgumentParser) -> None:
+    """Leave a command as it is."""
 
 
-COMMANDS = {demo: _demo_arguments, doctor: _doctor_arguments, trace: _trace_arguments}
+COMMANDS = {demo: _no_arguments, doctor: _doctor_arguments, trace: _trace_arguments}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from .findings import LOOK, Finding
 from .inside import first_inside
+from .invariance import apart
+from .taps import copied, features_of, tapped
 
 Features = dict[str, Any]
 
@@ -106,35 +108,20 @@ def _taken(model: nn.Module, run: Callable[[], Any]) -> list[Taken]:
     """Return what each module took that takes features and holds no other that does."""
     found: list[Taken] = []
 
-    def tap(path: str) -> Callable[..., None]:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            features = args[0] if args else next(iter(kwargs.values()), None)
-            if isinstance(features, Mapping) and {_ROWS, _EMBEDDING, "input_ids"} & set(features):
-                found.append(Taken(path, module, _copy(features)))
+    def came(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        features = features_of(args, kwargs)
+        if isinstance(features, Mapping) and {_ROWS, _EMBEDDING, "input_ids"} & set(features):
+            found.append(Taken(path, module, copied(features)))
 
-        return before
-
-    handles = []
-    try:
-        for path, module in model.named_modules():
-            if path and not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_pre_hook(tap(path), prepend=True, with_kwargs=True))
+    with tapped([(path, module) for path, module in model.named_modules() if path], came=came):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     paths = {taken.path for taken in found}
     return [taken for taken in found if not any(path.startswith(f"{taken.path}.") for path in paths)]
 
 
-def _copy(features: Mapping[str, Any]) -> Features:
-    """Copy the features, tensors too: some modules change them in place."""
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in features.items()}
-
-
 @torch.no_grad()
 def _call(module: nn.Module, features: Features) -> Features:
-    return dict(module(_copy(features)))
+    return dict(module(copied(features)))
 
 
 def _reasons(taken: Taken) -> list[str]:
@@ -207,13 +194,8 @@ def _differ(first: Features, second: Features, number: int, kept: Tensor | None,
     if not isinstance(whole, Tensor) or not isinstance(changed, Tensor) or not whole.is_floating_point():
         return False
     one, other = whole[number], changed[number]
-    if one.shape != other.shape:
-        return True
-    if name == _ROWS and kept is not None and kept.shape == whole.shape[:2]:
+    if name == _ROWS and kept is not None and kept.shape == whole.shape[:2] and one.shape == other.shape:
         own = kept[number].to(one.device)
         one, other = one[own], other[own]
-    if not one.numel():
-        return False
-    size = max(1.0, float(one.abs().nan_to_num(nan=0.0).max()))
-    moved = float((one.double() - other.double()).abs().max())
-    return not moved <= steps * torch.finfo(one.dtype).eps * size
+    size = max(1.0, float(one.abs().nan_to_num(nan=0.0).max())) if one.numel() else 1.0
+    return apart(one, other) > steps * torch.finfo(one.dtype).eps * size

@@ -14,6 +14,7 @@ from ..compat import backbones, tested
 from ..compat import sentence_transformers as releases
 from ..prompts.handle import options_on
 from .findings import Finding
+from .invariance import TextDifference
 from .ribbon import Row
 from .watch import tokenizers_of
 
@@ -33,6 +34,7 @@ class Run:
         tolerance: What counts as the same.
         error: What was raised, or None.
         judged_by: Where the tolerance comes from, as text.
+        differences: How far each text moves; empty if it raised.
     """
 
     padding: str
@@ -42,6 +44,7 @@ class Run:
     tolerance: float
     error: str | None = None
     judged_by: str = ""
+    differences: tuple[TextDifference, ...] = ()
 
     @property
     def same(self) -> bool:
@@ -63,7 +66,8 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """Return the run as what JSON can hold, which has no NaN and no infinity."""
         finite = self.difference is not None and math.isfinite(self.difference)
-        return {**asdict(self), "difference": self.difference if finite else None, "same": self.same}
+        plain = {name: value for name, value in asdict(self).items() if name != "differences"}
+        return {**plain, "difference": self.difference if finite else None, "same": self.same}
 
 
 @public
@@ -141,7 +145,7 @@ class Diagnosis:
             "texts": self.texts,
             "model": self.model,
             "hooks": {"call": self.hooks, "tried": self.tried, "refusal": self.refusal, "left": list(self.left)},
-            "versions": versions(),
+            "versions": tested.installed(),
         }
 
     def table(self) -> Table:
@@ -154,11 +158,6 @@ class Diagnosis:
         from .report import as_text
 
         return as_text(self)
-
-
-def versions() -> dict[str, str]:
-    """Return the installed versions of what this library stands on."""
-    return tested.installed()
 
 
 def patient(model: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,7 @@ from .blame import blamed
 from .checks import check_adapters, check_hooks, check_positions, paths_to_count, room_for_text
 from .diagnosis import Run
 from .findings import LOOK, PAD_RIGHT, Finding, Seen, check_seen, text_rows_moved
-from .invariance import check_padding_invariance
+from .invariance import check_padding_invariance, encoder
 from .ribbon import Kind, Row
 from .watch import counting, hooked_paths, padded, seen_in, tokenizers_of, watching
 
@@ -26,12 +25,24 @@ LONGEST_TRIED = 1024  # tokens: above that, a forward takes too long on a proces
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found with the hooks as they were."""
+    """What was found with the hooks as they were.
+
+    Attributes:
+        findings: What is wrong.
+        runs: What came of encoding alone and in batches; the first is padded as the model's tokenizer pads.
+        tolerance: The largest difference of a component that counts as the same.
+        seen: What went from each Transformer to what follows it, in one batch of all texts.
+    """
 
     findings: tuple[Finding, ...]
     runs: tuple[Run, ...]
     tolerance: float
-    rows: tuple[Row, ...]
+    seen: tuple[Seen, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """What stood at each position of the batch, and what Pooling counted; empty where that was not measured."""
+        return rows_of(self.seen)
 
     @property
     def stopped(self) -> bool:
@@ -56,7 +67,7 @@ def merged(found: Sequence[Examination]) -> Examination:
         max((r for one in found for r in one.runs if r.padding == side), key=lambda run: run.badness) for side in sides
     ]
     worst = max(found, key=lambda one: len(one.findings))
-    return Examination(tuple(kept), tuple(runs), max(one.tolerance for one in found), worst.rows)
+    return Examination(tuple(kept), tuple(runs), max(one.tolerance for one in found), worst.seen)
 
 
 class Examiner:
@@ -73,7 +84,7 @@ class Examiner:
         self.model = model
         self.texts = texts
         self.tolerance = tolerance
-        self.options = {**dense(model), **route}
+        self.route = route
         sides = {tokenizer.padding_side for tokenizer in tokenizers_of(model)}
         self.own = sides.pop() if len(sides) == 1 else "right"
         other = "left" if self.own == "right" else "right"
@@ -90,13 +101,11 @@ class Examiner:
             runs = (Run(self.own, True, False, None, self.tolerance or 0.0, f"{type(error).__name__}: {error}"),)
         for path, transformer in releases.transformers_of(self.model):
             findings += check_positions(path, transformer, self._try_long(transformer))
-        return Examination(tuple(findings), runs, max(run.tolerance for run in runs), rows_of(seen))
+        return Examination(tuple(findings), runs, max(run.tolerance for run in runs), tuple(seen))
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the embeddings of ``texts`` as one batch."""
-        model: Any = self.model
-        options = {"convert_to_tensor": True, "show_progress_bar": False, **self.options}
-        return torch.as_tensor(model.encode(list(texts), batch_size=len(texts), **options)).detach().double().cpu()
+        return torch.stack(encoder(self.model, self.route)(list(texts)))
 
     def _first_batch(self) -> tuple[list[Finding], list[Seen], Exception | None]:
         """Encode all texts at once, and check what was seen. An error is a finding; what was seen before it counts."""
@@ -135,10 +144,11 @@ class Examiner:
         own = side == self.own
         try:
             with padded(self.model, side):
-                report = check_padding_invariance(self.model, self.texts, tolerance=self.tolerance, **self.options)
+                report = check_padding_invariance(self.model, self.texts, tolerance=self.tolerance, **self.route)
         except Exception as error:  # such as the hooks' own refusal of left padding
             return Run(side, own, False, None, self.tolerance or 0.0, error=f"{type(error).__name__}: {error}")
-        return Run(side, own, False, report.largest_difference, report.allowed, judged_by=report.judged_by)
+        measured = (report.largest_difference, report.allowed)
+        return Run(side, own, False, *measured, judged_by=report.judged_by, differences=report.differences)
 
     def _moved(self, findings: list[Finding], runs: Sequence[Run], seen: Sequence[Seen]) -> list[Finding]:
         """PH007 and PH011: the embedding moves with its batch, for the backbone's positions or what a module does."""
@@ -228,9 +238,3 @@ def _allowed_for_rows(run: Run, size: float, seen: Seen) -> float:
     """Return what an embedding of a size is allowed to move by, for token embeddings, which may be larger."""
     largest = float(seen.rows.double().abs().nan_to_num(nan=0.0).max())
     return run.tolerance * max(1.0, largest / max(size, 1e-12))
-
-
-def dense(model: Any) -> dict[str, Any]:
-    """SparseEncoder gives sparse tensors unless told otherwise."""
-    sparse = "convert_to_sparse_tensor" in inspect.signature(model.encode).parameters
-    return {"convert_to_sparse_tensor": False} if sparse else {}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._format import dtype_of
 from .._public import public
+from .invariance import apart
 
 CODES = {
     "PH001": "mask and embeddings differ in length",
@@ -188,9 +189,15 @@ def text_part(seen: Seen, positions: Tensor | None) -> Tensor | None:
 
 def text_rows_moved(batch: Seen, alone: Seen) -> float:
     """Return by how much the token embeddings of a text differ, in a batch and alone; 0 if the text is not found."""
-    own = alone.ids[0][alone.text_mask[0]].tolist()
+    row = row_of(batch, alone.ids[0][alone.text_mask[0]].tolist())
+    if row is None:
+        return 0.0
     expected = alone.rows[0, alone.virtual :][alone.text_mask[0]]
-    for ids, mask, rows in zip(batch.ids, batch.text_mask, batch.rows[:, batch.virtual :]):
-        if ids[mask].tolist() == own:
-            return float((rows[mask].double() - expected.double()).abs().nan_to_num(nan=float("inf")).max())
-    return 0.0
+    found = batch.rows[row, batch.virtual :][batch.text_mask[row]]
+    return apart(found, expected)
+
+
+def row_of(seen: Seen, ids: list[int]) -> int | None:
+    """Return which row of a batch is the text with these token ids: ``encode`` sorts texts by length. None if none."""
+    rows = (row[mask].tolist() for row, mask in zip(seen.ids, seen.text_mask))
+    return next((number for number, row in enumerate(rows) if row == ids), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._format import tensors_in
+from .taps import tapped
 
 Sums = tuple[float, ...]
 """What is kept of the tensors of one call: two sums of each, so that a large model costs no memory."""
@@ -65,28 +66,16 @@ def _recorded(module: nn.Module, path: str, own: Tensor) -> Iterator[list[Call]]
     running: list[Call] = []
     returned: list[Call] = []
 
-    def taps(where: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        def before(inner: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            running.append(Call(where, _sums((args, dict(kwargs)), own)))
+    def got(name: str, inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        running.append(Call(f"{type(inner).__name__} '{path}.{name}'", _sums((args, kwargs), own)))
 
-        def after(inner: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            call = running.pop()
-            call.gave = _sums(output, own)
-            returned.append(call)
+    def gave(name: str, inner: nn.Module, output: Any) -> None:
+        call = running.pop()
+        call.gave = _sums(output, own)
+        returned.append(call)
 
-        return before, after
-
-    handles: list[Any] = []
-    try:
-        for name, inner in module.named_modules():
-            if name and not isinstance(inner, torch.jit.ScriptModule):
-                before, after = taps(f"{type(inner).__name__} '{path}.{name}'")
-                handles.append(inner.register_forward_pre_hook(before, with_kwargs=True))
-                handles.append(inner.register_forward_hook(after))
+    with tapped([(name, inner) for name, inner in module.named_modules() if name], got=got, gave=gave):
         yield returned
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _sums(value: Any, own: Tensor) -> Sums:

@@ -139,7 +139,7 @@ def check_padding_invariance(
         refuse_meta(model)
     texts = texts_given(texts, pairs)
     sizes = _checked_sizes(batch_sizes, len(texts))
-    encode = _scorer(model, encode_options) if pairs else _encoder(model, encode_options)
+    encode = _scorer(model, encode_options) if pairs else encoder(model, encode_options)
     alone = [encode([text])[0] for text in texts]
     rows = _differences(encode, texts, alone, sizes, seed)
     allowed, judged_by = TOLERANCE, f"tolerance {TOLERANCE:.0e}"
@@ -163,7 +163,7 @@ def _differences(
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             for index, found in zip(batch, encode([texts[index] for index in batch])):
-                difference = _difference(found, alone[index])
+                difference = apart(found, alone[index])
                 if difference > rows[index].difference:
                     rows[index] = TextDifference(names[index], difference, len(batch))
     return rows
@@ -188,7 +188,7 @@ def _by_rounding(model: nn.Module, encode: Encode, texts: Sequence[Any], alone: 
     moved = []
     for seed in range(SAMPLES):
         with rounded_another_way(model, seed):
-            moved += [_difference(encode([text])[0], row) for text, row in zip(texts, alone)]
+            moved += [apart(encode([text])[0], row) for text, row in zip(texts, alone)]
     measured = MARGIN * max(filter(math.isfinite, moved), default=0.0)
     allowed = min(measured, LARGEST * _size_of(alone))
     if allowed <= TOLERANCE:
@@ -214,7 +214,8 @@ Encode = Callable[[list[Any]], list[Tensor]]
 """Gives one tensor for each text of a batch."""
 
 
-def _encoder(model: Any, options: dict[str, Any]) -> Encode:
+def encoder(model: Any, options: dict[str, Any]) -> Encode:
+    """Return what encodes a batch with ``model.encode`` and options of its own: dense float64 tensors on the CPU."""
     known = inspect.signature(model.encode).parameters
     dense = {"convert_to_tensor": True, "convert_to_sparse_tensor": False}
     # A MultiVectorEncoder gives a list of tensors whatever it is told.
@@ -222,7 +223,7 @@ def _encoder(model: Any, options: dict[str, Any]) -> Encode:
 
     def encode(batch: list[Any]) -> list[Tensor]:
         found = model.encode(batch, batch_size=len(batch), **ours)
-        return [torch.as_tensor(row).double().cpu() for row in found]
+        return [torch.as_tensor(row).detach().double().cpu() for row in found]
 
     return encode
 
@@ -237,9 +238,9 @@ def _scorer(model: Any, options: dict[str, Any]) -> Encode:
     return score
 
 
-def _difference(found: Tensor, alone: Tensor) -> float:
-    """Return the largest difference of a component; of vectors of another number of tokens, infinity."""
+def apart(found: Tensor, alone: Tensor) -> float:
+    """Return the largest difference of a component; infinity for a NaN, and for vectors of another number of tokens."""
     if found.shape != alone.shape:
         return math.inf
-    moved = (found - alone).abs()
+    moved = (found.double() - alone.double()).abs()
     return float(moved.masked_fill(moved.isnan(), math.inf).max()) if moved.numel() else 0.0

@@ -1,9 +1,9 @@
-"""How a diagnosis is shown, and the table of what each method does on the installed releases."""
+"""How a diagnosis is shown."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from io import StringIO
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,11 @@ from rich.text import Text
 
 from .._format import difference
 from ..compat import tested
-from .diagnosis import versions
 from .ribbon import legend, ribbon
 
 if TYPE_CHECKING:
     from .diagnosis import Diagnosis, Run
     from .findings import Finding
-    from .stack import Cell
 
 WIDEST = 100  # a table across a whole wide screen is hard to read
 RIGHT, WRONG = "green", "bold red"
@@ -56,8 +54,9 @@ class Page:
 
     def versions(self) -> None:
         """Say what is installed."""
-        self.say(", ".join(f"{name} {number}" for name, number in versions().items()), style="dim")
-        untested = tested.in_words(versions())
+        installed = tested.installed()
+        self.say(", ".join(f"{name} {number}" for name, number in installed.items()), style="dim")
+        untested = tested.in_words(installed)
         if untested is not None:
             self.say(untested + ".", style="dim")
 
@@ -170,52 +169,3 @@ def as_text(diagnosis: Diagnosis, width: int = 80) -> str:
     show(console, diagnosis)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return text.rstrip()
-
-
-def show_native(console: Console, cells: Sequence[Cell]) -> None:
-    """Show what each PEFT method does on the installed releases."""
-    page = Page(console)
-    page.versions()
-    page.title("What each PEFT method does with these releases")
-    page.say(
-        "Measured just now on tiny random models. Right: the embedding of every text, alone and in a padded batch, is "
-        "the one computed by hand. Wrong by: the largest difference of a component."
-    )
-    errors = list(dict.fromkeys(cell.detail for cell in cells if cell.detail))
-    for backbone, padding in dict.fromkeys((cell.backbone, cell.padding) for cell in cells):
-        page.console.print()
-        page.say(f"{backbone}, padded on the {padding}", style="bold")
-        rows = [cell for cell in cells if cell.backbone == backbone]
-        page.console.print(_native_table(rows, errors))
-    for number, error in enumerate(errors, 1):
-        page.say(error, indent=4, first=f"[{number}]", style="dim")
-    page.title("Verdict")
-    for title, hooks in (("Without hooks", False), ("With hooks", True)):
-        count = _count([cell for cell in cells if cell.hooks is hooks])
-        console.print(Text.assemble((f"{title:<15}", "bold"), count))
-
-
-def _native_table(cells: Sequence[Cell], errors: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("\nmethod", no_wrap=True, min_width=13)
-    for pooling in dict.fromkeys(cell.pooling for cell in cells):
-        table.add_column(f"{pooling} pooling\nwithout hooks", no_wrap=True, min_width=13)
-        table.add_column("\nwith hooks", no_wrap=True, min_width=10)
-    for method in dict.fromkeys(cell.method for cell in cells):
-        table.add_row(method, *(_cell_text(cell, errors) for cell in cells if cell.method == method))
-    return table
-
-
-def _cell_text(cell: Cell, errors: Sequence[str]) -> Text:
-    number = f" [{errors.index(cell.detail) + 1}]" if cell.detail else ""
-    if cell.outcome == "wrong":
-        return Text(f"wrong by {(cell.distance or 0):.2f}", WRONG)
-    styles = {"right": RIGHT, "raises": WRONG, "refused": "", "missing": "dim"}
-    return Text(cell.outcome + number, styles[cell.outcome])
-
-
-def _count(cells: Iterable[Cell]) -> str:
-    outcomes = [cell.outcome for cell in cells if cell.outcome != "missing"]
-    counts = {kind: outcomes.count(kind) for kind in ("right", "wrong", "raises", "refused")}
-    shown = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
-    return f"{shown} (of {len(outcomes)})"

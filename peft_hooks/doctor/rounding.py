@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..compat.torch_internals import has_children
+from .taps import tapped
 
 SAMPLES, MARGIN = 2, 2.0
 """How often the texts are encoded, and how many times what is found is allowed. On MiniLM and on random models of seven
@@ -36,19 +37,9 @@ def rounded_another_way(model: nn.Module, seed: int) -> Iterator[None]:
     The random numbers are those of a generator of its own, so that the process's stay as they are.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def moved(module: nn.Module, args: Any, output: Any) -> Any:
-        return _moved(output, generator)
-
-    handles = []
-    try:
-        for module in model.modules():
-            if not has_children(module) and not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_hook(moved))
+    innermost = [(path, module) for path, module in model.named_modules() if not has_children(module)]
+    with tapped(innermost, gave=lambda path, module, output: _moved(output, generator)):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _moved(output: Any, generator: torch.Generator) -> Any:

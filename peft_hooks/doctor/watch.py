@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..compat.quiet import quiet
 from ..compat.torch_internals import forward_hooks_of
 from ..hooks.dispatcher import dispatchers_on
 from .findings import Seen
+from .taps import copied, features_of, tapped
 
 Features = dict[str, Any]
 
@@ -50,41 +51,22 @@ class Event:
 def watching(model: nn.Module) -> Iterator[list[Event]]:
     """Record every call of a Transformer or a Pooling for the length of a block."""
     events: list[Event] = []
-    handles: list[Any] = []
-    try:
-        for path, module in (*releases.transformers_of(model), *releases.poolings_of(model)):
-            before, ready, after = _taps(path, events)
-            # The first of all pre-hooks, the last of them, and the last forward hook: ours are between.
-            handles.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
-            handles.append(module.register_forward_pre_hook(ready, with_kwargs=True))
-            handles.append(module.register_forward_hook(after))
+
+    def came(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        events.append(Event(path, module, copied(features_of(args, kwargs))))
+
+    def got(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _last(events, module).got = copied(features_of(args, kwargs))
+
+    def gave(path: str, module: nn.Module, output: Any) -> None:
+        _last(events, module).gave = copied(output)
+
+    with tapped((*releases.transformers_of(model), *releases.poolings_of(model)), came=came, got=got, gave=gave):
         yield events
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _taps(path: str, events: list[Event]) -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        events.append(Event(path, module, _copy(args, kwargs)))
-
-    def ready(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        _last(events, module).got = _copy(args, kwargs)
-
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        _last(events, module).gave = _copy((output,), {})
-
-    return before, ready, after
 
 
 def _last(events: list[Event], module: nn.Module) -> Event:
     return next(event for event in reversed(events) if event.module is module)
-
-
-def _copy(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Features:
-    """Copy the features, tensors too: modules change the dict, and before 5.4 the embeddings, in place."""
-    features = args[0] if args else next(iter(kwargs.values()), {})
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in dict(features).items()}
 
 
 def seen_in(events: list[Event], gradients: bool = False) -> Iterator[Seen]:
@@ -128,7 +110,7 @@ def positions_read(pooling: nn.Module, came: Features, part: slice = slice(None)
     This is measured, by the gradient, not read from a mask: a release may well put its mask aside.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        features = {key: value.clone() if isinstance(value, Tensor) else value for key, value in came.items()}
+        features = copied(came)
         rows = features["token_embeddings"].float().requires_grad_()
         features["token_embeddings"] = rows * 1  # no leaf: before 5.4 max pooling writes into it
         pooled = pooling(features)["sentence_embedding"][:, part].sum()
@@ -140,19 +122,10 @@ def positions_read(pooling: nn.Module, came: Features, part: slice = slice(None)
 def counting(model: nn.Module, paths: set[str]) -> Iterator[Counter[str]]:
     """Count the calls, as hooks see them, of the modules at ``paths`` for the length of a block."""
     calls: Counter[str] = Counter()
-    handles: list[Any] = []
     modules = modules_of(model)
-
-    def counter(path: str) -> Callable[..., None]:
-        return lambda *_: calls.update([path])
-
-    try:
-        for path in paths:
-            handles.append(modules[path].register_forward_pre_hook(counter(path), prepend=True))
+    targets = [(path, modules[path]) for path in paths]
+    with tapped(targets, came=lambda path, *_: calls.update([path])):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:

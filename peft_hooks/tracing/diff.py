@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from .leaves import Leaf
 from .records import Row
-from .trace import ShapeTrace
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from .trace import ShapeTrace
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.compiler import is_compiling
 
 from ..compat.torch_internals import calls_of, is_checkpointing
 from .frames import Frame, Thread, inputs_of, outputs_of
-from .model import find_adapters
+from .records import find_adapters
 from .trace import ShapeTrace
 
 if TYPE_CHECKING:

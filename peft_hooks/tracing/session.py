@@ -17,8 +17,8 @@ from ..compat.torch_internals import has_children
 from ..hooks.selectors import Selector
 from ..hooks.selectors import select as find
 from ..hooks.signatures import of_class, positional
-from .model import find_peft_models
 from .recorder import Recorder, Tap
+from .records import find_peft_models
 from .trace import ShapeTrace
 
 

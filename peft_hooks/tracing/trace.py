@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .._public import public
-from .model import Adapter, Gap, find_adapters, find_gaps
-from .records import Row, row_of, text_length
+from .records import Adapter, Gap, Row, find_adapters, find_gaps, row_of, text_length
 
 if TYPE_CHECKING:
     from rich.table import Table

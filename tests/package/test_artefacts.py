@@ -82,9 +82,13 @@ def test_the_metadata_name_extras_versions_and_what_is_needed(built: Built) -> N
     assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", found["Version"])
     assert found["Requires-Python"] == ">=3.10"
     assert found["License-Expression"] or found["License"] == "Apache-2.0"
+    assert found["Author"] == "The peft_hooks maintainers"
+    assert found.get_all("Project-URL") == [
+        "Upstream report, https://github.com/huggingface/sentence-transformers/issues/2995"
+    ]
     assert set(found.get_all("Provides-Extra")) == {"demo", "notebook", "test", "train"}
     needed = {re.split(r"[\s<>=;]", line)[0] for line in found.get_all("Requires-Dist") if "extra ==" not in line}
-    assert needed == {"executing", "packaging", "peft", "pure_eval", "rich", "sentence-transformers", "torch"}
+    assert needed == {"executing", "jinja2", "packaging", "peft", "pure_eval", "rich", "sentence-transformers", "torch"}
 
 
 def test_the_changelog_begins_with_the_version(built: Built) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..model import Adapter
-from ..records import Row
+from ..records import Adapter, Row
 from .failure import Bound
 from .ghosts import Ghost, Shape
 from .operands import Names, Operand

@@ -7,7 +7,7 @@ import ast
 from torch import nn
 
 from ...compat import sentence_transformers as releases
-from ..model import Adapter
+from ..records import Adapter
 from .failure import Bound, Finding
 from .operands import Operand
 from .scene import Scene

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 from ..leaves import Leaf
 from ..records import Row
-from ..trace import ShapeTrace
-from .folding import Folded
-from .stages import Stage, is_new, not_reached, stages
+from .layout import Folded, Stage, is_new, not_reached, stages
+
+if TYPE_CHECKING:
+    from ..trace import ShapeTrace
 
 _WIDTH, _LEFT, _RAIL, _NAME, _SIZE, _BAR, _RIGHT = 700, 12, 34, 56, 270, 440, 688
 _LINE, _STEP, _HEAD, _MASK_ROW, _NAME_SIGNS = 24, 22, 40, 7, 27

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from ..leaves import Leaf
 from ..records import Row
-from ..trace import ShapeTrace
-from .folding import Folded, fold
+from .layout import Folded, fold
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from ..trace import ShapeTrace
 
 
 def text(trace: ShapeTrace) -> str:

@@ -290,11 +290,10 @@ def test_the_table_of_methods_fits_80_columns(native: Any, capsys: pytest.Captur
 
     from rich.console import Console
 
-    from peft_hooks.doctor.report import show_native
-    from peft_hooks.doctor.stack import Cell
+    from peft_hooks.cli.stack import Cell, show
 
     console = Console(file=StringIO(), width=80, color_system=None)
-    show_native(console, [Cell(**cell) for cell in json.loads(native[0].stdout)["cells"]])
+    show(console, [Cell(**cell) for cell in json.loads(native[0].stdout)["cells"]])
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, shown.splitlines())) <= 80
     assert "bert, padded on the right" in shown

