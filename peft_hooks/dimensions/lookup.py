@@ -12,8 +12,7 @@ from torch.compiler import is_compiling
 
 from .._format import shape_of, tensors_in
 from ..errors import close_matches
-from ..hooks.call import Call
-from ..hooks.signatures import of_class, positional
+from ..hooks.call import Call, of_class, positional
 
 MISSING: Any = None
 """What is returned for a tensor that is not there: None, which stands in many a features dict, is no tensor either."""

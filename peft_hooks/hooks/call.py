@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -141,3 +143,19 @@ class Hook:
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))
         return f"{type(self).__name__}({options})"
+
+
+def positional(function: Any, skip: int) -> tuple[str, ...]:
+    """Return the names of the positional parameters of a function after the first ``skip``; none if it hides them."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[skip:]
+    except (TypeError, ValueError):
+        return ()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
+@functools.cache
+def of_class(kind: Any) -> tuple[str, ...]:
+    """Return the names of the positional parameters of a module class's ``forward``; read once for each class."""
+    return positional(kind.forward, 1)

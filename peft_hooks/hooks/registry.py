@@ -26,9 +26,7 @@ _numbers = itertools.count()
 
 
 def _find_roles(model: nn.Module) -> Roles:
-    from ..compat.sentence_transformers import (
-        find_roles,  # knows Sentence Transformers; asked only when a selector may be a role
-    )
+    from ..compat.sentence_transformers import find_roles  # asked only when a selector may be a role
 
     return find_roles(model)
 
@@ -118,13 +116,7 @@ class HookRegistry:
         return name
 
     def attach_all(self, wanted: Iterable[Wanted], note: Any, path_of: Mapping[nn.Module, str]) -> None:
-        """Attach these hooks in place of all others, in one step. Raises as ``attach``.
-
-        Args:
-            wanted: The hooks.
-            note: What their owner has to know of them.
-            path_of: The path of each module, where it is known, so that nothing is looked for.
-        """
+        """Attach these hooks, with a note of their owner's, in place of all others in one step. Raises as ``attach``."""
         keys = self.state.keys()
         state = replace(self.state, hooks={}, note=note)
         for one in wanted:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .._public import public
-from ..hooks.call import Call, Hook
-from ..hooks.signatures import of_class
+from ..hooks.call import Call, Hook, of_class
 from . import tensors as ft
 
 _BY_TOKEN = ("start_logits", "end_logits")

@@ -14,9 +14,9 @@ from .._public import public
 from ..compat.cross_encoders import root_of
 from ..compat.sentence_transformers import find_roles
 from ..compat.torch_internals import has_children
+from ..hooks.call import of_class, positional
 from ..hooks.selectors import Selector
 from ..hooks.selectors import select as find
-from ..hooks.signatures import of_class, positional
 from .recorder import Recorder, Tap
 from .records import find_peft_models
 from .trace import ShapeTrace

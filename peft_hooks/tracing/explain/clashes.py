@@ -10,8 +10,7 @@ from .expressions import Expression
 from .failure import Bound, Finding
 from .operands import Operand
 from .operations import Clash, clash_of
-from .origins import is_float, is_wide
-from .owners import Owned
+from .origins import Owned, is_float, is_wide
 from .promises import kind_of_dimension
 from .scene import Scene
 from .virtual import virtual_tokens

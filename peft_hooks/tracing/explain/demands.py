@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .expressions import Expression
+from .expressions import BY_INDEX, Expression
 from .failure import Bound, Finding
 from .ghosts import shape_of
 from .operands import Operand
-from .parameters import BY_INDEX
 from .scene import Scene
 
 _WITH_DIM = frozenset((

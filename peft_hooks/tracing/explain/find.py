@@ -14,19 +14,17 @@ from typing import TypeVar
 
 from torch import nn
 
-from .arguments import wrong_arguments
 from .clashes import broken_expression, of_clash
 from .contracts import broken_contract
 from .demands import unmet_demand
-from .expressions import Expression
+from .expressions import BROADCAST, EQUAL, Expression
 from .failure import Finding
 from .guards import guarded
 from .indexing import bad_index
-from .keys import missing_feature
 from .kinds import mixed_dtypes, wrong_device, wrong_dtype
+from .missing import missing_feature, wrong_arguments
 from .objects import is_none, wrong_object, wrong_operand
 from .operations import Clash, broadcast_clash
-from .parameters import BROADCAST, EQUAL
 from .promises import broken_promise
 from .ranges import out_of_range
 from .scene import Scene

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .expressions import Expression
+from .expressions import BY_INDEX, Expression
 from .failure import Bound, Finding
 from .operands import Operand
-from .parameters import BY_INDEX
 from .ranges import Range, at, positions, read
 from .scene import Scene
 

@@ -12,13 +12,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..leaves import identity_of
 from ..records import Row
-from .expressions import Expression
+from .expressions import PARAMETERS, Expression
 from .failure import Finding
 from .ghosts import Ghost
-from .keys import missing_key
+from .missing import missing_key
 from .operands import Operand
 from .operations import parts
-from .parameters import PARAMETERS
 from .scene import Scene
 from .sites import Site
 from .values import UNKNOWN

@@ -10,10 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .expressions import Expression
+from .expressions import BROADCAST, Expression
 from .ghosts import Ghost, broadcast, shape_of, sliced
 from .operands import Operand
-from .parameters import BROADCAST
 
 
 @dataclass(frozen=True)

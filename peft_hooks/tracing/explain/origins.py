@@ -1,11 +1,12 @@
-"""Where a tensor in a failed forward comes from: by the tensor itself, and where its size was seen first."""
+"""Where a tensor in a failed forward comes from: whose parameter it is, or where its size was seen first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..leaves import Leaf, identity_of
 from ..records import Row
@@ -189,3 +190,32 @@ def _events(rows: Sequence[Row]) -> Iterator[Event]:
             yield Event("out", row)
 
     return walk(None)
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A parameter or buffer of a module."""
+
+    kind: str
+    name: str
+    module: nn.Module
+    tensor: Tensor
+
+
+def owned_by(modules: Iterable[nn.Module]) -> Iterator[Owned]:
+    for module in modules:
+        for name, tensor in vars(module).get("_parameters", {}).items():
+            if tensor is not None:
+                yield Owned("parameter", name, module, tensor)
+        for name, tensor in vars(module).get("_buffers", {}).items():
+            if isinstance(tensor, Tensor):
+                yield Owned("buffer", name, module, tensor)
+
+
+def place_of(tensor: Tensor) -> tuple[Any, int] | None:
+    """Return where a tensor's numbers are kept; None if that cannot be told, or there are none."""
+    try:
+        place = tensor.untyped_storage().data_ptr()
+    except Exception:  # some tensors have no storage
+        return None
+    return (tensor.device, place) if place else None

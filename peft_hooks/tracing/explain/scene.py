@@ -14,8 +14,7 @@ from ..records import Adapter, Row
 from .failure import Bound
 from .ghosts import Ghost, Shape
 from .operands import Names, Operand
-from .origins import History, Origin, is_float, is_wide
-from .owners import Owned, owned_by, place_of
+from .origins import History, Origin, Owned, is_float, is_wide, owned_by, place_of
 from .steps import ModuleCall, Step, module_calls
 from .values import UNKNOWN
 
