@@ -116,7 +116,7 @@ class HookRegistry:
         return name
 
     def attach_all(self, wanted: Iterable[Wanted], note: Any, path_of: Mapping[nn.Module, str]) -> None:
-        """Attach these hooks, with a note of their owner's, in place of all others in one step. Raises as ``attach``."""
+        """Attach these hooks, with a note of their owner's, in place of all others. Raises as ``attach``."""
         keys = self.state.keys()
         state = replace(self.state, hooks={}, note=note)
         for one in wanted:
