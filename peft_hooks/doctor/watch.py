@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .._format import dtype_of
-from ..cli.console import quiet
 from ..compat import sentence_transformers as releases
+from ..compat.chatter import quiet
 from ..compat.torch_internals import forward_hooks_of
 from ..hooks.dispatcher import dispatchers
 from .findings import Seen
