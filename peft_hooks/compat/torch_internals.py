@@ -140,6 +140,13 @@ def calls_of(module: nn.Module) -> int:
     return running
 
 
+def ends_recomputation(error: BaseException) -> bool:
+    """Tell whether gradient checkpointing raised this to end what it computes again: it has all that it needs."""
+    module = sys.modules.get("torch.utils.checkpoint")
+    kind = getattr(module, "_StopRecomputationError", None)
+    return kind is not None and isinstance(error, kind)
+
+
 def is_checkpointing() -> bool:
     """Tell whether gradient checkpointing is what runs this code: a forward that is computed again, for a backward."""
     module = sys.modules.get("torch.utils.checkpoint")

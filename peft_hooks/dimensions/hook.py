@@ -122,7 +122,7 @@ class AssertDimensions(Hook):
         if self._ends:
             names.forward.bound = UNBOUND
 
-    def failed(self, call: Call, error: BaseException) -> None:
+    def _left(self, call: Call) -> None:
         if self in call.notes:
             call.notes[self].undo(call)
 

@@ -92,7 +92,13 @@ class Hook:
         """Run after the module. Return what replaces the output, or None to leave it."""
 
     def failed(self, call: Call, error: BaseException) -> None:
-        """Run when the module, or a hook on it that is not of this registry, raised ``error``, which goes on rising."""
+        """Run when the module, or a hook on it that is not of this registry, raised ``error``, which goes on rising.
+
+        Not where gradient checkpointing ends what it computes again, by an exception of its own: nothing failed.
+        """
+
+    def _left(self, call: Call) -> None:
+        """Run, in this library's own hooks, when a call has ended without an output: failed, or stopped."""
 
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))

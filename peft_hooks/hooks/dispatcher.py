@@ -19,6 +19,7 @@ from ..compat.torch_internals import (
     calls_of,
     child_of,
     drop_hooks,
+    ends_recomputation,
     hooks_of,
     is_compiled,
     keep_keys_free,
@@ -112,8 +113,10 @@ class Dispatcher:
         return output
 
     def _failed(self, call: Call, error: BaseException) -> None:
+        stopped = ends_recomputation(error)
         for entry in call.entries:
-            if entry.failed is not None:
+            entry.hook._left(call)
+            if entry.failed is not None and not stopped:
                 entry.failed(call, error)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class NoteTextSize(Hook):
     def after(self, call: Call, output: Any) -> None:
         self._take_down(call)
 
-    def failed(self, call: Call, error: BaseException) -> None:
+    def _left(self, call: Call) -> None:
         self._take_down(call)
 
     def _take_down(self, call: Call) -> None:

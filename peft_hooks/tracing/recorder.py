@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.compiler import is_compiling
 
-from ..compat.torch_internals import calls_of, is_checkpointing
+from ..compat.torch_internals import calls_of, ends_recomputation, is_checkpointing
 from .frames import Frame, Thread, inputs_of, outputs_of
 from .model import find_adapters
 from .trace import ShapeTrace
@@ -74,7 +74,7 @@ class Recorder:
 
     def left(self, frame: Frame, thread: Thread, error: BaseException) -> None:
         """Note that ``error`` left a call; when it leaves the outermost one, the forward has failed."""
-        frame.state = "raised"
+        frame.state = "stopped" if ends_recomputation(error) else "raised"
         if frame.tap.recorded:
             if frame.index < 0:
                 self.skipped[frame.path] -= 1
