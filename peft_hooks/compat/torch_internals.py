@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -115,6 +116,33 @@ def running_around(module: nn.Module, parts: Sequence[str]) -> nn.Module | None:
                 return outer
         frame = frame.f_back
     return None
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Tell whether PyTorch takes hooks on a module: of TorchScript it refuses some kinds, and takes traced ones."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return True
+    try:
+        module.register_forward_pre_hook(_nothing).remove()
+        module.register_forward_hook(_nothing).remove()
+    except Exception:  # a RuntimeError that names the method
+        return False
+    return True
+
+
+def _nothing(*given: Any) -> None:
+    return None
+
+
+def scripted_parameters(module: nn.Module) -> tuple[str, ...] | None:
+    """Return the names of the parameters of a forward that TorchScript compiled; None if it is Python's."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return None
+    try:
+        forward: Any = module.forward
+        return tuple(argument.name for argument in forward.schema.arguments[1:])
+    except Exception:  # each kind of module of TorchScript has another forward, and some have none
+        return ()
 
 
 def has_children(module: nn.Module) -> bool:

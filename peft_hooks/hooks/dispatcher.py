@@ -12,6 +12,7 @@ import threading
 from collections.abc import Hashable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.compiler import is_compiling
 
@@ -70,6 +71,7 @@ class Dispatcher:
         # always_call: the forward hook runs, too, when the forward raised; so `failed` works and no call stays.
         module.register_forward_hook(self._after, always_call=True)
 
+    @torch.jit.unused
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Kwargs | None = None) -> Any:
         if kwargs is None:
             return None  # an interrupt in `put_on`: PyTorch has the hook, and not yet that it takes keywords
@@ -93,6 +95,7 @@ class Dispatcher:
         call.around = NOTHING if compiling else sys.exc_info()[1]
         return call.args, call.kwargs
 
+    @torch.jit.unused
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         stack = self._local.stack
         if not stack:

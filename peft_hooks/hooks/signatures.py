@@ -6,6 +6,10 @@ import functools
 import inspect
 from typing import Any
 
+from torch import nn
+
+from ..compat.torch_internals import scripted_parameters
+
 
 def positional(function: Any, skip: int) -> tuple[str, ...]:
     """Return the names of the positional parameters of a function after the first ``skip``; none if it hides them."""
@@ -15,6 +19,13 @@ def positional(function: Any, skip: int) -> tuple[str, ...]:
         return ()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
+def of_module(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the positional parameters of a module's ``forward``."""
+    scripted = scripted_parameters(module)
+    kind: Any = type(module)
+    return of_class(kind) if scripted is None else scripted
 
 
 @functools.cache
