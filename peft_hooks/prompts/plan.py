@@ -20,7 +20,7 @@ from .hidden_states import KeepHiddenStates, ReplayLayers
 from .mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
 from .padding import PutPaddingLast
 from .sharing_plan import Share, check_share, hooks_of_sharing
-from .task import SelectTask
+from .task import SelectTask, TaskId, plain_task
 from .token_modules import hooks_of_token_modules
 
 # Lower runs first: what is right is made, then checked, then logged.
@@ -32,7 +32,7 @@ class Options:
     """What ``register_prompt_mask_hooks`` was asked for. The hooks on a model are marked with it."""
 
     virtual_tokens: VirtualTokens = "auto"
-    task_id: int | None = None
+    task_id: TaskId = None
     check: bool = True
     log: bool = False
     share_prompt: Share = "auto"
@@ -40,8 +40,7 @@ class Options:
     def __post_init__(self) -> None:
         check_policy(self.virtual_tokens)
         check_share(self.share_prompt)
-        if self.task_id is not None:
-            SelectTask(self.task_id)
+        object.__setattr__(self, "task_id", plain_task(self.task_id))
         for name in ("check", "log"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: give True or False")
@@ -120,4 +119,4 @@ def _plan_backbone(path: str, transformer: Any, entry: nn.Module, options: Optio
         yield Planned(f"text:{path}", NoteTextLength(), entry, MAKE)
         yield Planned(f"{name}:{path}", head_hook, module, MAKE)
     for number, encoder in enumerate(releases.prompt_encoders(transformer, "MULTITASK_PROMPT_TUNING")):
-        yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), encoder, MAKE)
+        yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), encoder, MAKE - 1)

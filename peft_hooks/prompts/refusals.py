@@ -18,10 +18,11 @@ from .classifier import refuse_classifier
 from .padding_probe import padding_is_read
 from .prefix_probe import prefix_is_used
 from .probes import forward_fails
+from .task import TaskId, tasks_in
 from .token_modules import refuse_token_modules
 
 
-def refuse_what_cannot_be_right(model: Any, task_id: int | None, virtual_tokens: str = "auto") -> None:
+def refuse_what_cannot_be_right(model: Any, task_id: TaskId, virtual_tokens: str = "auto") -> None:
     """Raise if ``model`` cannot give right embeddings with the hooks on.
 
     Raises:
@@ -48,7 +49,7 @@ def refuse_what_cannot_be_right(model: Any, task_id: int | None, virtual_tokens:
         _refuse_reader_of_padding(path, transformer)
 
 
-def refuse_options(model: nn.Module, task_id: int | None, virtual_tokens: str) -> None:
+def refuse_options(model: nn.Module, task_id: TaskId, virtual_tokens: str) -> None:
     """Raise if ``model`` cannot follow the policy, or ``task_id`` is given and no adapter has such a task."""
     transformers = cross.inputs_of(model)
     for path, transformer in transformers:
@@ -59,7 +60,7 @@ def refuse_options(model: nn.Module, task_id: int | None, virtual_tokens: str) -
     if not encoders:
         raise ValueError(f"task_id={task_id} is given, but no adapter has tasks: only MULTITASK_PROMPT_TUNING has")
     tasks = max(int(encoder.num_tasks) for encoder in encoders)
-    if task_id >= tasks:
+    if max(tasks_in(task_id)) >= tasks:
         raise ValueError(f"task_id={task_id} is given, but the adapter has the tasks 0 to {tasks - 1}")
 
 
