@@ -52,7 +52,7 @@ def contract_of(module: nn.Module) -> Both | None:
         >>> from sentence_transformers.models import Dense
         >>> from peft_hooks import contract_of
         >>> contract_of(Dense(384, 128))[0]
-        {'sentence_embedding!': 'float: batch _in_features=384'}
+        {'sentence_embedding!': 'float: batch ?in_features=384'}
     """
     need_module(module, "contract_of")
     make = _CONTRACTS.get(modules.kind_of(module) or "")
@@ -135,24 +135,24 @@ def _transformer(module: Any) -> Both:
 
 def _pooling(module: Any) -> Both:
     tokens = {
-        "token_embeddings!": "float: batch seq _width",
+        "token_embeddings!": "float: batch seq ?width",
         "attention_mask": "batch seq",
         "token_weights_sum": "batch",
     }
-    return tokens, {"sentence_embedding": "float: batch _pooled"}
+    return tokens, {"sentence_embedding": "float: batch ?pooled"}
 
 
 def _dense(module: Any) -> Both:
     taken, returned = modules.widths_of(module)
-    return _one_feature(module, _named("_in_features", taken), _named("_out_features", returned))
+    return _one_feature(module, _named("?in_features", taken), _named("?out_features", returned))
 
 
 def _normalize(module: Any) -> Both:
-    return _one_feature(module, "_width", "_width", required=False)
+    return _one_feature(module, "?width", "?width", required=False)
 
 
 def _layer_norm(module: Any) -> Both:
-    width = _named("_dimension", modules.widths_of(module)[0])
+    width = _named("?dimension", modules.widths_of(module)[0])
     return _one_feature(module, width, width)
 
 
@@ -170,49 +170,49 @@ def _one_feature(module: Any, taken: str, returned: str, required: bool = True) 
 
 def _cnn(module: Any) -> Both:
     taken, returned = modules.widths_of(module)
-    inputs = {"token_embeddings!": f"float: batch seq {_named('_in_channels', taken)}"}
+    inputs = {"token_embeddings!": f"float: batch seq {_named('?in_channels', taken)}"}
     kept = {"attention_mask": "batch seq"}
-    return {**inputs, **kept}, {"token_embeddings": f"float: batch seq {_named('_out_channels', returned)}"}
+    return {**inputs, **kept}, {"token_embeddings": f"float: batch seq {_named('?out_channels', returned)}"}
 
 
 def _lstm(module: Any) -> Both:
     taken, returned = modules.widths_of(module)
     inputs = {
-        "token_embeddings!": f"float: batch seq {_named('_width', taken)}",
+        "token_embeddings!": f"float: batch seq {_named('?width', taken)}",
         "attention_mask": "batch seq",
         "sentence_lengths!": "int: batch",
     }
-    return inputs, {"token_embeddings": f"float: batch seq {_named('_hidden', returned)}"}
+    return inputs, {"token_embeddings": f"float: batch seq {_named('?hidden', returned)}"}
 
 
 def _word_embeddings(module: Any) -> Both:
-    wide = f"float: batch seq {_named('_width', modules.widths_of(module)[1])}"
+    wide = f"float: batch seq {_named('?width', modules.widths_of(module)[1])}"
     outputs = {"token_embeddings": wide, "attention_mask": "batch seq", "sentence_lengths": "batch"}
     return {"input_ids!": "int: batch seq"}, outputs
 
 
 def _word_weights(module: Any) -> Both:
     inputs = {
-        "token_embeddings!": "float: batch seq _width",
+        "token_embeddings!": "float: batch seq ?width",
         "attention_mask!": "batch seq",
         "input_ids!": "int: batch seq",
     }
-    return inputs, {"token_embeddings": "float: batch seq _width", "token_weights_sum": "batch"}
+    return inputs, {"token_embeddings": "float: batch seq ?width", "token_weights_sum": "batch"}
 
 
 def _weighted_layers(module: Any) -> Both:
     # Since 5.4 a pipeline that has no layers is let pass, and gets the last one in place of the weighted mean.
-    tokens, stacked = "batch seq _width", _named("_layers", modules.layers_of(module))
+    tokens, stacked = "batch seq ?width", _named("?layers", modules.layers_of(module))
     return {"all_layer_embeddings!": f"float: {stacked} {tokens}"}, {"token_embeddings": f"float: {tokens}"}
 
 
 def _splade(module: Any) -> Both:
-    inputs = {"token_embeddings!": "float: batch seq _vocabulary", "attention_mask": "batch seq"}
-    return inputs, {"sentence_embedding": "float: batch _vocabulary"}
+    inputs = {"token_embeddings!": "float: batch seq ?vocabulary", "attention_mask": "batch seq"}
+    return inputs, {"sentence_embedding": "float: batch ?vocabulary"}
 
 
 def _multi_vector_mask(module: Any) -> Both:
-    tokens = {"token_embeddings": "float: batch seq _width", "attention_mask": "batch seq"}
+    tokens = {"token_embeddings": "float: batch seq ?width", "attention_mask": "batch seq"}
     asked = {"input_ids": "batch seq", "query_expansion_positions": "batch seq"}
     return {**tokens, **asked}, tokens
 
