@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..compat import sentence_transformers as releases
-from ..compat.chatter import quiet
+from ..compat.quiet import quiet
 from ..doctor.invariance import encoder_of
 from ..errors import LoadError, PeftHooksError
 from ..prompts import probes

@@ -20,6 +20,7 @@ from ..compat.cross_encoders import TO_LOAD
 from ..errors import LoadError, PeftHooksError
 from ..prompts.attach import register_prompt_mask_hooks
 from ..prompts.plan import Options, options_of
+from ..prompts.probes import in_a_line
 from ..prompts.refusals import level_of_caller
 from . import manifest as _saved
 from .base_model import Base, Reading, Say, find_base, found
@@ -99,9 +100,16 @@ def load(
     if not any(releases.has_adapter(transformer) for _, transformer in releases.transformers_of(model)):
         raise LoadError(f"{path}: there is no adapter in it: load it with SentenceTransformer(path)")
     chosen = {**(saved.options or {}), **options}
-    register_prompt_mask_hooks(model, **chosen)
-    if not found.another_base and _is_as_saved(saved, adapter_name, chosen):
-        compare_embeddings(model, saved.embeddings, found.path)
+    try:
+        register_prompt_mask_hooks(model, **chosen)
+        if not found.another_base and _is_as_saved(saved, adapter_name, chosen):
+            compare_embeddings(model, saved.embeddings, found.path)
+    except PeftHooksError:
+        raise
+    except Exception as error:  # of a module whose config says what no forward can do, or of an option that was given
+        if options.get("task_id") is not None and isinstance(error, ValueError):
+            raise
+        raise LoadError(f"{path}: it was loaded, and no hooks go on it: {in_a_line(error)}") from error
     return model
 
 

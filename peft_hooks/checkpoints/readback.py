@@ -16,7 +16,7 @@ from torch import nn
 
 from ..compat import peft_state as state
 from ..compat import sentence_transformers as releases
-from ..compat.chatter import quiet
+from ..compat.quiet import quiet
 from ..errors import SaveError
 from ..prompts import probes
 from ..prompts.attach import prompt_mask_hooks

@@ -14,8 +14,8 @@ from .._arguments import in_words, need_path, refuse_meta
 from ..compat import cross_encoders as cross
 from ..compat import peft_state as state
 from ..compat import sentence_transformers as releases
-from ..compat.chatter import quiet
 from ..compat.pipeline import pipeline
+from ..compat.quiet import quiet
 from ..errors import LoadError, PeftHooksError, SaveError, UnsupportedModelError
 from ..prompts.attach import handle_of, prompt_mask_hooks
 from ..prompts.without import without_adapter

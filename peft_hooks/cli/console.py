@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..compat.chatter import quiet
+from ..compat.quiet import quiet
 
 __all__ = ["one_thread", "quiet", "saying"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._format import dtype_of
 from ..compat import sentence_transformers as releases
-from ..compat.chatter import quiet
+from ..compat.quiet import quiet
 from ..compat.torch_internals import forward_hooks_of
 from ..hooks.dispatcher import dispatchers
 from .findings import Seen

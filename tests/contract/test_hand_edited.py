@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import peft_hooks
 from peft_hooks import LoadError
-from peft_hooks.cli.console import quiet
+from peft_hooks.compat.quiet import quiet
 
 from .support import distance
 from .test_save_load import base, build, put, vectors, with_hooks

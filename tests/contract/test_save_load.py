@@ -409,6 +409,27 @@ def test_settings_of_the_base_that_were_changed_come_back(base: Path, tmp_path: 
     assert distance(vectors(peft_hooks.load(tmp_path / "again", device="cpu")), vectors(model)) < 1e-6
 
 
+def test_weighted_layers_that_the_config_asks_for_come_back(base: Path, tmp_path: Path) -> None:
+    """``output_hidden_states`` is in the config in memory, and in none of a file."""
+    needs(RELEASE >= (3, 0), "has no config_args")
+    from sentence_transformers import SentenceTransformer
+
+    modules = pipeline_modules()
+    transformer = modules.Transformer(str(base), config_args={"output_hidden_states": True})
+    layers = modules.WeightedLayerPooling(32, num_hidden_layers=2, layer_start=1)
+    with torch.no_grad():
+        layers.layer_weights.copy_(torch.tensor([0.3, 1.7]))
+    model = SentenceTransformer(modules=[transformer, layers, modules.Pooling(32, "mean")], device="cpu").eval()
+    put(model, "prompt_tuning")
+    register_prompt_mask_hooks(model)
+    truth = vectors(model)
+    layers.layer_weights.data.copy_(torch.tensor([1.0, 0.0]))
+    assert distance(vectors(model), truth) > 1e-2  # the layers matter
+    layers.layer_weights.data.copy_(torch.tensor([0.3, 1.7]))
+    peft_hooks.save(model, tmp_path / "model")
+    assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), truth) < 1e-6
+
+
 def test_layers_cut_off_a_config_that_lists_its_layers_come_back(tmp_path: Path) -> None:
     """Qwen3's config has a type for each layer, and transformers 5 reads none that has more types than layers."""
     needs(RELEASE >= (3, 0), "has no config_args")

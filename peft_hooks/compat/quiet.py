@@ -1,4 +1,4 @@
-"""What transformers and PEFT say while they load and encode, held back for a while."""
+"""What the libraries say while they load and encode, held back."""
 
 from __future__ import annotations
 
