@@ -56,15 +56,25 @@ def padding_of(kept: Tensor) -> str:
 
 
 def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor in dicts, tuples, lists and ``ModelOutput`` by its name, such as ``hidden_states.0``."""
+    """Yield every tensor in dicts, tuples, lists and ``ModelOutput`` by its name, such as ``hidden_states.0``.
+
+    What cannot be read is passed over.
+    """
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping):
-        for key, inner in value.items():
+        for key, inner in _items_of(value):
             yield from tensors_in(inner, f"{name}.{key}" if name else str(key))
     elif isinstance(value, (tuple, list)):
         for index, inner in enumerate(value):
             yield from tensors_in(inner, f"{name}.{index}" if name else str(index))
+
+
+def _items_of(mapping: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    try:
+        return list(mapping.items())
+    except Exception:  # of a mapping of someone else's, whose values are made when they are read
+        return []
 
 
 def difference(value: float) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._arguments import need_path
 from .._public import public
@@ -20,10 +20,14 @@ from ..compat import sentence_transformers as releases
 from ..compat.cross_encoders import TO_LOAD
 from ..errors import LoadError, PeftHooksError
 from ..prompts.attach import register_prompt_mask_hooks
-from ..prompts.plan import HookOptions, options_of
+from ..prompts.plan import HookOptions, Options, options_of
+from ..prompts.probes import in_a_line
 from ..prompts.refusals import level_of_caller
 from . import manifest as _saved
 from .base_model import Base, Reading, Say, find_base, found
+from .changed import refuse_changed_weights
+from .checked import check_special_tokens
+from .embeddings import compare_embeddings
 from .folder import ADAPTER, CONFIG, MODULES, STAGE, adapter_folders, read_json, refuse_links, transformer_folders
 from .replacing import whole_folder
 from .restore import put_adapters, read_config
@@ -94,11 +98,30 @@ def load(
     """
     reading = Reading(base_model, "base_model=", adapter_name, is_trainable, device)
     options_of(options)
-    model, saved = read_model(need_path(path, "the folder or the name of a saved model"), reading)
+    found = read_model(need_path(path, "the folder or the name of a saved model"), reading)
+    model, saved = found.model, found.saved
     if not any(releases.has_adapter(transformer) for _, transformer in releases.transformers_of(model)):
         raise LoadError(f"{path}: there is no adapter in it: load it with SentenceTransformer(path)")
-    register_prompt_mask_hooks(model, **{**(saved.options or {}), **options})
+    chosen = {**(saved.options or {}), **options}
+    try:
+        register_prompt_mask_hooks(model, **chosen)
+        if not found.another_base and _is_as_saved(saved, adapter_name, chosen):
+            compare_embeddings(model, saved.embeddings, found.path)
+    except PeftHooksError:
+        raise
+    except Exception as error:  # of a module whose config says what no forward can do, or of an option that was given
+        if options.get("task_id") is not None and isinstance(error, ValueError):
+            raise
+        raise LoadError(f"{path}: it was loaded, and no hooks go on it: {in_a_line(error)}") from error
     return model
+
+
+def _is_as_saved(saved: _saved.Saved, adapter_name: str | None, options: dict[str, Any]) -> bool:
+    """Tell whether the model was asked for as it was saved, so that its embeddings have to be the same."""
+    if adapter_name is not None and any(one.active != adapter_name for one in saved.transformers):
+        return False
+    former, now = Options(**(saved.options or {})), Options(**options)
+    return (former.virtual_tokens, former.task_id) == (now.virtual_tokens, now.task_id)
 
 
 def load_model(name: str, base: str | None, say: Say) -> Any:
@@ -107,25 +130,35 @@ def load_model(name: str, base: str | None, say: Say) -> Any:
     Raises:
         LoadError: If that cannot be loaded, or not without running code or unpickling.
     """
-    return read_model(name, Reading(base, "--base PATH", device="cpu", say=say))[0]
+    return read_model(name, Reading(base, "--base PATH", device="cpu", say=say)).model
 
 
-def read_model(name: str, reading: Reading) -> tuple[Any, _saved.Saved]:
-    """Load a model without hooks, with what ``peft_hooks.json`` says of it."""
+class Read(NamedTuple):
+    """A model without hooks, what ``peft_hooks.json`` says of it, its folder, and whether its base is another."""
+
+    model: Any
+    saved: _saved.Saved
+    path: Path
+    another_base: bool
+
+
+def read_model(name: str, reading: Reading) -> Read:
+    """Load a model without hooks."""
     path = whole_folder(found(name, reading.say))
     saved = _saved.read(path)
     try:
-        return _read(path, name, saved, reading), saved
+        model, another_base = _read(path, name, saved, reading)
+        return Read(model, saved, path, another_base)
     except (PeftHooksError, KeyboardInterrupt):
         raise
     except Exception as error:  # whatever a library raises of a damaged model
         raise LoadError(f"{name}: could not be loaded: {type(error).__name__}: {error}") from error
 
 
-def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> Any:
+def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> tuple[Any, bool]:
     whole = (path / MODULES).is_file()
     if not whole and (path / ADAPTER).is_file():
-        return _read_adapter_alone(path, saved, reading)
+        return _read_adapter_alone(path, saved, reading), False
     if not whole and not (path / CONFIG).is_file():
         if (path / STAGE).is_dir():
             raise LoadError(f"{name}: the saving of this folder was cut off, so it is incomplete: save the model again")
@@ -133,7 +166,7 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> Any:
     check_folder(path)
     adapted = _adapted(path, saved, reading)
     if not adapted:
-        return _plain(path, reading)
+        return _plain(path, reading), False
     bases = {folder: _base(folder, path, adapted, saved, reading) for folder in adapted}
     shown = f"{path} with the weights of {', '.join(sorted({base.name for base in bases.values()}))}"
     kind = _model_class(path)
@@ -143,14 +176,17 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> Any:
     folders, transformers = transformer_folders(path), releases.transformers_of(model)
     if len(folders) != len(transformers):
         raise LoadError(f"{path / MODULES}: it names {len(folders)} Transformers, and {len(transformers)} were loaded")
+    another = False
     for folder, (_, transformer) in zip(folders, transformers, strict=True):
+        check_special_tokens(transformer, folder / "tokenizer_config.json")
         if folder in adapted:
-            known = saved.of(relative(folder, path))
-            warn_if_another(known, transformer, bases[folder].name, reading.how, path / _saved.FILE)
+            known, base = saved.of(relative(folder, path)), bases[folder]
+            another |= warn_if_another(known, transformer, base.name, reading.how, path / _saved.FILE)
             _put_on(transformer, *adapted[folder], bases[folder], reading, known)
     if saved.truncate_dim is not None:
         model.truncate_dim = saved.truncate_dim
-    return model.eval()
+    refuse_changed_weights(path, path / _saved.FILE)
+    return model.eval(), another
 
 
 def _read_adapter_alone(path: Path, saved: _saved.Saved, reading: Reading) -> Any:

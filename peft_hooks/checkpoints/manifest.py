@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import LoadError
 from ..prompts.plan import Options
+from .changed import CHECKSUM, checksum_of
 from .folder import read_json
 
 FILE, FORMAT = "peft_hooks.json", 1
@@ -47,12 +48,14 @@ class Saved:
         transformers: One for each Transformer that has adapters.
         truncate_dim: The model's, which is no part of what Sentence Transformers saves.
         types: Of numbers, of each module's parameters, and of each buffer: ``{"0": "bfloat16"}``.
+        embeddings: What the whole model gives for a few texts; ``{}`` if it gave none.
     """
 
     options: dict[str, Any] | None = None
     transformers: tuple[SavedTransformer, ...] = ()
     truncate_dim: int | None = None
     types: dict[str, str] = field(default_factory=dict)
+    embeddings: dict[str, Any] = field(default_factory=dict)
 
     def of(self, folder: str) -> SavedTransformer:
         """Return what is known of the Transformer that is saved in ``folder``."""
@@ -73,6 +76,7 @@ def write(path: Path, saved: Saved) -> None:
         if file.is_file() and file != path / FILE
     }
     content = {"format": FORMAT, "complete": True, **asdict(saved), "files": files}
+    content[CHECKSUM] = checksum_of(content)
     written = path / f"{FILE}.next"
     written.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     written.replace(path / FILE)
@@ -113,9 +117,38 @@ def read(path: Path) -> Saved:
         transformers = tuple(SavedTransformer(**_known(SavedTransformer, one)) for one in found["transformers"])
         saved = Saved(**{**_known(Saved, found), "transformers": transformers})
         Options(**(saved.options or {}))
+        _check_kinds(saved)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LoadError(f"{file}: damaged: {type(error).__name__}: {error}") from error
     return saved
+
+
+_SIDES = ("left", "right", None)
+
+
+def _check_kinds(saved: Saved) -> None:
+    """Raise ValueError if a field has what it cannot have."""
+    nothing = type(None)
+    kinds: dict[str, tuple[type, ...]] = {
+        "folder": (str,),
+        "base_model": (str, nothing),
+        "active": (str,),
+        "fingerprint": (int, float, nothing),
+        "settings": (dict,),
+        "sample": (dict,),
+    }
+    for one in saved.transformers:
+        for name, kind in kinds.items():
+            if not isinstance(getattr(one, name), kind):
+                raise ValueError(f"its {name} is {getattr(one, name)!r}")
+        if one.padding_side not in _SIDES:
+            raise ValueError(f"its padding_side is {one.padding_side!r}")
+    dim = saved.truncate_dim
+    if dim is not None and (not isinstance(dim, int) or isinstance(dim, bool) or dim < 1):
+        raise ValueError(f"its truncate_dim is {dim!r}")
+    for name in ("types", "embeddings"):
+        if not isinstance(getattr(saved, name), dict):
+            raise ValueError(f"its {name} is {getattr(saved, name)!r}")
 
 
 def _known(kind: Any, found: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..compat import sentence_transformers as releases
 from ..compat.backbones import backbone_sizes as sizes
 from ..errors import LoadError
+from .checked import check_adapter, check_network
 from .folder import ADAPTER, WEIGHTS, check_values, check_weights, read_json
 
 ENCODER = "prompt_encoder.safetensors"
@@ -73,6 +74,10 @@ def read_config(folder: Path, trainable: bool) -> Any:
     if found["peft_type"] == "XLORA" or found.get("megatron_config"):
         raise LoadError(f"{folder / ADAPTER}: it names other adapters or code to import, which are not loaded")
     check_weights(folder / WEIGHTS)
+    check_adapter(folder)
+    if trainable and (folder / ENCODER).is_file():
+        check_weights(folder / ENCODER)
+        check_network(folder, folder / ENCODER)
     from peft import PeftConfig
     from peft import __version__ as peft_version
 

@@ -23,8 +23,8 @@ from .manifest import SavedTransformer
 _TOKENS, _COMPONENTS = 8, 4
 
 # How far the rows may be apart, as a part of their length: devices and releases round in other ways.
-_TOLERANCES = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_TOLERANCE = 1e-3
+TOLERANCES = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCE = 1e-3
 
 
 def sample_of(transformer: Any) -> dict[str, Any]:
@@ -40,13 +40,16 @@ def sample_of(transformer: Any) -> dict[str, Any]:
         first, again = _rows(backbone, ids), _rows(backbone, ids)
     except Exception:  # what takes images, or is split over machines: each raises something else
         return {}
-    if not _apart(first, again) <= _TOLERANCE:
+    if not _apart(first, again) <= TOLERANCE:
         return {}
     return {"ids": ids.tolist(), "rows": [[float(f"{value:.6g}") for value in row] for row in first.tolist()]}
 
 
-def warn_if_another(saved: SavedTransformer, transformer: Any, base: str, how: str, named_by: Path) -> None:
+def warn_if_another(saved: SavedTransformer, transformer: Any, base: str, how: str, named_by: Path) -> bool:
     """Warn of a base model, without adapters yet, that is not what it was when the adapter was saved.
+
+    Returns:
+        Whether it is another.
 
     Raises:
         LoadError: If what was saved of it is damaged.
@@ -57,12 +60,13 @@ def warn_if_another(saved: SavedTransformer, transformer: Any, base: str, how: s
     elif far is not None:
         what = f"its weights or layers, whose rows are {far:.0e} of their length apart, are not those"
     else:
-        return
+        return False
     warnings.warn(
         f"{base}: {what} that the adapter was saved with, so the embeddings are others: give the base model that it "
         f"was trained on with {how}; one that was changed in memory is not saved with its adapter",
         stacklevel=level_of_caller(),
     )
+    return True
 
 
 def _moved(sample: dict[str, Any], transformer: Any, named_by: Path) -> float | None:
@@ -79,7 +83,7 @@ def _moved(sample: dict[str, Any], transformer: Any, named_by: Path) -> float | 
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise LoadError(f"{named_by}: damaged: its sample is none: {type(error).__name__}: {error}") from error
     far = _apart(_rows(backbone, ids), saved)
-    return None if far <= _TOLERANCES.get(weight.dtype, _TOLERANCE) else far
+    return None if far <= TOLERANCES.get(weight.dtype, TOLERANCE) else far
 
 
 def _rows(backbone: Any, ids: Tensor) -> Tensor:

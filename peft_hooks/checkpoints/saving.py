@@ -16,13 +16,17 @@ from ..compat import cross_encoders as cross
 from ..compat import peft_state as state
 from ..compat import sentence_transformers as releases
 from ..compat.pipeline import read_pipeline
-from ..errors import LoadError, SaveError, UnsupportedModelError
+from ..compat.quiet import quiet
+from ..errors import LoadError, PeftHooksError, SaveError, UnsupportedModelError
+from ..prompts.attach import prompt_mask_hooks
 from ..prompts.handle import options_on
 from ..prompts.without import without_adapter
 from . import manifest as _saved
 from .card import point_to_load
+from .embeddings import embeddings_of
 from .folder import WEIGHTS, adapter_folders, check_values, transformer_folders
 from .pickles import unpickle_own
+from .readback import refuse_another
 from .replacing import replacing
 from .restore import ENCODER, computed
 from .sample import sample_of
@@ -51,7 +55,8 @@ def save(model: nn.Module, path: str | Path) -> None:
         UnsupportedModelError: If it is no Sentence Transformers model, has no adapter, has LoRA layers under a prompt,
             of which PEFT saves nothing, or is a ``CrossEncoder`` before 5.4.
         SaveError: If ``path`` is a file, or has anything in it that ``save`` did not write or that was changed since,
-            or the base model; if an adapter's name is no name of a folder; or if a weight is NaN or infinite.
+            or the base model; if an adapter's name is no name of a folder; if a weight is NaN or infinite; or if the
+            base model was changed in memory, so that another would be loaded: trained, an epsilon, a module replaced.
 
     Example:
         >>> import tempfile
@@ -78,6 +83,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         saved = _complete(model, folder, adapted)
         point_to_load(folder)
         _saved.write(folder, saved)
+        refuse_another(model, folder, saved)
 
 
 def _place(path: Any) -> Path:
@@ -177,7 +183,17 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
         )
     hooked = options_on(model)
     options = None if hooked is None else asdict(hooked)
-    return _saved.Saved(options, tuple(found), getattr(model, "truncate_dim", None), types_of(model))
+    embeddings = _embeddings(model, options or {})
+    return _saved.Saved(options, tuple(found), getattr(model, "truncate_dim", None), types_of(model), embeddings)
+
+
+def _embeddings(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return what the model gives with its hooks, in a block, so that hooks that are on it count no calls of ours."""
+    try:
+        with quiet(), prompt_mask_hooks(model, **options):
+            return embeddings_of(model)
+    except PeftHooksError:  # `load` will refuse it, too, in words of its own
+        return {}
 
 
 def _refuse_overflow(file: Path, name: str) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ..errors import LoadError
 from .base_model import Base
+from .changed import refuse_changed_notes
+from .checked import check_part
 from .folder import (
     ADAPTER,
     CONFIG,
@@ -37,6 +39,8 @@ def check_folder(path: Path, links: bool = False) -> None:
             check_weights(file)
             if not links:  # a base model's are many, and not from here
                 check_values(file)
+        if not links:
+            check_part(part)
 
 
 def relative(folder: Path, path: Path) -> str:
@@ -62,6 +66,7 @@ def merged(path: Path, bases: dict[Path, Base], saved: Saved) -> Iterator[Path]:
                 change_settings(to, saved.of(relative(folder, path)).settings, path / FILE)
             else:
                 pickle_where_needed(to)
+        refuse_changed_notes(path / FILE)
         yield whole
 
 

@@ -36,10 +36,10 @@ def pooling_modes(pooling: nn.Module) -> frozenset[str]:
     return frozenset((mode,) if isinstance(mode, str) else mode)
 
 
-def pooling_widths(pooling: Any) -> tuple[int, int]:
-    """Return the declared widths of a Pooling module: of a token, and of the pooled embedding."""
-    width = getattr(pooling, "embedding_dimension", None) or pooling.word_embedding_dimension  # renamed in 5.4
-    return int(width), int(pooling.pooling_output_dimension)
+def count_of_modes(pooling: nn.Module) -> int:
+    """Return how many parts a Pooling module's embedding has; since 5.4 one mode may stand there twice."""
+    mode = getattr(pooling, "pooling_mode", None)
+    return len(pooling_modes(pooling)) if mode is None or isinstance(mode, str) else len(mode)
 
 
 def _class(module_name: str, name: str) -> type | None:
@@ -230,8 +230,8 @@ def _release() -> str:
     return str(getattr(sys.modules.get("sentence_transformers"), "__version__", "0"))
 
 
-def cls_part(pooling: Any) -> slice | None:
-    """Return which components of a Pooling module's embedding are ``cls``, or None if none are.
+def cls_part(pooling: Any, width: int) -> slice | None:
+    """Return which components of the embedding of tokens of a width are ``cls``, or None if none are.
 
     Before 5.4 ``cls`` is always the first of several modes; since then the modes have the user's own order.
     """
@@ -239,7 +239,6 @@ def cls_part(pooling: Any) -> slice | None:
     order = (mode,) if isinstance(mode, str) else tuple(mode)
     if "cls" not in pooling_modes(pooling):
         return None
-    width = pooling_widths(pooling)[0]
     return slice(order.index("cls") * width, (order.index("cls") + 1) * width)
 
 

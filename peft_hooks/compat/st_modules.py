@@ -41,11 +41,27 @@ def kind_of(module: nn.Module) -> str | None:
     return None
 
 
-def token_width(module: Any) -> int | None:
-    """Return how wide the token embeddings are that a module declares to take; renamed in 5.4."""
-    names = ("embedding_dimension", "word_embedding_dimension", "in_embedding_dimension", "in_word_embedding_dimension")
-    declared = (getattr(module, name, None) for name in names)
-    return next((int(width) for width in declared if width is not None), None)
+def widths_of(module: Any) -> tuple[int | None, int | None]:
+    """Return how wide the rows are that a module takes and gives, by its weights; None where they do not tell.
+
+    What a module declares holds nothing: a Pooling of a declared width of 128 works on 384, and only reports 128.
+    """
+    kind, layers = kind_of(module), list(getattr(module, "convs", ()))
+    if kind == "CNN" and layers:
+        return int(layers[0].in_channels), sum(int(layer.out_channels) for layer in layers)
+    if kind == "LSTM":
+        return int(module.encoder.input_size), int(module.encoder.hidden_size) * (1 + module.encoder.bidirectional)
+    if kind == "WordEmbeddings":
+        return None, _last_size(module.emb_layer)
+    if kind == "LayerNorm":
+        return _last_size(module.norm), _last_size(module.norm)
+    weight = getattr(getattr(module, "linear", None), "weight", None)
+    return (None, None) if weight is None or weight.dim() != 2 else (int(weight.size(1)), int(weight.size(0)))
+
+
+def _last_size(module: Any) -> int | None:
+    weight = getattr(module, "weight", None)
+    return None if weight is None or not weight.dim() else int(weight.size(-1))
 
 
 def names_in_and_out(module: Any) -> tuple[str, str]:

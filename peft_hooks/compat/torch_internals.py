@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -117,6 +118,33 @@ def running_around(module: nn.Module, parts: Sequence[str]) -> nn.Module | None:
     return None
 
 
+def takes_hooks(module: nn.Module) -> bool:
+    """Tell whether PyTorch takes hooks on a module: of TorchScript it refuses some kinds, and takes traced ones."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return True
+    try:
+        module.register_forward_pre_hook(_nothing).remove()
+        module.register_forward_hook(_nothing).remove()
+    except Exception:  # a RuntimeError that names the method
+        return False
+    return True
+
+
+def _nothing(*given: Any) -> None:
+    return None
+
+
+def scripted_parameters(module: nn.Module) -> tuple[str, ...] | None:
+    """Return the names of the parameters of a forward that TorchScript compiled; None if it is Python's."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return None
+    try:
+        forward: Any = module.forward
+        return tuple(argument.name for argument in forward.schema.arguments[1:])
+    except Exception:  # each kind of module of TorchScript has another forward, and some have none
+        return ()
+
+
 def has_children(module: nn.Module) -> bool:
     """Tell whether there are modules inside; ``children()`` makes two generators and a set to tell."""
     return bool(module._modules)
@@ -138,6 +166,13 @@ def calls_of(module: nn.Module, enough: int | None = None) -> int:
         running += frame.f_code is code and frame.f_locals.get("self") is module
         frame = frame.f_back
     return running
+
+
+def ends_recomputation(error: BaseException) -> bool:
+    """Tell whether gradient checkpointing raised this to end what it computes again: it has all that it needs."""
+    module = sys.modules.get("torch.utils.checkpoint")
+    kind = getattr(module, "_StopRecomputationError", None)
+    return kind is not None and isinstance(error, kind)
 
 
 def is_checkpointing() -> bool:

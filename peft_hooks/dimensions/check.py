@@ -11,7 +11,7 @@ from torch import Tensor
 from .._format import dtype_of
 from ..hooks.call import Call
 from .bindings import Bound, Table
-from .lookup import all_inputs, all_outputs, not_there, parameters_of, shown, stacked
+from .lookup import all_inputs, all_outputs, not_there, parameters_of, shown, stacked, value_of
 from .spec import Expected, Spec
 
 
@@ -34,7 +34,7 @@ def shapes_in(spec: Spec, find: Find, features: Mapping[str, Any], source: Any) 
     """
     found: list[torch.Size | torch.dtype | None] = []
     for expected in spec:
-        value = None if expected.only is None else features.get(expected.only)
+        value = None if expected.only is None else value_of(features, expected.only)
         if value is None:
             value = find(source, expected.parts)
         if isinstance(value, Tensor) and not value.is_nested:

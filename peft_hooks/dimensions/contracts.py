@@ -1,18 +1,21 @@
-"""Ready-made contracts: what Sentence Transformers' own modules take and return, their declared widths included."""
+"""Ready-made contracts: what Sentence Transformers' own modules take and return, by their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from .._arguments import need_module
 from .._public import public
 from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
 from ..compat import st_modules as modules
+from ..compat.st_modules import FLATTENED
+from ..hooks.call import Call
 from .bindings import Bindings
+from .check import Reason
 from .hook import AssertDimensions, OnError
 from .spec import Contract
 
@@ -51,7 +54,7 @@ def contract_of(module: nn.Module) -> Both | None:
         >>> from sentence_transformers.models import Dense
         >>> from peft_hooks import contract_of
         >>> contract_of(Dense(384, 128))[0]
-        {'sentence_embedding!': 'float: batch _in_features=384'}
+        {'sentence_embedding!': 'float: batch ?in_features=384'}
     """
     need_module(module, "contract_of")
     make = _CONTRACTS.get(modules.kind_of(module) or "")
@@ -80,7 +83,8 @@ def checks(
         if contract is None and not starts and not ends:
             continue
         inputs, outputs = contract or ({}, {})
-        hook = AssertDimensions(
+        kind = AssertPooled if modules.kind_of(module) == "Pooling" else AssertDimensions
+        hook = kind(
             inputs,
             outputs,
             bindings=bindings,
@@ -88,9 +92,28 @@ def checks(
             ends=ends,
             causes=causes,
             on_error=on_error,
-            unless=modules.FLATTENED,
+            unless=FLATTENED,
         )
         yield Check(path, module, hook)
+
+
+class AssertPooled(AssertDimensions):
+    """Check that a Pooling gives one part for each of its modes, which may change while the hooks are on."""
+
+    def after(self, call: Call, output: Any) -> None:
+        super().after(call, output)
+        if self not in call.notes:
+            return  # attached while the module ran
+        tokens, pooled = (features.get(key) for features, key in zip((call.first, output), _POOLED))
+        if not isinstance(tokens, Tensor) or not isinstance(pooled, Tensor) or FLATTENED in call.first:
+            return
+        width, modes = tokens.size(-1), releases.count_of_modes(call.module)
+        if pooled.size(-1) != width * modes:
+            shape = f"{list(pooled.shape)}, but {modes} mode{'' if modes == 1 else 's'} of width {width} "
+            self._report(Reason(f"sentence_embedding is {shape}make {width * modes}"), call, "output")
+
+
+_POOLED = ("token_embeddings", "sentence_embedding")
 
 
 def causes_of(model: nn.Module, named: Iterable[tuple[str, nn.Module]] | None = None) -> dict[int, str]:
@@ -115,25 +138,30 @@ def _transformer(module: Any) -> Both:
 
 
 def _pooling(module: Any) -> Both:
-    width, pooled = releases.pooling_widths(module)
     tokens = {
-        "token_embeddings!": f"float: batch seq _width={width}",
+        "token_embeddings!": "float: batch seq ?width",
         "attention_mask": "batch seq",
         "token_weights_sum": "batch",
     }
-    return tokens, {"sentence_embedding": f"float: batch _pooled={pooled}"}
+    return tokens, {"sentence_embedding": "float: batch ?pooled"}
 
 
 def _dense(module: Any) -> Both:
-    return _one_feature(module, f"_in_features={module.in_features}", f"_out_features={module.out_features}")
+    taken, returned = modules.widths_of(module)
+    return _one_feature(module, _named("?in_features", taken), _named("?out_features", returned))
 
 
 def _normalize(module: Any) -> Both:
-    return _one_feature(module, "_width", "_width", required=False)
+    return _one_feature(module, "?width", "?width", required=False)
 
 
 def _layer_norm(module: Any) -> Both:
-    return _one_feature(module, f"_dimension={module.dimension}", f"_dimension={module.dimension}")
+    width = _named("?dimension", modules.widths_of(module)[0])
+    return _one_feature(module, width, width)
+
+
+def _named(name: str, size: int | None) -> str:
+    return name if size is None else f"{name}={size}"
 
 
 def _one_feature(module: Any, taken: str, returned: str, required: bool = True) -> Both:
@@ -145,52 +173,50 @@ def _one_feature(module: Any, taken: str, returned: str, required: bool = True) 
 
 
 def _cnn(module: Any) -> Both:
-    inputs = {"token_embeddings!": f"float: batch seq _in_channels={modules.token_width(module)}"}
+    taken, returned = modules.widths_of(module)
+    inputs = {"token_embeddings!": f"float: batch seq {_named('?in_channels', taken)}"}
     kept = {"attention_mask": "batch seq"}
-    wide = f"float: batch seq _out_channels={module.embeddings_dimension}"
-    return {**inputs, **kept}, {"token_embeddings": wide}
+    return {**inputs, **kept}, {"token_embeddings": f"float: batch seq {_named('?out_channels', returned)}"}
 
 
 def _lstm(module: Any) -> Both:
+    taken, returned = modules.widths_of(module)
     inputs = {
-        "token_embeddings!": f"float: batch seq _width={modules.token_width(module)}",
+        "token_embeddings!": f"float: batch seq {_named('?width', taken)}",
         "attention_mask": "batch seq",
         "sentence_lengths!": "int: batch",
     }
-    return inputs, {"token_embeddings": f"float: batch seq _hidden={module.embeddings_dimension}"}
+    return inputs, {"token_embeddings": f"float: batch seq {_named('?hidden', returned)}"}
 
 
 def _word_embeddings(module: Any) -> Both:
-    wide = f"float: batch seq _width={module.embeddings_dimension}"
+    wide = f"float: batch seq {_named('?width', modules.widths_of(module)[1])}"
     outputs = {"token_embeddings": wide, "attention_mask": "batch seq", "sentence_lengths": "batch"}
     return {"input_ids!": "int: batch seq"}, outputs
 
 
 def _word_weights(module: Any) -> Both:
     inputs = {
-        "token_embeddings!": "float: batch seq _width",
+        "token_embeddings!": "float: batch seq ?width",
         "attention_mask!": "batch seq",
         "input_ids!": "int: batch seq",
     }
-    return inputs, {"token_embeddings": "float: batch seq _width", "token_weights_sum": "batch"}
+    return inputs, {"token_embeddings": "float: batch seq ?width", "token_weights_sum": "batch"}
 
 
 def _weighted_layers(module: Any) -> Both:
     # Since 5.4 a pipeline that has no layers is let pass, and gets the last one in place of the weighted mean.
-    layers, tokens = modules.layers_of(module), f"batch seq _width={modules.token_width(module)}"
-    stacked = "_layers" if layers is None else f"_layers={layers}"
+    tokens, stacked = "batch seq ?width", _named("?layers", modules.layers_of(module))
     return {"all_layer_embeddings!": f"float: {stacked} {tokens}"}, {"token_embeddings": f"float: {tokens}"}
 
 
 def _splade(module: Any) -> Both:
-    declared = modules.token_width(module)  # learnt in the first forward if it was not given
-    vocabulary = "_vocabulary" if declared is None else f"_vocabulary={declared}"
-    inputs = {"token_embeddings!": f"float: batch seq {vocabulary}", "attention_mask": "batch seq"}
-    return inputs, {"sentence_embedding": f"float: batch {vocabulary}"}
+    inputs = {"token_embeddings!": "float: batch seq ?vocabulary", "attention_mask": "batch seq"}
+    return inputs, {"sentence_embedding": "float: batch ?vocabulary"}
 
 
 def _multi_vector_mask(module: Any) -> Both:
-    tokens = {"token_embeddings": "float: batch seq _width", "attention_mask": "batch seq"}
+    tokens = {"token_embeddings": "float: batch seq ?width", "attention_mask": "batch seq"}
     asked = {"input_ids": "batch seq", "query_expansion_positions": "batch seq"}
     return {**tokens, **asked}, tokens
 

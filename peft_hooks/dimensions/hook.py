@@ -31,8 +31,9 @@ class AssertDimensions(Hook):
 
     A dimension is a name, a size, ``name=size``, ``_`` (any size) or ``...`` (any number of dimensions, once, at the
     beginning, the end or between others). A name means one size in one forward: the first tensor that has it binds it,
-    every other must agree, in this module and in those whose hooks share ``bindings``. A name that begins with an
-    underscore, ``_width``, holds within one call of this module. A check that fails binds nothing, and a module that
+    every other must agree, in this module and in those whose hooks share ``bindings``. A name after a question mark,
+    ``?width``, holds within one call of this module, and one that begins with an underscore, ``_width=384``, is not
+    checked at all, as in jaxtyping. A check that fails binds nothing, and a module that
     fails leaves bound what was bound before it.
 
     Dtypes have short names, ``f32``, ``bf16``, ``i64``, ``bool``, and there are the groups ``float``, ``int`` and
@@ -122,7 +123,7 @@ class AssertDimensions(Hook):
         if self._ends:
             names.forward.bound = UNBOUND
 
-    def failed(self, call: Call, error: BaseException) -> None:
+    def _left(self, call: Call) -> None:
         if self in call.notes:
             call.notes[self].undo()
 

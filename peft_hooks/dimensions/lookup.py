@@ -12,7 +12,7 @@ from torch.compiler import is_compiling
 
 from .._format import shape_of, tensors_in
 from ..errors import close_matches
-from ..hooks.call import Call, of_class, positional
+from ..hooks.call import Call, of_module, positional
 
 MISSING: Any = None
 """What is returned for a tensor that is not there: None, which stands in many a features dict, is no tensor either."""
@@ -32,7 +32,7 @@ def input_of(call: Call, parts: tuple[str, ...]) -> Any:
     root = parts[0]
     is_mapping = isinstance(first, (dict, Mapping))  # dict first: the abstract class is slow to ask
     if is_mapping:
-        value = first.get(root)
+        value = value_of(first, root)
         if value is not None:
             return value if len(parts) == 1 else _inside(value, parts[1:])
     if root in call.kwargs:
@@ -48,7 +48,7 @@ def output_of(output: Any, parts: tuple[str, ...]) -> Any:
     if not parts:
         return output
     if isinstance(output, (dict, Mapping)):
-        value = output.get(parts[0])
+        value = value_of(output, parts[0])
         if value is not None:
             return value if len(parts) == 1 else _inside(value, parts[1:])
     return _inside(output, parts[1:] if parts[0] == "output" else parts)
@@ -59,12 +59,22 @@ def _inside(value: Any, parts: tuple[str, ...]) -> Any:
         if value is None or isinstance(value, Tensor):
             return MISSING
         if isinstance(value, (dict, Mapping)):
-            value = value.get(part)
+            value = value_of(value, part)
         elif part.isdigit() and isinstance(value, (tuple, list)):
             value = value[int(part)] if int(part) < len(value) else MISSING
         else:
             value = getattr(value, part, MISSING)
     return value
+
+
+def value_of(mapping: Any, key: str) -> Any:
+    """Return what a mapping has for a key, or MISSING, also where reading it raises: a check that reads must not."""
+    if type(mapping) is dict:
+        return mapping.get(key)
+    try:
+        return mapping.get(key)
+    except Exception:  # of a mapping of someone else's, lazily loaded for instance
+        return MISSING
 
 
 def _index_of(module: nn.Module, name: str) -> int:
@@ -75,7 +85,7 @@ def _index_of(module: nn.Module, name: str) -> int:
 def parameters_of(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the positional parameters of a module's ``forward``."""
     kind: Any = type(module)
-    return positional(kind.forward, 1) if is_compiling() else of_class(kind)
+    return positional(kind.forward, 1) if is_compiling() else of_module(module)
 
 
 def stacked(value: Any) -> torch.Size | str | None:
@@ -116,7 +126,7 @@ def all_inputs(call: Call) -> dict[str, Any]:
     first = call.first
     if isinstance(first, Mapping):
         named = {name: value for name, value in named.items() if value is not first}
-        named = {**first, **named}
+        named = {**{key: value_of(first, key) for key in first}, **named}
     return named
 
 

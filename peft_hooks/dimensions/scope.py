@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from .._public import public
+from ..compat.torch_internals import takes_hooks
 from ..hooks.registry import HookRegistry
 from ..hooks.selectors import Selector
 from .bindings import Bindings
@@ -90,10 +91,10 @@ def _attach(registry: HookRegistry, contracts: Contracts, causes: Mapping[int, s
     pipeline = isinstance(model, nn.Sequential)
     bindings = Bindings(joined=pipeline)
     causes = causes_of(model) if causes is None else causes
-    registry.attach(AssertDimensions(bindings=bindings, starts=True), model, "forward", _BEGIN)
-    if pipeline and len(list(model.children())):
-        first = AssertDimensions(bindings=bindings, starts=True)
-        registry.attach(first, next(model.children()), "first step", _BEGIN)
+    step = next(model.children(), None) if pipeline else None
+    for module, name in ((model, "forward"), (step, "first step")):
+        if module is not None and takes_hooks(module):
+            registry.attach(AssertDimensions(bindings=bindings, starts=True), module, name, _BEGIN)
     for number, (selector, contract) in enumerate(contracts.items()):
         inputs, outputs = contract if isinstance(contract, tuple) else (contract, {})
         hook = AssertDimensions(inputs, outputs, bindings=bindings, causes=causes, on_error=on_error)

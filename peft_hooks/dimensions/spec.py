@@ -4,8 +4,9 @@ A contract maps the names of tensors to their dimensions. After a name, ``!`` re
 dimensions, ``i64|bool:`` says what dtypes it may have: short names, or the groups ``float``, ``int`` and ``complex``.
 
 A dimension is a name (``seq``, one size in the whole forward), a size (``384``), both (``hidden=384``), any size
-(``_``), or any number of dimensions (``...``, once). A name that begins with an underscore, ``_width`` or
-``_width=384``, holds within one call of one module: its inputs against its outputs.
+(``_``), or any number of dimensions (``...``, once). A question mark, ``?width`` or ``?width=384``, says that the size
+may be another in the next call: the name holds within one call of one module, its inputs against its outputs. After an
+underscore nothing is checked: ``_width`` and ``_width=384`` only say what the dimension is. Both signs are jaxtyping's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..errors import close_matches
 
 Contract = Mapping[str, str]
 
-_DIMENSION = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<size>\d+)|(?P<bare>[A-Za-z_]\w*)")
+_DIMENSION = re.compile(r"(?P<local>\??)(?P<name>[A-Za-z_]\w*)(?:=(?P<of>\d+))?|(?P<size>\d+)")
 
 
 class Dimension(NamedTuple):
@@ -126,13 +127,14 @@ def _dimension(key: str, text: str) -> Dimension:
     match = _DIMENSION.fullmatch(text)
     if match is None:
         raise ValueError(
-            f"{text!r} in the contract of {key!r} is no dimension: write a name, a size, name=size, _ or ..."
+            f"{text!r} in the contract of {key!r} is no dimension: write a name, a size, name=size, ?name, _ or ..."
         )
-    name, size = match["name"] or match["bare"], int(match["size"]) if match["size"] else None
-    if name == "_":
-        return Dimension(None, size)
-    bare = name.lstrip("_") if name else None
-    return Dimension(bare or name, size, bool(name) and name.startswith("_"))
+    name, size, local = match["name"], match["size"] or match["of"], bool(match["local"])
+    if name is None or not name.startswith("_"):
+        return Dimension(name, None if size is None else int(size), local)
+    if local:
+        raise ValueError(f"{text!r} in the contract of {key!r} is not checked, after an underscore: leave out one sign")
+    return ANY
 
 
 def _dtypes(key: str, kind: str) -> frozenset[torch.dtype]:

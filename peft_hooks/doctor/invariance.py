@@ -139,7 +139,7 @@ def check_padding_invariance(
         refuse_meta(model)
     texts = texts_given(texts, pairs)
     sizes = _checked_sizes(batch_sizes, len(texts))
-    encode = _scorer(model, encode_options) if pairs else encoder(model, encode_options)
+    encode = encoder_of(model, encode_options)
     alone = [encode([text])[0] for text in texts]
     rows = _differences(encode, texts, alone, sizes, seed)
     allowed, judged_by = TOLERANCE, f"tolerance {TOLERANCE:.0e}"
@@ -212,6 +212,11 @@ def _checked_sizes(sizes: Any, count: int) -> list[int]:
 
 Encode = Callable[[list[Any]], list[Tensor]]
 """Gives one tensor for each text of a batch."""
+
+
+def encoder_of(model: Any, options: dict[str, Any]) -> Encode:
+    """Return what gives one tensor for each text, of a CrossEncoder for each pair of texts, in float64 on the CPU."""
+    return _scorer(model, options) if releases.is_cross_encoder(model) else encoder(model, options)
 
 
 def encoder(model: Any, options: dict[str, Any]) -> Encode:

@@ -83,7 +83,7 @@ def seen_in(events: list[Event], gradients: bool = False) -> Iterator[Seen]:
         counted = first = None
         if gradients and behind is not None and behind.gave is not None:
             counted = positions_read(behind.module, behind.came)
-            part = releases.cls_part(behind.module)
+            part = releases.cls_part(behind.module, int(got["token_embeddings"].size(-1)))
             first = None if part is None else positions_read(behind.module, behind.came, part)
         yield Seen(
             event.where,

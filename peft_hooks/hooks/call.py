@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from .._public import public
+from ..compat.torch_internals import scripted_parameters
 
 STARTING, NOTHING = object(), object()
 
@@ -138,7 +139,13 @@ class Hook:
         """Run after the module. Return what replaces the output, or None to leave it."""
 
     def failed(self, call: Call, error: BaseException) -> None:
-        """Run when the module, or a hook on it that is not of this registry, raised ``error``, which propagates."""
+        """Run when the module, or a hook on it that is not of this registry, raised ``error``, which propagates.
+
+        Not where gradient checkpointing ends what it computes again, by an exception of its own: nothing failed.
+        """
+
+    def _left(self, call: Call) -> None:
+        """Run, in this library's own hooks, when a call has ended without an output: failed, or stopped."""
 
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))
@@ -153,6 +160,13 @@ def positional(function: Any, skip: int) -> tuple[str, ...]:
         return ()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
+def of_module(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the positional parameters of a module's ``forward``."""
+    scripted = scripted_parameters(module)
+    kind: Any = type(module)
+    return of_class(kind) if scripted is None else scripted
 
 
 @functools.cache

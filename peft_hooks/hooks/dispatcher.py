@@ -12,6 +12,7 @@ import threading
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.compiler import is_compiling
 
@@ -19,6 +20,7 @@ from ..compat.torch_internals import (
     calls_of,
     child_of,
     drop_hooks,
+    ends_recomputation,
     hooks_of,
     is_compiled,
     keep_keys_free,
@@ -75,6 +77,7 @@ class Dispatcher:
         # always_call: the forward hook runs, too, when the forward raised; so `failed` works and no call stays.
         module.register_forward_hook(self._after, always_call=True)
 
+    @torch.jit.unused
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Kwargs | None = None) -> Any:
         if kwargs is None:
             return None  # an interrupt in `put_on`: PyTorch has the hook, and not yet that it takes keywords
@@ -107,6 +110,7 @@ class Dispatcher:
             call._same = _is_same(calls, calls[-1], call)
         calls.append(call)
 
+    @torch.jit.unused
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         call = self._end(module)
         # None: a pre-hook raised before ours ran, or the hook was attached while the module ran.
@@ -133,8 +137,10 @@ class Dispatcher:
         return None
 
     def _failed(self, call: Call, error: BaseException) -> None:
+        stopped = ends_recomputation(error)
         for entry in call._entries:
-            if entry.failed is not None:
+            entry.hook._left(call)
+            if entry.failed is not None and not stopped:
                 entry.failed(call, error)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ..compat.torch_internals import takes_hooks
 from ..errors import HookError, HookNameError
 from .board import Attached, Entry, Place, State, new_key
 from .call import Hook
@@ -59,6 +60,7 @@ def having(
         selected = select(model, to, roles)
     for path, module in selected:
         _refuse_compiled(model, path, name)
+        _refuse_scripted(module, path, name)
         place = Place(path, weakref.ref(module))
         key = keys.setdefault(place, new_key())
         known[key] = place
@@ -72,4 +74,13 @@ def _refuse_compiled(model: nn.Module, path: str, name: str) -> None:
         raise HookError(
             f"{compiled or type(model).__name__!r} is compiled already, and PyTorch leaves out hooks that are "
             f"attached after torch.compile: attach {name!r} first, then compile"
+        )
+
+
+def _refuse_scripted(module: nn.Module, path: str, name: str) -> None:
+    if not takes_hooks(module):
+        where = repr(path) if path else "the model"
+        raise HookError(
+            f"{where} is a {type(module).__name__}: TorchScript runs it without hooks of Python, so {name!r} cannot be "
+            f"attached there: select the modules around it"
         )

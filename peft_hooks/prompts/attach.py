@@ -18,6 +18,7 @@ from .mask import VirtualTokens
 from .plan import HookOptions, Options, options_of
 from .refusals import level_of_caller
 from .sharing_plan import Share
+from .task import TaskId
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,7 +29,7 @@ def register_prompt_mask_hooks(
     model: nn.Module,
     *,
     virtual_tokens: VirtualTokens = "auto",
-    task_id: int | None = None,
+    task_id: TaskId = None,
     check: bool = True,
     log: bool = False,
     share_prompt: Share = "auto",
@@ -57,7 +58,8 @@ def register_prompt_mask_hooks(
             the text's own. ``"pool"``: exactly what 3.3 to 6.1 computed, with ``share_prompt=False`` to the last bit.
             ``"ignore"``: kept in ``token_embeddings``, masked out of pooling.
             ``"strip"``: cut from ``token_embeddings`` and hidden states.
-        task_id: The task of multitask prompt tuning.
+        task_id: The task of multitask prompt tuning; or a list or tensor of them, one for each row of the batch, for
+            forwards of one's own: ``encode`` sorts its texts. Ids that a caller hands to the ``PeftModel`` come first.
         check: Assert named dimensions in every forward, on every module that ``contract_of`` knows.
         log: Log shapes at DEBUG on the logger ``peft_hooks``.
         share_prompt: ``"auto"``: in a causal backbone, compute the virtual tokens once per forward and not once for

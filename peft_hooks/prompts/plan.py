@@ -20,7 +20,7 @@ from .hidden_states import KeepHiddenStates, ReplayLayers
 from .mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
 from .padding import PutPaddingLast
 from .sharing_plan import Share, check_share, hooks_of_sharing
-from .task import SelectTask
+from .task import SelectTask, TaskId, plain_task
 from .text import NoteText
 from .token_modules import hooks_of_token_modules
 
@@ -33,7 +33,7 @@ class Options:
     """What ``register_prompt_mask_hooks`` was asked for. The hooks on a model are marked with it."""
 
     virtual_tokens: VirtualTokens = "auto"
-    task_id: int | None = None
+    task_id: TaskId = None
     check: bool = True
     log: bool = False
     share_prompt: Share = "auto"
@@ -41,8 +41,7 @@ class Options:
     def __post_init__(self) -> None:
         check_policy(self.virtual_tokens)
         check_share(self.share_prompt)
-        if self.task_id is not None:
-            SelectTask(self.task_id)
+        object.__setattr__(self, "task_id", plain_task(self.task_id))
         for name in ("check", "log"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: give True or False")
@@ -141,4 +140,4 @@ def _plan_backbone(encoder: Encoder, options: Options, proven: Container[str] | 
     for name, hook, module in tell_text_apart:
         yield Planned(f"{name}:{path}", hook, module, MAKE)
     for number, prompts in enumerate(releases.prompt_encoders(encoder.module, "MULTITASK_PROMPT_TUNING")):
-        yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), prompts, MAKE)
+        yield Planned(f"task:{path}:{number}", SelectTask(options.task_id), prompts, MAKE - 1)

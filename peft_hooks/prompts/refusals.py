@@ -16,10 +16,11 @@ from .classifier import refuse_classifier
 from .padding_probe import padding_is_read
 from .prefix_probe import prefix_is_used
 from .probes import forward_fails
+from .task import TaskId, tasks_in
 from .token_modules import refuse_token_modules
 
 
-def refuse_what_cannot_be_right(pipeline: Pipeline, task_id: int | None, virtual_tokens: str = "auto") -> None:
+def refuse_what_cannot_be_right(pipeline: Pipeline, task_id: TaskId, virtual_tokens: str = "auto") -> None:
     """Raise if a model cannot give right embeddings with the hooks on.
 
     Raises:
@@ -44,7 +45,7 @@ def refuse_what_cannot_be_right(pipeline: Pipeline, task_id: int | None, virtual
         _refuse_reader_of_padding(encoder)
 
 
-def refuse_options(pipeline: Pipeline, task_id: int | None, virtual_tokens: str) -> None:
+def refuse_options(pipeline: Pipeline, task_id: TaskId, virtual_tokens: str) -> None:
     """Raise if a model cannot follow the policy, or ``task_id`` is given and no adapter has such a task."""
     for encoder in pipeline.encoders:
         refuse_classifier(encoder, virtual_tokens)
@@ -55,7 +56,7 @@ def refuse_options(pipeline: Pipeline, task_id: int | None, virtual_tokens: str)
     if not prompts:
         raise ValueError(f"task_id={task_id} is given, but no adapter has tasks: only MULTITASK_PROMPT_TUNING has")
     tasks = max(int(prompt.num_tasks) for prompt in prompts)
-    if task_id >= tasks:
+    if max(tasks_in(task_id)) >= tasks:
         raise ValueError(f"task_id={task_id} is given, but the adapter has the tasks 0 to {tasks - 1}")
 
 

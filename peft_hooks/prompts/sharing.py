@@ -17,6 +17,7 @@ from .._public import public
 from ..compat.kv_cache import cache_field, empty_cache, repeated
 from ..hooks.call import Call, Hook
 from .randomness import has_random
+from .task import BY_ROW
 from .text import text_around
 
 
@@ -145,10 +146,12 @@ class EncodePromptOnce(Hook):
         size, indices = None if is_compiling() else text_around(call), call.first
         if size is None or size.batch < 2 or indices.dim() != 2 or indices.size(0) != size.batch:
             return
-        if has_random(call.module):
+        if has_random(call.module) or call.notes.get(BY_ROW):
             size.uneven = True
             return
         call.first = indices[:1]
+        if "task_ids" in call.kwargs:
+            call.kwargs = {**call.kwargs, "task_ids": call.kwargs["task_ids"][:1]}
         call.notes[self] = size.batch
 
     def after(self, call: Call, output: Any) -> Any:

@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from .._public import public
 from ..hooks.call import Call, Hook
+
+TaskId = int | Sequence[int] | Tensor | None
+"""One task for all rows, one for each row of a batch, or none yet."""
+
+BY_ROW = "tasks by row"
+"""The key of ``call.notes`` under which it stands that rows of a batch may have different tasks."""
+
+
+def tasks_in(task_id: Any) -> tuple[int, ...]:
+    """Return the tasks that were given, in their order.
+
+    Raises:
+        ValueError: If one is negative or not a whole number, or there is none.
+    """
+    given = task_id.tolist() if isinstance(task_id, Tensor) else task_id
+    tasks = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    if not tasks or any(isinstance(task, bool) or not isinstance(task, int) or task < 0 for task in tasks):
+        raise ValueError(
+            f"task_id={task_id!r} is not a task: give a whole number from 0, or a list of them, one for each row"
+        )
+    return tasks
+
+
+def plain_task(task_id: Any) -> int | tuple[int, ...] | None:
+    """Return what was given as what can be compared and written to JSON."""
+    if task_id is None:
+        return None
+    tasks = tasks_in(task_id)
+    return tasks if isinstance(task_id, (list, tuple)) or bool(getattr(task_id, "ndim", 0)) else tasks[0]
 
 
 @public
@@ -13,15 +46,17 @@ class SelectTask(Hook):
     """Give multitask prompt tuning its task. Goes on the adapter's prompt encoder.
 
     ``PeftModelForFeatureExtraction.forward`` never hands ``task_ids`` to ``get_prompt``, which raises ``task_ids
-    cannot be None``. This hook puts in a tensor ``int64[batch]`` that names the task for every row.
+    cannot be None``. This hook puts in a tensor ``int64[batch]`` that names the task for every row. Task ids that the
+    caller gives, as PEFT's other models take them, stay as they are.
     Multitask prompt tuning: https://arxiv.org/abs/2303.02861
 
     Args:
-        task_id: Which task, from 0. None means that a block will choose: ``prompt_mask_hooks(model, task_id=1)``.
+        task_id: Which task, from 0; or a list or tensor of them, one for each row of the batch. None means that a block
+            will choose: ``prompt_mask_hooks(model, task_id=1)``.
 
     Raises:
-        ValueError: If ``task_id`` is negative or not a whole number, or, in the forward, if no task was chosen or the
-            adapter has no such task.
+        ValueError: If ``task_id`` is negative or not a whole number, or, in the forward, if no task was chosen, the
+            adapter has no such task, or there are not as many as rows.
 
     Example:
         >>> import torch
@@ -29,26 +64,48 @@ class SelectTask(Hook):
         >>> class Encoder(torch.nn.Module):
         ...     def forward(self, indices, task_ids=None):
         ...         return task_ids
-        >>> encoder = Encoder()
+        >>> encoder, indices = Encoder(), torch.zeros(3, 10, dtype=torch.int64)
         >>> with HookRegistry(encoder).attached(SelectTask(1), to=""):
-        ...     encoder(torch.zeros(3, 10, dtype=torch.int64))
-        tensor([1, 1, 1])
+        ...     encoder(indices), encoder(indices, torch.tensor([0, 1, 2]))
+        (tensor([1, 1, 1]), tensor([0, 1, 2]))
     """
 
-    def __init__(self, task_id: int | None) -> None:
-        if task_id is not None and (isinstance(task_id, bool) or not isinstance(task_id, int) or task_id < 0):
-            raise ValueError(f"task_id={task_id!r} is not a task: give a whole number from 0")
-        self.task_id = task_id
+    def __init__(self, task_id: TaskId) -> None:
+        self.task_id = plain_task(task_id)
 
     def before(self, call: Call) -> None:
+        given = call.args[1] if len(call.args) > 1 else call.kwargs.get("task_ids")
+        indices = call.args[0] if call.args else call.kwargs["indices"]
+        rows, tasks = indices.size(0), getattr(call.module, "num_tasks", None)
+        if given is not None:
+            call.notes[BY_ROW] = given.dim() == 0 or given.numel() > 1
+            if given.device.type == "cpu":  # elsewhere reading would wait for the device
+                _refuse_unknown(call, given.flatten().tolist(), tasks, "task_ids has")
+            return
         if self.task_id is None:
             raise ValueError(
                 f"{call.where}: multitask prompt tuning needs a task: register_prompt_mask_hooks(model, task_id=0), or "
                 f"for a block `with prompt_mask_hooks(model, task_id=0)`"
             )
-        tasks = getattr(call.module, "num_tasks", None)
-        if tasks is not None and self.task_id >= tasks:
-            raise ValueError(f"{call.where}: task_id={self.task_id}, but the adapter has the tasks 0 to {tasks - 1}")
-        indices = call.args[0] if call.args else call.kwargs["indices"]
-        task_ids = torch.full((indices.size(0),), self.task_id, dtype=torch.int64, device=indices.device)
+        chosen = self.task_id if isinstance(self.task_id, tuple) else (self.task_id,)
+        _refuse_unknown(call, chosen, tasks, "task_id=")
+        if isinstance(self.task_id, int):
+            task_ids = torch.full((rows,), self.task_id, dtype=torch.int64, device=indices.device)
+        elif len(chosen) != rows:
+            raise ValueError(
+                f"{call.where}: task_id has {len(chosen)} tasks, and the batch has {rows} rows: give one for each row, "
+                f"or one for all"
+            )
+        else:
+            task_ids = torch.tensor(chosen, dtype=torch.int64, device=indices.device)
+            call.notes[BY_ROW] = True
         call.args, call.kwargs = (indices,), {"task_ids": task_ids}
+
+
+def _refuse_unknown(call: Call, chosen: Sequence[int], tasks: int | None, what: str) -> None:
+    wrong = [task for task in chosen if tasks is not None and not 0 <= task < tasks]
+    if wrong and tasks is not None:
+        raise ValueError(
+            f"{call.where}: {what}{'' if what.endswith('=') else ' '}{wrong[0]}, but the adapter has the tasks 0 to "
+            f"{tasks - 1}"
+        )

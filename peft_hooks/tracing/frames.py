@@ -12,7 +12,7 @@ from torch import Tensor
 from .leaves import Raw, collect
 
 if TYPE_CHECKING:
-    from .recorder import Tap
+    from .tap import Tap
 
 
 class Frame:

@@ -27,7 +27,8 @@ class Row:
         thread: The name of the thread.
         inputs: What went in, as it was when the call began, by the parameters' names.
         outputs: What came out.
-        state: ``"done"``, ``"raised"``, or ``"running"`` if neither was seen.
+        state: ``"done"``, ``"raised"``, ``"stopped"`` where gradient checkpointing ends what it computes again, or
+            ``"running"`` if none of these was seen.
     """
 
     index: int

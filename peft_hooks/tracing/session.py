@@ -14,11 +14,12 @@ from .._public import public
 from ..compat.cross_encoders import root_of
 from ..compat.sentence_transformers import find_roles
 from ..compat.torch_internals import has_children
-from ..hooks.call import of_class, positional
+from ..hooks.call import of_module, positional
 from ..hooks.selectors import Selector
 from ..hooks.selectors import select as find
-from .recorder import Recorder, Tap
+from .recorder import Recorder
 from .records import find_peft_models
+from .tap import Tap
 from .trace import ShapeTrace
 
 
@@ -83,11 +84,8 @@ def trace_shapes(
         recorder.peft_models = find_peft_models(paths)
         chosen = None if select is None else {module for _, module in find(model, select, find_roles)}
         for module, tap in _taps(recorder, paths, depth, chosen):
-            if tap.leaf:
-                handles.append(module.register_forward_hook(tap.whole, with_kwargs=True, always_call=True))
-            else:
-                handles.append(module.register_forward_pre_hook(tap.before, with_kwargs=True))
-                handles.append(module.register_forward_hook(tap.after, always_call=True))
+            for handle in tap.put_on(module):
+                handles.append(handle)
             recorder.taps.append(tap)
         try:
             yield trace
@@ -126,5 +124,4 @@ def parameters_of(module: nn.Module) -> tuple[str, ...]:
     own = vars(module).get("forward")
     if own is not None:  # PEFT leaves one on a model whose adapter was disabled
         return positional(own, 0)
-    kind: Any = type(module)
-    return of_class(kind)
+    return of_module(module)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import peft_hooks
@@ -408,6 +409,27 @@ def test_settings_of_the_base_that_were_changed_come_back(base: Path, tmp_path: 
     assert distance(vectors(peft_hooks.load(tmp_path / "again", device="cpu")), vectors(model)) < 1e-6
 
 
+def test_weighted_layers_that_the_config_asks_for_come_back(base: Path, tmp_path: Path) -> None:
+    """``output_hidden_states`` is in the config in memory, and in none of a file."""
+    needs(RELEASE >= (3, 0), "has no config_args")
+    from sentence_transformers import SentenceTransformer
+
+    modules = pipeline_modules()
+    transformer = modules.Transformer(str(base), config_args={"output_hidden_states": True})
+    layers = modules.WeightedLayerPooling(32, num_hidden_layers=2, layer_start=1)
+    with torch.no_grad():
+        layers.layer_weights.copy_(torch.tensor([0.3, 1.7]))
+    model = SentenceTransformer(modules=[transformer, layers, modules.Pooling(32, "mean")], device="cpu").eval()
+    put(model, "prompt_tuning")
+    register_prompt_mask_hooks(model)
+    truth = vectors(model)
+    layers.layer_weights.data.copy_(torch.tensor([1.0, 0.0]))
+    assert distance(vectors(model), truth) > 1e-2  # the layers matter
+    layers.layer_weights.data.copy_(torch.tensor([0.3, 1.7]))
+    peft_hooks.save(model, tmp_path / "model")
+    assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), truth) < 1e-6
+
+
 def test_layers_cut_off_a_config_that_lists_its_layers_come_back(tmp_path: Path) -> None:
     """Qwen3's config has a type for each layer, and transformers 5 reads none that has more types than layers."""
     needs(RELEASE >= (3, 0), "has no config_args")
@@ -478,16 +500,57 @@ def round_a_layer(backbone: Any) -> None:
     backbone.encoder.layer[0].bfloat16().float()
 
 
+def train_a_bias(backbone: Any) -> None:
+    bias = backbone.encoder.layer[0].output.dense.bias
+    bias.add_(0.01 * torch.arange(len(bias)) / len(bias))
+
+
 @pytest.mark.parametrize("method", ["prompt_tuning", "lora"])
-@pytest.mark.parametrize("change", [flip_rows, widen_epsilons, round_a_layer], ids=lambda change: change.__name__)
-def test_a_base_that_was_changed_in_memory_is_told_of(
+@pytest.mark.parametrize(
+    "change", [flip_rows, widen_epsilons, round_a_layer, train_a_bias], ids=lambda change: change.__name__
+)
+def test_a_base_that_was_changed_in_memory_is_not_saved(
     base: Path, tmp_path: Path, change: Callable[[Any], None], method: str
 ) -> None:
     """None of these is in a config, nor in the mean of the weights: embeddings were up to 1.9 off, in silence."""
     model = build(base, method)
     with torch.no_grad():
         change(backbone_of(model).get_base_model())
+    before = torch.get_rng_state()
+    what = "eps=0.1" if change is widen_epsilons else r"layer\.0\."
+    with pytest.raises(SaveError, match=rf"would be loaded again is another model.*{what}"):
+        peft_hooks.save(model, tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_the_refusal_says_to_do_saves_a_trained_base(base: Path, tmp_path: Path) -> None:
+    model = with_hooks(build(base))
+    with torch.no_grad():
+        train_a_bias(backbone_of(model).get_base_model())
+    with pytest.raises(SaveError, match=r"get_base_model\(\)`, `base\.save_pretrained\(folder\)`"):
+        peft_hooks.save(model, tmp_path / "model")
+    plain = backbone_of(model).get_base_model()
+    plain.save_pretrained(tmp_path / "trained")
+    plain.name_or_path = str(tmp_path / "trained")
     peft_hooks.save(model, tmp_path / "model")
+    assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), vectors(model)) < 1e-6
+
+
+def test_merged_lora_is_saved(base: Path, tmp_path: Path) -> None:
+    """Its base weights are others while it is merged, and the model that comes back gives the same."""
+    model = with_hooks(build(base, "lora"), "lora")
+    backbone_of(model).merge_adapter()
+    peft_hooks.save(model, tmp_path / "model")
+    assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), vectors(model)) < 1e-5
+
+
+def test_a_base_whose_files_were_changed_later_is_told_of(base: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(base, tmp_path / "base"))
+    peft_hooks.save(build(own), tmp_path / "model")
+    weights = load_file(own / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layer.0.output.dense.weight"))
+    save_file({**weights, name: weights[name].flip(0).contiguous()}, own / "model.safetensors", {"format": "pt"})
     with pytest.warns(UserWarning, match=r"weights or layers, whose rows are .* apart"):
         peft_hooks.load(tmp_path / "model", device="cpu")
 
@@ -499,6 +562,9 @@ def test_a_damaged_sample_is_named(base: Path, tmp_path: Path, sample: dict[str,
     content = json.loads(file.read_text())
     content["transformers"][0]["sample"] = sample
     file.write_text(json.dumps(content))
+    with pytest.raises(LoadError, match=r"peft_hooks\.json: what peft_hooks.save measured was changed since"):
+        peft_hooks.load(tmp_path / "model", device="cpu")
+    file.write_text(json.dumps({key: value for key, value in content.items() if key != "checksum"}))
     with pytest.raises(LoadError, match=r"peft_hooks\.json: damaged: its sample is none"):
         peft_hooks.load(tmp_path / "model", device="cpu")
 

@@ -286,3 +286,29 @@ def test_a_model_as_the_hub_has_them_is_saved_and_loaded(tmp_path: Path) -> None
     loaded: Any = peft_hooks.load(tmp_path / "tuned", device="cpu")
     assert type(loaded) is SparseEncoder
     assert float((encoded(loaded, TEXTS) - encoded(model, TEXTS)).abs().max()) < 1e-6
+
+
+def test_an_adapter_in_one_route_of_an_inference_free_model_is_saved_and_loaded(tmp_path: Path) -> None:
+    """``save`` raised IndexError: it knew the Transformers of a folder by one class name."""
+    from sentence_transformers import SparseEncoder
+
+    if RELEASE >= (5, 4):
+        from sentence_transformers.base.modules import Router
+        from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
+    else:
+        from sentence_transformers.models import Router
+        from sentence_transformers.sparse_encoder.models import SparseStaticEmbedding
+    sparse().save_pretrained(str(tmp_path / "base"))
+    base = SparseEncoder(str(tmp_path / "base"), device="cpu")
+    words = SparseStaticEmbedding(tokenizer=base[0].tokenizer, frozen=True)
+    router = Router.for_query_document(query_modules=[words], document_modules=[base[0], splade()])
+    model = SparseEncoder(modules=[router], device="cpu", similarity_fn_name="dot").eval()
+    put(base[0], "prompt_tuning")
+    register_prompt_mask_hooks(model)
+    peft_hooks.save(model, tmp_path / "tuned")
+    loaded: Any = peft_hooks.load(tmp_path / "tuned", device="cpu")
+    for task in ("query", "document"):
+        found = [one.encode(list(TEXTS), task=task, convert_to_sparse_tensor=False) for one in (model, loaded)]
+        assert float((torch.as_tensor(found[0]) - torch.as_tensor(found[1])).abs().max()) < 1e-6
+    notes = json.loads((tmp_path / "tuned" / "peft_hooks.json").read_text())
+    assert len(notes["embeddings"]["numbers"]) == 2 * len(notes["embeddings"]["texts"])  # both routes

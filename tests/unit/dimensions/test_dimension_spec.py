@@ -38,14 +38,20 @@ def test_a_contract_has_names_sizes_both_and_any() -> None:
         Dimension(None, 3),
         Dimension("hidden", 384),
         ANY,
-        Dimension(None, 2),
+        ANY,
     )
     assert dimensions("") == ()
     assert [tensor.key for tensor in parse({"x": "a", "y": "b"})] == ["x", "y"]
 
 
-def test_a_name_with_an_underscore_in_front_is_of_its_call() -> None:
-    assert dimensions("_width _width=3") == (Dimension("width", None, True), Dimension("width", 3, True))
+def test_a_name_with_an_underscore_in_front_is_not_checked_as_in_jaxtyping() -> None:
+    assert dimensions("_width _width=384 _") == (ANY, ANY, ANY)
+    with pytest.raises(ValueError, match=r"'\?_width' in the contract of 'x' is not checked, after an underscore"):
+        dimensions("?_width")
+
+
+def test_a_name_with_a_question_mark_in_front_is_of_its_call() -> None:
+    assert dimensions("?width ?width=3") == (Dimension("width", None, True), Dimension("width", 3, True))
     assert dimensions("my_width")[0].local is False
 
 
@@ -55,7 +61,7 @@ def test_what_is_no_dimension_is_refused_when_the_hook_is_made(text: str) -> Non
         assert "is no dtype" in refused({"x": f"batch {text}"})
         return
     assert refused({"x": f"batch {text}"}) == (
-        f"{text!r} in the contract of 'x' is no dimension: write a name, a size, name=size, _ or ..."
+        f"{text!r} in the contract of 'x' is no dimension: write a name, a size, name=size, ?name, _ or ..."
     )
 
 
@@ -149,5 +155,5 @@ def test_an_unknown_dtype_is_refused_with_what_comes_close() -> None:
 
 
 def test_a_parsed_contract_travels() -> None:
-    spec = parse({"x!": "i64|float: batch ... _width=3"})
+    spec = parse({"x!": "i64|float: batch ... ?width=3"})
     assert pickle.loads(pickle.dumps(spec)) == spec == copy.deepcopy(spec)

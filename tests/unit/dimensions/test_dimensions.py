@@ -203,7 +203,7 @@ def test_what_is_required_has_to_be_a_tensor(value: Any) -> None:
 
 
 def test_a_name_with_an_underscore_holds_from_input_to_output_of_one_call() -> None:
-    hook = AssertDimensions({"x": "batch _width"}, {"y": "batch _width"}, bindings=Bindings())
+    hook = AssertDimensions({"x": "batch ?width"}, {"y": "batch ?width"}, bindings=Bindings())
     model = nn.Sequential(Update(y=torch.zeros(2, 5), x=torch.zeros(2, 7)), Update(y=torch.zeros(2, 7)))
     HookRegistry(model).attach(hook, to=Update)
     assert model({"x": torch.zeros(2, 5)})
@@ -213,7 +213,7 @@ def test_a_name_with_an_underscore_holds_from_input_to_output_of_one_call() -> N
 
 
 def test_a_name_of_the_call_is_another_than_the_same_name_of_the_forward() -> None:
-    assert run(AssertDimensions({"x": "width", "y": "_width"}), {"x": torch.zeros(3), "y": torch.zeros(4)})
+    assert run(AssertDimensions({"x": "width", "y": "?width"}), {"x": torch.zeros(3), "y": torch.zeros(4)})
 
 
 # -- where tensors are -------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_a_name_that_forward_does_not_know_is_no_optional_tensor() -> None:
 
 
 def test_the_empty_name_is_the_argument_and_the_output_itself() -> None:
-    hook = AssertDimensions({"": "batch _in=4"}, {"": "batch _out=3"})
+    hook = AssertDimensions({"": "batch ?in=4"}, {"": "batch ?out=3"})
     assert run(hook, torch.zeros(2, 4), nn.Linear(4, 3)).shape == (2, 3)
     assert message(hook, torch.zeros(2, 4), nn.Linear(4, 5)) == (
         "Linear '0' output: the tensor is [2, 5], but out = 3 is declared"
@@ -627,7 +627,7 @@ def test_what_is_remembered_is_bounded_holds_no_tensor_and_does_not_travel() -> 
 def test_a_check_compiles_without_a_graph_break(bindings: Bindings | None, on_error: Any) -> None:
     torch._dynamo.reset()
     model = nn.Sequential(nn.Identity())
-    text = {"token_embeddings!": "float: ... seq _width", "attention_mask": "f32|i64: _ seq", "not there": "seq"}
+    text = {"token_embeddings!": "float: ... seq ?width", "attention_mask": "f32|i64: _ seq", "not there": "seq"}
     hook = AssertDimensions(text, text, bindings=bindings, on_error=on_error, unless="flat")
     HookRegistry(model).attach(hook, to="0")
     features = {"token_embeddings": torch.zeros(2, 9, 4), "attention_mask": torch.zeros(2, 9)}

@@ -27,7 +27,7 @@ class Encoder(nn.Module):
 INDICES = torch.arange(4).expand(2, 4)
 
 
-@pytest.mark.parametrize("how", ["by position", "by name", "with none", "with another task"])
+@pytest.mark.parametrize("how", ["by position", "by name", "with none"])
 def test_the_task_is_put_in_for_every_row_however_the_encoder_is_called(how: str) -> None:
     model = Encoder()
     HookRegistry(model).attach(SelectTask(2), to="")
@@ -35,11 +35,31 @@ def test_the_task_is_put_in_for_every_row_however_the_encoder_is_called(how: str
         "by position": lambda: model(INDICES),
         "by name": lambda: model(indices=INDICES),
         "with none": lambda: model(INDICES, None),
-        "with another task": lambda: model(INDICES, task_ids=torch.zeros(2, dtype=torch.int64)),
     }[how]()
     assert indices is INDICES
     assert task_ids.dtype is torch.int64
     assert task_ids.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("task_id", [None, 2, [1, 1]])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_ids_that_the_caller_gives_win(task_id: Any, by_name: bool) -> None:
+    """They were overwritten, so that all rows had one task."""
+    model, given = Encoder(), torch.tensor([0, 1])
+    HookRegistry(model).attach(SelectTask(task_id), to="")
+    assert (model(INDICES, task_ids=given) if by_name else model(INDICES, given))[1] is given
+    with pytest.raises(ValueError, match="task_ids has 7, but the adapter has the tasks 0 to 2"):
+        model(INDICES, torch.tensor([0, 7]))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, torch.tensor])
+def test_a_task_for_each_row(kind: Any) -> None:
+    model, hook = Encoder(), SelectTask(kind([2, 0]))
+    HookRegistry(model).attach(hook, to="")
+    assert model(INDICES)[1].tolist() == [2, 0]
+    assert hook.task_id == (2, 0)
+    with pytest.raises(ValueError, match="task_id has 2 tasks, and the batch has 3 rows"):
+        model(torch.arange(4).expand(3, 4))
 
 
 def test_the_task_is_on_the_device_of_the_indices() -> None:
@@ -62,11 +82,14 @@ def test_an_encoder_that_does_not_tell_its_tasks_is_trusted() -> None:
     assert model(INDICES)[1].tolist() == [99, 99]
 
 
-@pytest.mark.parametrize("wrong", [-1, 1.0, "0", True, [0]])
+@pytest.mark.parametrize("wrong", [-1, 1.0, "0", True, [], [0, -1], [[0]]])
 def test_what_is_no_task_is_refused_at_once(wrong: Any) -> None:
     with pytest.raises(ValueError, match="is not a task") as caught:
         SelectTask(wrong)
-    assert str(caught.value) == f"task_id={wrong!r} is not a task: give a whole number from 0"
+    assert (
+        str(caught.value)
+        == f"task_id={wrong!r} is not a task: give a whole number from 0, or a list of them, one for each row"
+    )
 
 
 def test_a_forward_without_a_chosen_task_is_refused_with_the_way_out() -> None:

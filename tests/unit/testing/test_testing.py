@@ -86,7 +86,7 @@ def test_every_hook_of_the_library_is_named_with_its_module_and_owner() -> None:
 
 def test_a_trace_that_runs_counts_and_one_that_is_over_does_not() -> None:
     model = nn.Sequential(nn.Linear(2, 3))
-    with trace_shapes(model), pytest.raises(AssertionError, match=r"Linear '0': peft_hooks\.tracing\.recorder\.Tap"):
+    with trace_shapes(model), pytest.raises(AssertionError, match=r"Linear '0': peft_hooks\.tracing\.tap\.Tap"):
         assert_no_hooks_left(model)
     assert_no_hooks_left(model, foreign=True)
 

@@ -1,0 +1,101 @@
+"""Whether what was just saved comes back as the model that it was: it is read again, and both are asked for embeddings.
+
+Only adapters are saved, and the base model comes from where it was read. Whatever was changed on it in memory is lost:
+a weight that was trained, an epsilon, a module that was replaced. Nothing but reading it again tells of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..compat import peft_state as state
+from ..compat import sentence_transformers as releases
+from ..compat.quiet import quiet
+from ..errors import SaveError
+from ..prompts import probes
+from ..prompts.attach import prompt_mask_hooks
+from ..prompts.plan import Options
+from .base_model import Reading
+from .embeddings import apart, dtype_of, embeddings_of, random_as_before
+from .loading import read_model
+from .manifest import Saved
+
+_LARGEST = 4 << 30
+"""Bytes of weights up to which a model is read again: for a while there are two of it."""
+
+_SHOWN = 3
+
+
+def refuse_another(model: Any, folder: Path, saved: Saved) -> None:
+    """Raise SaveError if the model that was saved in ``folder`` comes back as another.
+
+    Nothing is said where that cannot be told: the base model is not here, or too large to have it twice.
+    """
+    device = next(model.parameters()).device
+    if not saved.embeddings or _bytes_of(model) > _LARGEST or hasattr(model, "hf_device_map"):
+        return
+    try:
+        with quiet(), random_as_before():
+            loaded = read_model(str(folder), Reading(device="cpu")).model
+            with prompt_mask_hooks(loaded, **(saved.options or asdict(Options()))):
+                again = embeddings_of(loaded, saved.embeddings["texts"])
+    except Exception:  # `load` says why, when it is asked to
+        return
+    far = apart(again.get("numbers"), saved.embeddings["numbers"])
+    tolerance = probes.tolerance_of(dtype_of(model)) / (10 if device.type == "cpu" else 1)
+    if far > tolerance:
+        raise SaveError(
+            f"what would be loaded again is another model, whose embeddings are {far:.0e} of their length apart: "
+            f"{_what_differs(model, loaded)}. An adapter is saved, and not its base model: {_way_out(model, saved)}"
+        )
+
+
+def _bytes_of(model: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _what_differs(model: nn.Module, loaded: nn.Module) -> str:
+    """Name the weights or the modules that are not the same in both."""
+    weights = list(_weights_apart(model, loaded))
+    named = [name for name in weights if "pooler" not in name] or weights  # which may be random in both
+    if named:
+        more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
+        return f"the base model's files have other values for {', '.join(named[:_SHOWN])}{more}"
+    theirs = dict(loaded.named_modules())
+    for name, module in model.named_modules():
+        other = theirs.get(name)
+        shown = [_own_line(part) for part in (module, other) if part is not None]
+        if len(set(shown)) != 1 or len(shown) == 1:
+            return f"{name or 'the model'} is {shown[0]}, and would be {shown[1] if other is not None else 'missing'}"
+    return "its weights are all the same, so what was changed is none of them"
+
+
+def _own_line(module: nn.Module) -> str:
+    return f"{type(module).__name__}({module.extra_repr()})"
+
+
+def _weights_apart(model: nn.Module, loaded: nn.Module) -> Iterator[str]:
+    theirs = {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        other = theirs.get(name)
+        if other is None or not torch.equal(tensor.detach().cpu(), other.detach().cpu()):
+            yield name
+
+
+def _way_out(model: Any, saved: Saved) -> str:
+    transformers = releases.transformers_of(model)
+    for path, transformer in transformers:
+        if releases.prompt_configs(transformer) and state.is_peft_model(releases.backbone_of(transformer)):
+            name = "model" if "model" in dict(transformer.named_children()) else "auto_model"
+            where = f"model.get_submodule({path!r}).{name}" if len(transformers) > 1 else f"model[0].{name}"
+            return (
+                f"save that first, `base = {where}.get_base_model()`, `base.save_pretrained(folder)`, "
+                f"`base.name_or_path = folder`, and then this model again"
+            )
+    return "save the model without its adapter first, and put the adapter on what is loaded from there"
