@@ -143,7 +143,7 @@ def saved(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def put_second(model: Any) -> None:
-    from ..methods import METHODS, backbone_of
+    from ..tools.methods import METHODS, backbone_of
 
     backbone_of(model).add_adapter("second", METHODS["prompt_tuning"](model, num_virtual_tokens=6))
 

@@ -1,9 +1,11 @@
-"""README.rst: every example runs, every command exists, every number is the one that a command prints."""
+"""README and the guides: every example runs, every command exists, every number is the one that a command prints."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
+import linecache
 import re
 import shutil
 from argparse import ArgumentParser
@@ -29,18 +31,19 @@ from docutils.core import publish_doctree  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
-FIRST_SCREEN = "peft_hooks"
+GUIDES = sorted((ROOT / "examples" / "guides").glob("*.rst"))
+FILES = [ROOT / "README.rst", ROOT / "examples" / "README.rst", *GUIDES]
 
 
-def read() -> Any:
-    """Parse README; anything that docutils has to say of it raises."""
+def read(file: Path) -> Any:
+    """Parse a document; anything that docutils has to say of it raises."""
     strict = {"report_level": 1, "halt_level": 1, "file_insertion_enabled": False, "raw_enabled": False}
-    source = (ROOT / "README.rst").read_text(encoding="utf-8")
+    source = file.read_text(encoding="utf-8")
     return publish_doctree(source, settings_overrides={**strict, "syntax_highlight": "none"})
 
 
-DOCUMENT = read()
-TEXT = DOCUMENT.astext()
+DOCUMENTS = {file.relative_to(ROOT).as_posix(): read(file) for file in FILES}
+TEXT = "\n".join(document.astext() for document in DOCUMENTS.values())
 
 
 def section_of(node: Any) -> str:
@@ -51,12 +54,20 @@ def section_of(node: Any) -> str:
 
 
 def blocks(language: str) -> dict[str, list[str]]:
-    """Return the code blocks of a language, by section, in order."""
+    """Return the code blocks of a language, by section, in order: ``"README.rst: Quick start"``."""
     found: dict[str, list[str]] = {}
-    for block in DOCUMENT.findall(nodes.literal_block):
-        if language in block["classes"]:
-            found.setdefault(section_of(block), []).append(block.astext())
+    for name, document in DOCUMENTS.items():
+        for block in document.findall(nodes.literal_block):
+            if language in block["classes"]:
+                found.setdefault(f"{name.rpartition('/')[2]}: {section_of(block)}", []).append(block.astext())
     return found
+
+
+def literals() -> Iterator[str]:
+    """Yield what is literal in a line of text."""
+    for document in DOCUMENTS.values():
+        for literal in document.findall(nodes.literal):
+            yield literal.astext()
 
 
 # -- the examples ------------------------------------------------------------------------------------------------------
@@ -122,9 +133,9 @@ def a_saved_model(model: Any) -> dict[str, Any]:
 
 
 GIVEN: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "Training": parts_to_train,
-    "Any model": a_peft_model,
-    "Other libraries": a_saved_model,
+    "training.rst: Training a prompt": parts_to_train,
+    "models.rst: Any model": a_peft_model,
+    "models.rst: Other libraries": a_saved_model,
 }
 
 
@@ -134,12 +145,27 @@ def test_the_examples_run(section: str, folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(folder)
     model = a_model()
     given = {"model": model, "texts": list(testing.TEXTS[:3]), **GIVEN.get(section, nothing)(model)}
-    with contextlib.redirect_stdout(None):
-        for code in blocks("python")[section]:
-            exec(compile(code, f"README.rst, {section}", "exec"), given)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for number, code in enumerate(blocks("python")[section]):
+            file = folder / ("program.py" if number == 0 else f"program{number + 1}.py")
+            file.write_text(code, encoding="utf-8")  # what explains an error reads the source
+            linecache.checkcache()  # of the section before this one there was a file of the same name
+            exec(compile(code, str(file), "exec"), given)
+    given["printed"] = printed.getvalue()
     check = CHECKS.get(section)
     if check is not None:
         check(given)
+
+
+def prints_what_is_said(given: dict[str, Any]) -> None:
+    assert given["printed"].strip() == blocks("text")["README.rst: Quick start"][0]
+
+
+def explains_what_is_said(given: dict[str, Any]) -> None:
+    assert (
+        given["printed"].splitlines() == blocks("text")["shapes.rst: Shapes traced, errors explained"][0].splitlines()
+    )
 
 
 def hooks_are_on(given: dict[str, Any]) -> None:
@@ -166,11 +192,12 @@ def hooks_came_along(given: dict[str, Any]) -> None:
 
 
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
-    FIRST_SCREEN: hooks_are_on,
-    "Use": hooks_are_on,
-    "Training": ended_like_an_uninterrupted_run,
-    "Saving and loading": hooks_came_along,
-    "Any model": rows_do_not_depend_on_their_batch,
+    "README.rst: Quick start": prints_what_is_said,
+    "shapes.rst: Shapes traced, errors explained": explains_what_is_said,
+    "use.rst: Use": hooks_are_on,
+    "training.rst: Training a prompt": ended_like_an_uninterrupted_run,
+    "saving.rst: Saving and loading": hooks_came_along,
+    "models.rst: Any model": rows_do_not_depend_on_their_batch,
 }
 
 
@@ -182,8 +209,8 @@ def commands() -> Iterator[str]:
     for lines in blocks("console").values():
         for line in "\n".join(lines).splitlines():
             yield from line.split(" && ")
-    for literal in DOCUMENT.findall(nodes.literal):
-        text = literal.astext().replace("\n", " ")
+    for literal in literals():
+        text = literal.replace("\n", " ")
         if text.startswith(("python", "peft-hooks ", "tox ", "torchrun ", "pip ", "examples/")):
             yield text
 
@@ -220,7 +247,7 @@ def test_the_command_exists(command: str) -> None:
     elif command.startswith("peft-hooks "):
         refuse_unknown(re.sub(r"[\[\]]", "", command).replace("...", "").split()[1:])
     else:
-        assert command in ("python3 -m pip install tox", "python3 -m pip install .")
+        assert command in ("python3 -m pip install tox", "python3 -m pip install .", "python3 -m pip install .[demo]")
 
 
 def refuse_unknown(arguments: list[str]) -> None:
@@ -231,12 +258,11 @@ def refuse_unknown(arguments: list[str]) -> None:
 
 def test_the_names_in_the_text_exist() -> None:
     """``peft_hooks.name``, ``peft_hooks.testing`` and ``name(...)`` of what is public."""
-    for literal in DOCUMENT.findall(nodes.literal):
-        for name in re.findall(r"^peft_hooks\.(\w+)", literal.astext()):
+    for literal in literals():
+        for name in re.findall(r"^peft_hooks\.(\w+)", literal):
             assert name in (*peft_hooks.__all__, "testing"), f"peft_hooks has no {name}"
-    literals = {literal.astext() for literal in DOCUMENT.findall(nodes.literal)}
     known = {*peft_hooks.__all__, *testing.__all__}
-    told = {re.split(r"[(\s.]", text.removeprefix("peft_hooks."))[0] for text in literals}
+    told = {re.split(r"[(\s.]", text.removeprefix("peft_hooks."))[0] for text in literals()}
     used = "\n".join(code for codes in blocks("python").values() for code in codes)
     helpers = {"POOLING_MODES", "TEXTS", "tiny_transformer"}
     errors = {name for name in known if name.endswith(("Error", "Warning"))}
@@ -269,7 +295,7 @@ def test_the_matrix_is_as_large_as_is_said() -> None:
 
 def test_the_table_of_releases_adds_up() -> None:
     """Two rows a stack; what came of the cells makes up all of them; none is wrong. The eight of CI are there."""
-    rows = block_with("Releases", "without hooks").splitlines()[2:]
+    rows = block_with("releases.rst: Releases", "without hooks").splitlines()[2:]
     counts = [[int(number) for number in row.split("hooks")[1].split()] for row in rows]
     assert all(sum(row[:-1]) == row[-1] for row in counts)
     assert all(wrong == raised == 0 for _, wrong, raised, *_ in counts[1::2])
@@ -281,8 +307,22 @@ def test_the_table_of_releases_adds_up() -> None:
     assert there == sorted(there, key=Version)
 
 
-def test_it_is_read_without_a_warning() -> None:
-    """Nothing to report at any level, and the picture is there."""
-    assert not list(DOCUMENT.findall(nodes.system_message))
-    assert [(ROOT / image["uri"]).is_file() for image in DOCUMENT.findall(nodes.image)] == [True]
-    assert all(image["alt"] for image in DOCUMENT.findall(nodes.image))
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_it_is_read_without_a_warning(name: str) -> None:
+    """Nothing to report at any level; pictures have words, and what is linked in this repository is there."""
+    document, folder = DOCUMENTS[name], (ROOT / name).parent
+    assert not list(document.findall(nodes.system_message))
+    images = list(document.findall(nodes.image))
+    assert all(image["alt"] and (folder / image["uri"]).is_file() for image in images)
+    links = [link["refuri"] for link in document.findall(nodes.reference) if "refuri" in link]
+    assert not [link for link in links if "://" not in link and not (folder / link).is_file()]
+
+
+def test_readme_is_one_screen_or_two_and_names_every_guide() -> None:
+    readme = (ROOT / "README.rst").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 140
+    overview = (ROOT / "examples" / "README.rst").read_text(encoding="utf-8")
+    assert not [guide.name for guide in GUIDES if f"guides/{guide.name}" not in overview]
+    scripts = [file.name for file in (ROOT / "examples").iterdir() if file.suffix in (".py", ".ipynb")]
+    helpers = {"docstring_search.py", "needs_release.py", "results.py"}
+    assert not [name for name in scripts if name not in overview and name not in helpers]

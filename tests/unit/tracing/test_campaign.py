@@ -12,7 +12,7 @@ from ...tools.campaign import Outcome
 
 @pytest.fixture(scope="module")
 def outcomes() -> list[Outcome]:
-    """Every trial of the campaign that README tells of."""
+    """Every trial of the campaign that the guide tells of."""
     found = campaign.campaign(seed=0)
     print(f"\n{campaign.table(found)}")
     return found
@@ -35,8 +35,8 @@ def test_the_campaign_breaks_three_models_in_every_way(outcomes: list[Outcome]) 
 
 
 def test_readme_has_the_table_that_is_printed(outcomes: list[Outcome]) -> None:
-    """Line by line; README's is indented."""
-    readme = (Path(__file__).parents[3] / "README.rst").read_text(encoding="utf-8")
+    """Line by line; that of the guide is indented."""
+    readme = (Path(__file__).parents[3] / "examples" / "guides" / "shapes.rst").read_text(encoding="utf-8")
     assert [line.strip() for line in campaign.table(outcomes).splitlines()] == [
         line.strip() for line in readme[readme.index("of   bare  traced") :].splitlines()[:6]
     ]
