@@ -9,7 +9,6 @@ No code out of a model's folder runs: weights are safetensors only, and modules 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,15 +21,15 @@ from ..errors import LoadError, PeftHooksError
 from ..prompts.attach import register_prompt_mask_hooks
 from ..prompts.plan import HookOptions, Options, options_of
 from ..prompts.probes import in_a_line
-from ..prompts.refusals import level_of_caller
 from . import manifest as _saved
-from .base_model import Base, Reading, Say, find_base, found
+from .adapted import adapted_folders, base_of
+from .base_model import Base, Reading, Say, found
 from .changed import refuse_changed_weights
 from .checked import check_special_tokens
 from .embeddings import compare_embeddings
-from .folder import ADAPTER, CONFIG, MODULES, STAGE, adapter_folders, read_json, refuse_links, transformer_folders
+from .folder import ADAPTER, CONFIG, MODULES, STAGE, read_json, transformer_folders
 from .replacing import whole_folder
-from .restore import put_adapters, read_config
+from .restore import put_adapters
 from .sample import warn_if_another
 from .settings import put_types
 from .staging import check_folder, merged, relative
@@ -41,9 +40,6 @@ if TYPE_CHECKING:
 
 # Other names are no class of a model.
 _CLASSES = ("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder", "CrossEncoder")
-
-Adapted = dict[Path, tuple[dict[str, Path], str]]
-"""The Transformers' folders that have adapters: the adapters' folders by name, and which one is active."""
 
 
 @public
@@ -164,10 +160,10 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> tuple
             raise LoadError(f"{name}: the saving of this folder was cut off, so it is incomplete: save the model again")
         raise LoadError(f"{name}: no model here: there is no {MODULES}, no {CONFIG} and no {ADAPTER} in it")
     check_folder(path)
-    adapted = _adapted(path, saved, reading)
+    adapted = adapted_folders(path, saved, reading)
     if not adapted:
         return _plain(path, reading), False
-    bases = {folder: _base(folder, path, adapted, saved, reading) for folder in adapted}
+    bases = {folder: base_of(folder, path, adapted, saved, reading) for folder in adapted}
     shown = f"{path} with the weights of {', '.join(sorted({base.name for base in bases.values()}))}"
     kind = _model_class(path)
     with merged(path, bases, saved) as whole_model:
@@ -195,52 +191,17 @@ def _read_adapter_alone(path: Path, saved: _saved.Saved, reading: Reading) -> An
     begun = next((file for file in others if (path / file).is_file()), None)
     if begun is not None:
         raise LoadError(f"{path / MODULES}: it is missing though there is a {begun}, so the model is incomplete")
-    folders, active = _adapted(path, saved, reading)[path]
+    folders, active = adapted_folders(path, saved, reading)[path]
     if read_json(folders[active] / ADAPTER).get("task_type") == "SEQ_CLS":
         raise LoadError(
             f"{path}: an adapter of a classifier, and nothing else is there of its CrossEncoder: use {TO_LOAD}"
         )
-    base = _base(path, path, {path: (folders, active)}, saved, reading)
+    base = base_of(path, path, {path: (folders, active)}, saved, reading)
     with base.on_disk() as folder:
         check_folder(folder, links=True)
         model = _plain(folder, reading, base.name)
     _put_on(releases.transformers_of(model)[0][1], folders, active, base, reading, saved.of(""))
     return model.eval()
-
-
-def _adapted(path: Path, saved: _saved.Saved, reading: Reading) -> Adapted:
-    """Find the Transformers that are saved as adapters."""
-    folders, adapted = transformer_folders(path), {}
-    for folder in folders:
-        adapters = adapter_folders(folder, folders)
-        for at in adapters.values():
-            refuse_links(path, at)
-        if adapters:
-            active = reading.adapter_name or saved.of(relative(folder, path)).active
-            adapted[folder] = (adapters, _active(folder, adapters, active))
-    return adapted
-
-
-def _active(folder: Path, adapters: dict[str, Path], name: str) -> str:
-    known = ", ".join(map(repr, adapters))
-    if name and name not in adapters:
-        raise LoadError(f"{folder}: there is no adapter {name!r} in it, only {known}")
-    if not name and len(adapters) > 1 and "default" not in adapters:
-        raise LoadError(f"{folder}: nothing says which of the adapters {known} was active: give it with adapter_name=")
-    if not name and len(adapters) > 1:
-        warnings.warn(
-            f"{folder}: nothing says which of the adapters {known} was active, so it is 'default': give another with "
-            f"adapter_name=, and save with peft_hooks.save(model, path), which writes it down",
-            stacklevel=level_of_caller(),
-        )
-    return name or ("default" if "default" in adapters else next(iter(adapters)))
-
-
-def _base(folder: Path, path: Path, adapted: Adapted, saved: _saved.Saved, reading: Reading) -> Base:
-    adapters, active = adapted[folder]
-    for adapter in adapters.values():  # what is wrong with an adapter is told before a base model is looked for
-        read_config(adapter, reading.trainable)
-    return find_base(adapters[active], saved.of(relative(folder, path)).base_model, reading)
 
 
 def _plain(path: Path, reading: Reading, shown: str = "", kind: Any = None, options: Mapping[str, Any] = {}) -> Any:

@@ -25,6 +25,7 @@ from .base_model import Reading
 from .embeddings import apart, dtype_of, embeddings_of, random_as_before
 from .loading import read_model
 from .manifest import Saved
+from .sample import TOLERANCE, TOLERANCES
 
 _LARGEST = 4 << 30
 """Bytes of weights up to which a model is read again: for a while there are two of it."""
@@ -37,8 +38,8 @@ def refuse_another(model: Any, folder: Path, saved: Saved) -> None:
 
     Nothing is said where that cannot be told: the base model is not here, or too large to have it twice.
     """
-    device = next(model.parameters()).device
-    if not saved.embeddings or _bytes_of(model) > _LARGEST or hasattr(model, "hf_device_map"):
+    split = any(hasattr(part, "hf_device_map") for part in model.modules())
+    if not saved.embeddings or _bytes_of(model) > _LARGEST or split:
         return
     try:
         with quiet(), random_as_before():
@@ -48,11 +49,16 @@ def refuse_another(model: Any, folder: Path, saved: Saved) -> None:
     except Exception:  # `load` says why, when it is asked to
         return
     far = apart(again.get("numbers"), saved.embeddings["numbers"])
-    tolerance = probes.tolerance_of(dtype_of(model)) / (10 if device.type == "cpu" else 1)
-    if far > tolerance:
+    dtype, differs = dtype_of(model), None
+    if far > probes.tolerance_of(dtype) / 10:
+        differs = _what_differs(model, loaded)
+    # Another device or attention rounds in another way: what is near has to differ in what can be named.
+    if differs is None and far > TOLERANCES.get(dtype, TOLERANCE):
+        differs = "its weights are all the same, so what was changed is none of them"
+    if differs is not None:
         raise SaveError(
             f"what would be loaded again is another model, whose embeddings are {far:.0e} of their length apart: "
-            f"{_what_differs(model, loaded)}. An adapter is saved, and not its base model: {_way_out(model, saved)}"
+            f"{differs}. An adapter is saved, and not its base model: {_way_out(model, saved)}"
         )
 
 
@@ -60,20 +66,18 @@ def _bytes_of(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def _what_differs(model: nn.Module, loaded: nn.Module) -> str:
-    """Name the weights or the modules that are not the same in both."""
-    weights = list(_weights_apart(model, loaded))
-    named = [name for name in weights if "pooler" not in name] or weights  # which may be random in both
-    if named:
-        more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
-        return f"the base model's files have other values for {', '.join(named[:_SHOWN])}{more}"
+def _what_differs(model: nn.Module, loaded: nn.Module) -> str | None:
+    """Name the weights or the settings of modules that are not the same in both, if there are any."""
+    weights = [name for name in _weights_apart(model, loaded) if "pooler" not in name]  # which may be random in both
+    if weights:
+        more = f" and {len(weights) - _SHOWN} more" if len(weights) > _SHOWN else ""
+        return f"the base model's files have other values for {', '.join(weights[:_SHOWN])}{more}"
     theirs = dict(loaded.named_modules())
     for name, module in model.named_modules():
         other = theirs.get(name)
-        shown = [_own_line(part) for part in (module, other) if part is not None]
-        if len(set(shown)) != 1 or len(shown) == 1:
-            return f"{name or 'the model'} is {shown[0]}, and would be {shown[1] if other is not None else 'missing'}"
-    return "its weights are all the same, so what was changed is none of them"
+        if other is not None and type(other) is type(module) and other.extra_repr() != module.extra_repr():
+            return f"{name} is {_own_line(module)}, and would be {_own_line(other)}"
+    return None
 
 
 def _own_line(module: nn.Module) -> str:

@@ -537,6 +537,22 @@ def test_what_the_refusal_says_to_do_saves_a_trained_base(base: Path, tmp_path: 
     assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), vectors(model)) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_another_attention_is_no_other_model(base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """It rounds in another way, in half precision by a hundredth, and is not lost work."""
+    from sentence_transformers import SentenceTransformer
+
+    modules = pipeline_modules()
+    try:
+        transformer = modules.Transformer(str(base), model_args={"attn_implementation": "eager"})
+    except TypeError as error:
+        pytest.skip(str(error))
+    model = SentenceTransformer(modules=[transformer, modules.Pooling(32, "mean")], device="cpu").eval()
+    put(model, "prompt_tuning")
+    peft_hooks.save(with_hooks(model.to(dtype)), tmp_path / "model")
+    peft_hooks.load(tmp_path / "model", device="cpu")
+
+
 def test_merged_lora_is_saved(base: Path, tmp_path: Path) -> None:
     """Its base weights are others while it is merged, and the model that comes back gives the same."""
     model = with_hooks(build(base, "lora"), "lora")
