@@ -222,8 +222,7 @@ def encoder_of(model: Any, options: dict[str, Any]) -> Encode:
 def encoder(model: Any, options: dict[str, Any]) -> Encode:
     """Return what encodes a batch with ``model.encode`` and options of its own: dense float64 tensors on the CPU."""
     known = inspect.signature(model.encode).parameters
-    dense = {"convert_to_tensor": True, "convert_to_sparse_tensor": False}
-    # A MultiVectorEncoder gives a list of tensors whatever it is told.
+    dense = {"convert_to_tensor": True, "convert_to_sparse_tensor": False}  # a MultiVectorEncoder gives a list anyway
     ours = {"show_progress_bar": False, **{key: value for key, value in dense.items() if key in known}, **options}
 
     def encode(batch: list[Any]) -> list[Tensor]:

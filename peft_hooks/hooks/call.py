@@ -44,6 +44,7 @@ class Call:
     __slots__ = (
         "_around",
         "_entries",
+        "_failures",
         "_outer",
         "_owner",
         "_same",
@@ -73,6 +74,7 @@ class Call:
         self._owner: object = None
         self._entries: tuple[Any, ...] = ()
         self._around: object = STARTING
+        self._failures: list[tuple[Call, BaseException]] | None = None  # of calls inside, until they have left this one
         self._visible = False
 
     @property
@@ -141,11 +143,12 @@ class Hook:
     def failed(self, call: Call, error: BaseException) -> None:
         """Run when the module, or a hook on it that is not of this registry, raised ``error``, which propagates.
 
-        Not where gradient checkpointing ends what it computes again, by an exception of its own: nothing failed.
+        It runs once the error has left every module with hooks, the innermost module's hooks first. What the code of a
+        forward catches has not failed, nor has what gradient checkpointing ends by an exception of its own.
         """
 
     def _left(self, call: Call) -> None:
-        """Run, in this library's own hooks, when a call has ended without an output: failed, or stopped."""
+        """Run, in this library's own hooks, when a call has ended without an output: failed, stopped, or caught."""
 
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))

@@ -137,11 +137,19 @@ class Dispatcher:
         return None
 
     def _failed(self, call: Call, error: BaseException) -> None:
-        stopped = ends_recomputation(error)
+        """Tell the hooks of an error once it has left every module with hooks: what a forward catches is no failure."""
         for entry in call._entries:
             entry.hook._left(call)
-            if entry.failed is not None and not stopped:
-                entry.failed(call, error)
+        if ends_recomputation(error):
+            return
+        failures, outer = [*(call._failures or ()), (call, error)], call.parent
+        if outer is not None:  # with which it is forgotten, if that ends well
+            outer._failures = failures if outer._failures is None else [*outer._failures, *failures]
+            return
+        for failed, reason in failures:
+            for entry in failed._entries if _led_to(reason, error) else ():
+                if entry.failed is not None:
+                    entry.failed(failed, reason)
 
     def __getstate__(self) -> dict[str, Any]:
         # Not the board, which has the hooks of the other modules, too.
@@ -156,6 +164,14 @@ class Dispatcher:
             hooks[entry.name] = Attached(entry.hook, entry.order, entry.turn, {self.path: entry})
         # Which module it is on is for `HookRegistry.adopt` to find.
         self.at = Board(State(state["owner"], hooks, {key: Place(self.path, None)})), key
+
+
+def _led_to(reason: BaseException, error: BaseException) -> bool:
+    """Tell whether ``error`` is ``reason``, or was raised while that was handled."""
+    found: BaseException | None = error
+    while found is not None and found is not reason:
+        found = found.__cause__ or found.__context__
+    return found is reason
 
 
 def _is_over(calls: list[Call], beginning: Call) -> bool:
