@@ -13,6 +13,7 @@ Where each hook sits, for ``V`` virtual tokens::
       |  PeftModel         inputs_embeds [batch, V + seq, hidden], or a cache of V keys and values
       |    prompt_encoder                      <- SelectTask: multitask prompt tuning's task
       |    backbone                            <- SharePrompt: virtual tokens once, not once for each row
+      |                                           PutPrefixInAttention: a prefix, where there is no cache
       v
     Pooling                model[1]            <- PreparePooling: cls and prompts at their real place
       |                    token_embeddings [batch, V + seq, hidden], attention_mask [batch, V + seq]
@@ -29,7 +30,8 @@ What you need, and the name for it:
     to train, keep and share   PromptTrainer, save, load
     why a shape is wrong       trace_shapes -> ShapeTrace, assert_dimensions, contract_of, AssertDimensions, LogShapes
     hooks of your own          Hook, Call, HookRegistry; peft_hooks.testing for their tests
-    the hooks one by one       ExtendPromptMask, PreparePooling, PutPaddingLast, SelectTask, SharePrompt
+    the hooks one by one       ExtendPromptMask, PreparePooling, PutPaddingLast, PutPrefixInAttention, SelectTask,
+                               SharePrompt
     what can be raised         PeftHooksError: HookError, HookNameError, SelectorError, UnsupportedModelError,
                                DimensionError (or DimensionWarning), LoadError, SaveError
 
@@ -57,7 +59,8 @@ from typing import TYPE_CHECKING
 from ._version import VERSION
 
 if TYPE_CHECKING:
-    # isort: off - which would make a statement of each `as`
+    # isort: off
+    # `as`, so that type checkers take a name to be exported; isort would make a statement of each.
     from .checkpoints.loading import load as load
     from .checkpoints.saving import save as save
     from .dimensions.contracts import contract_of as contract_of
@@ -67,66 +70,41 @@ if TYPE_CHECKING:
     from .doctor.findings import Finding as Finding
     from .doctor.invariance import (
         PaddingReport as PaddingReport,
-    )
-    from .doctor.invariance import (
         check_padding_invariance as check_padding_invariance,
     )
     from .doctor.run import diagnose as diagnose
     from .errors import (
         DimensionError as DimensionError,
-    )
-    from .errors import (
         DimensionWarning as DimensionWarning,
-    )
-    from .errors import (
         HookError as HookError,
-    )
-    from .errors import (
         HookNameError as HookNameError,
-    )
-    from .errors import (
         LoadError as LoadError,
-    )
-    from .errors import (
         PeftHooksError as PeftHooksError,
-    )
-    from .errors import (
         SaveError as SaveError,
-    )
-    from .errors import (
         SelectorError as SelectorError,
-    )
-    from .errors import (
         UnsupportedModelError as UnsupportedModelError,
     )
     from .hooks.call import (
         Call as Call,
-    )
-    from .hooks.call import (
         Hook as Hook,
     )
     from .hooks.log_shapes import LogShapes as LogShapes
     from .hooks.registry import HookRegistry as HookRegistry
     from .prompts.adapters import (
         add_prompt_adapter as add_prompt_adapter,
-    )
-    from .prompts.adapters import (
         remove_prompt_adapter as remove_prompt_adapter,
     )
     from .prompts.attach import (
         prompt_mask_hooks as prompt_mask_hooks,
-    )
-    from .prompts.attach import (
         register_prompt_mask_hooks as register_prompt_mask_hooks,
     )
     from .prompts.handle import HookHandle as HookHandle
     from .prompts.mask import (
         ExtendPromptMask as ExtendPromptMask,
-    )
-    from .prompts.mask import (
         PreparePooling as PreparePooling,
     )
     from .prompts.padding import PutPaddingLast as PutPaddingLast
+    from .prompts.prefix import PutPrefixInAttention as PutPrefixInAttention
     from .prompts.sharing import SharePrompt as SharePrompt
     from .prompts.task import SelectTask as SelectTask
     from .prompts.without import without_adapter as without_adapter
@@ -158,6 +136,7 @@ _HOMES = {
     "PreparePooling": "prompts.mask",
     "PromptTrainer": "trainer",
     "PutPaddingLast": "prompts.padding",
+    "PutPrefixInAttention": "prompts.prefix",
     "SaveError": "errors",
     "SelectTask": "prompts.task",
     "SelectorError": "errors",

@@ -55,6 +55,15 @@ def filled_caches(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[dict[str, 
     yield {"past_key_values": tuple(pairs)}
 
 
+def pairs_of(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    """Return the keys and values of each layer that a cache holds, ``[batch, heads, seq, head size]`` each."""
+    if isinstance(cache, (tuple, list)):
+        return [(layer[0], layer[1]) for layer in cache]
+    if hasattr(cache, "key_cache") and not hasattr(cache, "layers"):  # before 4.54
+        return list(zip(cache.key_cache, cache.value_cache, strict=True))
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
 def repeated(cache: Any, batch: int) -> Any:
     """Return the cache of one row as that of ``batch`` equal rows; it may be the same object, changed.
 

@@ -12,7 +12,7 @@ from ..compat import backbones
 from ..compat import sentence_transformers as releases
 from ..hooks.table import silence
 from ..prompts.handle import options_on
-from ..prompts.prefix_probe import prefix_is_used
+from ..prompts.prefix_probe import way_of_prefix
 from .findings import Finding
 from .watch import hooked_paths, modules_of
 
@@ -94,16 +94,18 @@ def _switched_off(model: nn.Module, path: str, transformer: Any, virtual: int | 
 def _ignored(path: str, transformer: Any) -> Iterator[Finding]:
     for name, config in releases.prompt_configs(transformer).items():
         if releases.method_of(config) in releases.PREFIX_METHODS:
-            reason = prefix_is_used(transformer, name)
-            if reason is not None:
-                yield Finding(
-                    "PH010",
-                    f"Transformer {path!r}",
-                    f"The {releases.method_of(config)} adapter {name!r} puts a prefix before the text's keys and "
-                    f"values, which this backbone does not use: the adapter does nothing.",
-                    f"the backbone {backbones.model_type(transformer)!r} {reason}",
-                    TRAIN_ANOTHER,
-                )
+            way = way_of_prefix(transformer, name)
+            if way.cache is None:
+                continue
+            without = "" if way.places is None else " without hooks"
+            yield Finding(
+                "PH010",
+                f"Transformer {path!r}",
+                f"The {releases.method_of(config)} adapter {name!r} puts a prefix before the text's keys and "
+                f"values, which this backbone does not use{without}: the adapter does nothing.",
+                f"the backbone {backbones.model_type(transformer)!r} {way.reason or way.cache}",
+                TRAIN_ANOTHER if way.places is None else "peft_hooks.register_prompt_mask_hooks(model)",
+            )
 
 
 def paths_to_count(model: nn.Module) -> set[str]:

@@ -28,7 +28,7 @@ from ..compat.torch_internals import (
     pre_hooks_of,
 )
 from .board import Attached, Board, Entry, Place, State, new_key
-from .call import NOTHING, STARTING, Call
+from .call import NOTHING, STARTING, Call, Hook
 
 _Kwargs = dict[str, Any]
 
@@ -213,6 +213,13 @@ def hooked_for(module: nn.Module, kind: type) -> bool:
         if type(dispatcher) is Dispatcher and isinstance(dispatcher.owner, kind):
             return True
     return False
+
+
+def hooks_on(module: nn.Module) -> Iterator[Hook]:
+    """Yield what runs on a module itself, of all registries."""
+    for dispatcher in dict.fromkeys(getattr(held.hook, "__self__", None) for held in hooks_of(module)):
+        if isinstance(dispatcher, Dispatcher):
+            yield from (entry.hook for entry in dispatcher.entries)
 
 
 def dispatchers_on(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module, Dispatcher]]:

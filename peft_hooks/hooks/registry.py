@@ -115,7 +115,9 @@ class HookRegistry:
         self._places.switch(having(self.state, wanted, self.state.keys(), self.model, self._roles))
         return name
 
-    def attach_all(self, wanted: Iterable[Wanted], note: Any, path_of: Mapping[nn.Module, str]) -> None:
+    def attach_all(
+        self, wanted: Iterable[Wanted], note: Any = None, path_of: Mapping[nn.Module, str] | None = None
+    ) -> None:
         """Attach these hooks, with a note of their owner's, in place of all others. Raises as ``attach``."""
         keys = self.state.keys()
         state = replace(self.state, hooks={}, note=note)

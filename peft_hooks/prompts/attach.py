@@ -43,8 +43,10 @@ def register_prompt_mask_hooks(
 
     The methods: prompt tuning (https://arxiv.org/abs/2104.08691), P-tuning (https://arxiv.org/abs/2103.10385),
     multitask prompt tuning (https://arxiv.org/abs/2303.02861), prefix tuning (https://arxiv.org/abs/2101.00190) and
-    cartridges (https://arxiv.org/abs/2506.06266). What Sentence Transformers did about them from 3.3 to 6.1, and why
-    virtual tokens count: https://github.com/huggingface/sentence-transformers/pull/3000
+    cartridges (https://arxiv.org/abs/2506.06266). On encoders that keep no keys and values (MPNet, DistilBERT, ALBERT,
+    DeBERTa, ModernBERT, T5's) a prefix is put into the attention: see ``PutPrefixInAttention``.
+    What Sentence Transformers did about virtual tokens from 3.3 to 6.1, and why they count:
+    https://github.com/huggingface/sentence-transformers/pull/3000
 
     In a ``CrossEncoder`` the head reads the text's own first token (BERT and similar architectures) or last token
     (decoders), as it was trained to. The adapter's task type must be ``SEQ_CLS``: with others PEFT drops the segment

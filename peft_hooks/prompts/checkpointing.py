@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from ..compat.kv_cache import throws_caches_away
 from ..errors import UnsupportedModelError
 from ..hooks.call import Call, Hook
 
 
 class RefuseCheckpointing(Hook):
-    """Refuse gradient checkpointing where it drops the cache that a prefix is. Goes on the Transformer module.
+    """Refuse gradient checkpointing where it drops the prefix. Goes on the Transformer module.
 
     Since transformers 4.53 a layer that is checkpointed runs without ``past_key_values``; the mask still covers the
-    prefix, so that the forward fails deep in the attention. It may be switched on after the hooks are attached, so it
+    prefix, so that the forward fails deep in the attention. A prefix that hooks put into the attention is not there any
+    more when a layer runs again for the backward. Checkpointing may be switched on after the hooks are attached, so it
     is looked for when a forward of training begins.
+
+    Args:
+        in_attention: Whether hooks put the prefix into the attention.
 
     Raises:
         UnsupportedModelError: In the forward, in training, while gradient checkpointing is on.
     """
 
+    def __init__(self, in_attention: bool = False) -> None:
+        self.in_attention = in_attention
+
     def before(self, call: Call) -> None:
-        if call.module.training and any(map(throws_caches_away, call.module.modules())):
-            raise UnsupportedModelError(
-                f"{call.where}: its prefix is a cache (past_key_values), which gradient checkpointing throws away in"
-                " training: call gradient_checkpointing_disable() of the backbone, or give the trainer"
-                " gradient_checkpointing=False"
-            )
+        if not call.module.training:
+            return
+        found = _checkpoints if self.in_attention else throws_caches_away
+        if not any(map(found, call.module.modules())):
+            return
+        what = "keys and values that are put into the attention" if self.in_attention else "a cache (past_key_values)"
+        raise UnsupportedModelError(
+            f"{call.where}: its prefix is {what}, which gradient checkpointing throws away in training: call "
+            f"gradient_checkpointing_disable() of the backbone, or give the trainer gradient_checkpointing=False"
+        )
+
+
+def _checkpoints(module: nn.Module) -> bool:
+    return bool(getattr(module, "gradient_checkpointing", False)) and module.training

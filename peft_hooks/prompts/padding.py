@@ -64,7 +64,7 @@ class PutPaddingLast(Hook):
             if features is not None:
                 call.first = features[0]
             return
-        arguments = _by_name(call)
+        arguments = by_name(call)
         rolled = _rolled(arguments)
         if rolled is None:
             return
@@ -102,7 +102,7 @@ def _goes_by_token(name: str, value: Any, mask: Tensor) -> bool:
     return value.dim() == 2 or not value.is_floating_point() or name == "inputs_embeds"
 
 
-def _by_name(call: Call) -> Mapping[str, Any]:
+def by_name(call: Call) -> Mapping[str, Any]:
     """Return the arguments of a call by name."""
     if not call.args:
         return call.kwargs

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..compat import sentence_transformers as releases
 from . import probes
+from .prefix_probe import prefix_put_in
 
 _Features = dict[str, Tensor]
 
@@ -28,7 +29,7 @@ def padding_is_read(transformer: Any) -> str | None:
     batch = probes.padded_texts(transformer, min(affordable, probes.longest_text(transformer, virtual)))
     if batch is None:
         return None
-    with probes.probing_active(transformer):
+    with probes.probing_active(transformer), prefix_put_in(transformer):
         try:
             return _measured(transformer, outer, batch)
         except Exception:  # what cannot run without an adapter either says nothing about it

@@ -19,6 +19,8 @@ from .classifier import hooks_of_head
 from .hidden_states import KeepHiddenStates, ReplayLayers
 from .mask import ExtendPromptMask, PreparePooling, VirtualTokens, check_policy
 from .padding import PutPaddingLast
+from .prefix_probe import places_of_prefix
+from .prefix_proof import hooks_of_places
 from .sharing_plan import Share, check_share, hooks_of_sharing
 from .task import SelectTask, TaskId, plain_task
 from .text import NoteText
@@ -128,7 +130,10 @@ def _plan_backbone(encoder: Encoder, options: Options, proven: Container[str] | 
     path, entry = encoder.path, encoder.entry
     config = releases.active_config(encoder.module)
     if config is not None and releases.method_of(config) in releases.PREFIX_METHODS:
-        yield Planned(f"checkpointing:{path}", RefuseCheckpointing(), entry, MAKE - 1)
+        places = places_of_prefix(encoder.module)
+        yield Planned(f"checkpointing:{path}", RefuseCheckpointing(places is not None), entry, MAKE - 1)
+        for name, hook, module in () if places is None else hooks_of_places(places, encoder.outer.base_model):
+            yield Planned(f"prefix:{path}{name}", hook, module, MAKE)
     if hasattr(encoder.outer, "active_peft_config"):
         yield Planned(f"hidden:{path}", KeepHiddenStates(), encoder.outer.base_model, MAKE)
     tell_text_apart = [

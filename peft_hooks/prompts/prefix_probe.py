@@ -3,38 +3,147 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..compat import backbones, kv_cache
 from ..compat import sentence_transformers as releases
+from ..hooks.dispatcher import hooks_on
 from . import probes
+from .prefix import PutPrefixInAttention
+from .prefix_forwards import Texts, in_a_batch, in_place_of
+from .prefix_places import find_places
+from .prefix_proof import put_in, why_not_right
+from .prefix_record import Places
+from .prefix_watched import UnknownPlacesError
 
-# Tokens of the text, and how many of them a second one has that is padded to the length of the first.
-LENGTH, SHORTER = 5, 3
+
+class Way(NamedTuple):
+    """How a prefix gets to its place.
+
+    Attributes:
+        places: Where hooks have to put it, or None where it is a cache that the backbone takes.
+        cache: Why the backbone does not take it as a cache, as PEFT hands it over, or None.
+        reason: Why it cannot get there with hooks either, or None.
+    """
+
+    places: Places | None = None
+    cache: str | None = None
+    reason: str | None = None
 
 
 def prefix_is_used(transformer: Any, adapter: str) -> str | None:
-    """Return why the backbone does not use the prefix of ``adapter`` as it has to, or None if it does.
+    """Return why the backbone cannot use the prefix of ``adapter`` as it has to, with hooks or without, or None."""
+    return way_of_prefix(transformer, adapter).reason
+
+
+def way_of_prefix(transformer: Any, adapter: str) -> Way:
+    """Measure how the prefix of ``adapter`` gets to its place.
+
+    Nothing can be measured on meta or fake tensors, nor where there is no room for a text: `fit_positions` has the
+    words.
+    """
+    peft_model: Any = releases.backbone_of(transformer)
+    config, there = peft_model.peft_config[adapter], _places_of_hooks(peft_model)
+    if there is not None:
+        return Way(there)  # measured when they were attached
+    if not probes.can_measure(peft_model) or probes.longest_text(transformer, config.num_virtual_tokens) < 1:
+        return Way()
+    with probes.probing(peft_model, adapter):
+        way = _measured(transformer, peft_model, adapter)
+    _known[peft_model] = way.places
+    return way
+
+
+def _measured(transformer: Any, peft_model: Any, adapter: str) -> Way:
+    as_cache = _why_no_cache(transformer, peft_model, adapter)
+    if as_cache is None:
+        return Way()
+    try:
+        places = find_places(peft_model.get_base_model(), peft_model.peft_config[adapter].num_layers)
+        reason = why_not_right(transformer, peft_model, adapter, places)
+    except UnknownPlacesError as error:
+        reason = str(error)
+    except Exception as error:  # whatever a backbone raises of what it is given
+        reason = probes.in_a_line(error)
+    if reason is None:
+        return Way(places, as_cache)
+    return Way(None, as_cache, f"{as_cache}; and hooks cannot put the prefix into its attention: {reason}")
+
+
+def is_kept_by_peft(transformer: Any, adapter: str) -> bool:
+    """Tell whether PEFT keeps a prefix from a classifier whose layers could have it with another task type.
+
+    With ``SEQ_CLS`` it reads the signature of the backbone's forward, and raises where that names no cache.
+    """
+    peft_model: Any = releases.backbone_of(transformer)
+    segments = "token_type_ids" in getattr(transformer.tokenizer, "model_input_names", ())
+    if segments or not type(peft_model).__name__.endswith("ForSequenceClassification"):
+        return False
+    try:
+        find_places(peft_model.get_base_model(), peft_model.peft_config[adapter].num_layers)
+    except Exception:  # whatever a backbone raises
+        return False
+    return True
+
+
+# Measuring takes forwards, and which hooks a model needs is asked whenever theirs are looked at.
+_known: weakref.WeakKeyDictionary[nn.Module, Places | None] = weakref.WeakKeyDictionary()
+
+
+def _places_of_hooks(peft_model: Any) -> Places | None:
+    """Return where hooks that are on put the prefix."""
+    there = (hook.places for hook in hooks_on(peft_model.base_model) if isinstance(hook, PutPrefixInAttention))
+    return next(there, None)
+
+
+def places_of_prefix(transformer: Any) -> Places | None:
+    """Return where hooks put the prefix of a Transformer's adapter, or None where none have to.
+
+    What was measured last, or what a copy's hooks know; where neither is there it is measured now.
+    """
+    peft_model: Any = releases.backbone_of(transformer)
+    if peft_model not in _known:
+        there = _places_of_hooks(peft_model)
+        if there is None:
+            return way_of_prefix(transformer, str(peft_model.active_adapter)).places
+        _known[peft_model] = there
+    known = _known[peft_model]
+    # Hooks on a backbone in which one was replaced do not fit any more, and are measured anew when they are refreshed.
+    return known if known is None or _there(peft_model.base_model, known) else None
+
+
+@contextlib.contextmanager
+def prefix_put_in(transformer: Any) -> Iterator[None]:
+    """Have the prefix of a Transformer's adapter where hooks have to put it, if they have to, for a block of probes."""
+    peft_model: Any = releases.backbone_of(transformer)
+    methods = {releases.method_of(config) for config in releases.prompt_configs(transformer).values()}
+    places = None if methods.isdisjoint(releases.PREFIX_METHODS) else places_of_prefix(transformer)
+    with contextlib.nullcontext() if places is None else put_in(peft_model.base_model, places):
+        yield
+
+
+def _there(backbone: nn.Module, places: Places) -> bool:
+    """Tell whether there are modules at all places."""
+    paths = {path for path, _ in backbone.named_modules(remove_duplicate=False)}
+    return paths.issuperset(one.path for one in places.projections)
+
+
+def _why_no_cache(transformer: Any, peft_model: Any, adapter: str) -> str | None:
+    """Return why the backbone does not use the prefix as PEFT hands it over, or None if it does.
 
     Drawn keys and values, other ones for each layer, take the adapter's place, since keys and values that are mixed up
     make no difference where they are alike. The rows that PEFT's forward gives of a text have to be those that the
     layers give when they are handed a cache that was filled here, and the same in a batch.
-    Nothing can be measured on meta or fake tensors.
     """
-    peft_model: Any = releases.backbone_of(transformer)
-    if not probes.can_measure(peft_model):
-        return None
     config, backbone = peft_model.peft_config[adapter], peft_model.get_base_model()
-    if probes.longest_text(transformer, config.num_virtual_tokens) < 1:
-        return None  # there is no room for a text: `fit_positions` has the words
-    with probes.probing(peft_model, adapter):
-        prefix = _drawn(config, next(backbone.parameters()))
-        with _in_place_of(peft_model, adapter, prefix):
-            return _Layers(transformer, peft_model, backbone).why_wrong(prefix, config)
+    prefix = _drawn(config, next(backbone.parameters()))
+    with in_place_of(peft_model, adapter, prefix):
+        return _Layers(transformer, peft_model, backbone).why_wrong(prefix, config)
 
 
 def _drawn(config: Any, like: Tensor) -> Tensor:
@@ -43,28 +152,6 @@ def _drawn(config: Any, like: Tensor) -> Tensor:
     rows = torch.randn(config.num_virtual_tokens, 2 * config.num_layers * config.token_dim, generator=generator)
     dtype = like.dtype if like.is_floating_point() else torch.float32
     return rows.to(like.device, dtype)
-
-
-class _Prefix(nn.Module):
-    """Stands for an adapter's prompt encoder, of any method: PEFT reads its rows in one of these two ways."""
-
-    def __init__(self, rows: Tensor) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(rows.size(0), rows.size(1), _weight=rows)
-
-    def forward(self, indices: Tensor) -> Tensor:
-        found: Tensor = self.embedding(indices)
-        return found
-
-
-@contextlib.contextmanager
-def _in_place_of(peft_model: Any, adapter: str, rows: Tensor) -> Iterator[None]:
-    former = peft_model.prompt_encoder[adapter]
-    peft_model.prompt_encoder[adapter] = _Prefix(rows)
-    try:
-        yield
-    finally:
-        peft_model.prompt_encoder[adapter] = former
 
 
 def key_values(rows: Tensor, config: Any) -> list[tuple[Tensor, Tensor]]:
@@ -88,28 +175,19 @@ class _Layers:
 
     def why_wrong(self, prefix: Tensor, config: Any) -> str | None:
         """Return what is wrong with the rows of a text behind ``prefix``, or None."""
-        virtual = int(config.num_virtual_tokens)
-        ids = probes.text_ids(self.backbone, self._length(virtual))
-        text, batch = _one_text(ids), _padded_batch(ids, self.backbone.config)
+        texts = Texts(self.transformer, self.backbone, int(config.num_virtual_tokens))
         try:
-            alone, together = self._through_peft(**text), self._through_peft(**batch)
-            short = self._through_peft(**_one_text(ids[:SHORTER]))
-            without = self.body.forward(**text)[0]
+            alone, together = self._through_peft(**texts.long), self._through_peft(**texts.both)
+            short = self._through_peft(**texts.short)
+            without = self.body.forward(**texts.long)[0]
         except Exception as error:  # whatever a backbone raises of keys and values that it does not expect
             return self._or_no_cache(f"rejects a prefix ({probes.in_a_line(error)})")
         if torch.equal(alone, without):
             return self._or_no_cache("ignores the prefix: its output is the same without")
-        right = self._by_hand(key_values(prefix, config), text, without)
+        right = self._by_hand(key_values(prefix, config), texts.long, without)
         if right is None:
             return "takes no keys and values that are handed to its layers, so that a prefix cannot be checked"
-        return _difference(alone, right, together, short)
-
-    def _length(self, virtual: int) -> int:
-        """Return how long the text is: beyond a window that is known and can be afforded."""
-        window = backbones.window_of(self.backbone.config)
-        beyond = LENGTH if window is None else max(LENGTH, window + virtual + 1)
-        room = probes.longest_text(self.transformer, virtual)
-        return beyond if beyond <= min(probes.affordable(self.backbone, 8), room) else min(LENGTH, room)
+        return _difference(alone, right) or in_a_batch(alone, together, short)
 
     def _through_peft(self, **text: Tensor) -> Tensor:
         """Return the rows that the layers give in PEFT's forward."""
@@ -137,29 +215,13 @@ class _Layers:
         return f"has no cache (past_key_values) in its forward, where a prefix would go: it {measured}"
 
 
-def _one_text(ids: Tensor) -> dict[str, Tensor]:
-    return {"input_ids": ids.unsqueeze(0), "attention_mask": torch.ones_like(ids).unsqueeze(0)}
-
-
-def _padded_batch(ids: Tensor, config: Any) -> dict[str, Tensor]:
-    """Return the text beside a shorter one, which is padded on the right."""
-    padding = getattr(config, "pad_token_id", None)
-    rows, mask = ids.repeat(2, 1), torch.ones(2, len(ids), dtype=torch.int64, device=ids.device)
-    rows[1, SHORTER:], mask[1, SHORTER:] = padding if isinstance(padding, int) and padding >= 0 else 0, 0
-    return {"input_ids": rows, "attention_mask": mask}
-
-
-def _difference(alone: Tensor, right: Tensor, together: Tensor, short: Tensor) -> str | None:
-    tolerance = probes.tolerance_of(alone.dtype)
+def _difference(alone: Tensor, right: Tensor) -> str | None:
     if alone.shape != right.shape:
         return f"gives {alone.size(1)} rows behind a prefix where there have to be {right.size(1)}"
     far = probes.apart(alone, right)
-    if not far <= tolerance:
-        return (
-            f"gives other rows than with the prefix as keys and values of its layers, by {far:.0e} of their length: "
-            f"PEFT mixes them up"
-        )
-    beside, far = probes.apart(together[:1], alone), probes.apart(together[1:, :SHORTER], short)
-    if not probes.moves(far, beside, alone.dtype):
+    if far <= probes.tolerance_of(alone.dtype):
         return None
-    return f"gives other rows in a batch with a prefix, by {max(beside, far):.0e} of their length"
+    return (
+        f"gives other rows than with the prefix as keys and values of its layers, by {far:.0e} of their length: "
+        f"PEFT mixes them up"
+    )

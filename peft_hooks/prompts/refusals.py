@@ -14,7 +14,7 @@ from ..compat.pipeline import Encoder, Pipeline
 from ..errors import UnsupportedModelError
 from .classifier import refuse_classifier
 from .padding_probe import padding_is_read
-from .prefix_probe import prefix_is_used
+from .prefix_probe import is_kept_by_peft, prefix_is_used
 from .probes import forward_fails
 from .task import TaskId, tasks_in
 from .token_modules import refuse_token_modules
@@ -24,9 +24,9 @@ def refuse_what_cannot_be_right(pipeline: Pipeline, task_id: TaskId, virtual_tok
     """Raise if a model cannot give right embeddings with the hooks on.
 
     Raises:
-        UnsupportedModelError: If it has no adapter that its forward passes, has a prefix that its backbone ignores, a
-            backbone that reads padding, is set up so that virtual tokens cannot be told from text, or has a head that
-            cannot be given the text alone.
+        UnsupportedModelError: If it has no adapter that its forward passes, has a prefix that gets to no layer of its
+            backbone, has a backbone that reads padding, is set up so that virtual tokens cannot be told from text, or
+            has a head that cannot be given the text alone.
         ValueError: If ``task_id`` is given and no adapter has tasks.
     """
     for encoder in pipeline.encoders:
@@ -87,6 +87,8 @@ def _refuse_adapter(encoder: Encoder, name: str, config: Any) -> None:
     if method in releases.PREFIX_METHODS:
         reason = prefix_is_used(transformer, name)
         advice = "PROMPT_TUNING or P_TUNING (virtual tokens among the inputs), or LORA"
+        if reason is not None and is_kept_by_peft(transformer, name):
+            advice += '; or make the adapter with task_type="FEATURE_EXTRACTION", with which the head is not trained'
     else:
         reason, advice = forward_fails(transformer, name), "LORA, which adds no virtual tokens"
     if reason is not None:

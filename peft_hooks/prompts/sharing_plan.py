@@ -11,6 +11,7 @@ from ..compat import sentence_transformers as releases
 from ..compat.pipeline import Encoder
 from ..errors import UnsupportedModelError
 from ..hooks.call import Hook
+from .prefix_probe import places_of_prefix
 from .probes import NO_VALUES, can_measure
 from .sharing import EncodePromptOnce, SharePrompt
 from .sharing_probe import longest_shared, why_not_shared
@@ -75,5 +76,9 @@ def remarks(model: nn.Module, share_prompt: Share, names: Container[str]) -> Ite
             else:
                 reason = "share_prompt=False" if share_prompt is False else why_not_shared(transformer)
                 yield f"{where}: computed for every row: {reason or 'it could be shared now: `handle.refresh()`'}"
+        places = None if methods.isdisjoint(releases.PREFIX_METHODS) else places_of_prefix(transformer)
+        if places is not None:
+            how = f"put into the attention of {places.layers} layers, in rows in front of the text"
+            yield f"prefix of Transformer {path!r}: {how}"
         if methods and not can_measure(releases.plain_backbone(transformer)):
             yield f"adapters of Transformer {path!r}: taken on trust: {NO_VALUES}"

@@ -26,7 +26,7 @@ def why_not_shared(transformer: Any) -> str | None:
     if not methods or not hasattr(releases.backbone_of(transformer), "active_peft_config"):
         return "its adapter has no virtual tokens"
     if not methods.isdisjoint(releases.PREFIX_METHODS):
-        return "a prefix is keys and values from the start: the backbone runs no virtual tokens"
+        return "a prefix is keys and values from the start: there are no virtual tokens to share"
     if cross.is_classifier(transformer):
         return "a classifier's head reads the last position, so that padding goes before the virtual tokens"
     backbone, kind = releases.plain_backbone(transformer), backbones.model_type(transformer)

@@ -183,11 +183,31 @@ def test_what_is_refused_on_an_unknown_head_is_not_advised_there(architecture: s
 
 
 @pytest.mark.parametrize("architecture", NO_CACHE)
-def test_a_prefix_that_is_ignored_is_refused(architecture: str) -> None:
-    """Prefix tuning on a classifier whose backbone has no cache is refused."""
+def test_a_prefix_that_peft_keeps_from_a_classifier_is_refused(architecture: str) -> None:
+    """With ``SEQ_CLS`` PEFT raises before it calls the backbone, where no hook can do anything."""
     model = adapted(architecture, "prefix_tuning", **({"decoder_start_token_id": 1} if architecture == "t5" else {}))
-    with pytest.raises(UnsupportedModelError, match="PREFIX_TUNING adapter 'default'"):
+    with pytest.raises(UnsupportedModelError, match="PREFIX_TUNING adapter 'default'") as caught:
         register_prompt_mask_hooks(model)
+    named = 'task_type="FEATURE_EXTRACTION"' in str(caught.value)
+    assert named == (architecture in WITHOUT_SEGMENTS), str(caught.value)
+
+
+WITHOUT_SEGMENTS = ("mpnet", "distilbert", "modernbert")
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("method", ["prefix_tuning", "cartridge"])
+@pytest.mark.parametrize("architecture", WITHOUT_SEGMENTS)
+def test_a_prefix_of_another_task_type_is_put_into_the_attention(architecture: str, method: str, side: str) -> None:
+    """Where there are no segment ids that PEFT would drop: the head reads the text's first row."""
+    model = adapted(architecture, method, side, task_type="FEATURE_EXTRACTION")
+    try:
+        handle = register_prompt_mask_hooks(model)
+    except UnsupportedModelError as error:  # transformers 4: ModernBERT's classifier says how long the text is
+        needs(architecture != "modernbert" or RELEASE >= (5, 4), str(error))
+        raise
+    with handle:
+        assert_scores(model)
 
 
 def test_a_cross_encoder_without_an_adapter_is_refused() -> None:

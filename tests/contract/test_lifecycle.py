@@ -654,8 +654,8 @@ def lora_config() -> Any:
 
 
 FAILURES: dict[str, tuple[Any, Any, dict[str, Any], type[BaseException]]] = {
-    "a prefix on a backbone without a cache": (
-        lambda: plain("mpnet"),
+    "a prefix on a backbone that mixes words before it attends": (
+        lambda: plain("mobilebert"),
         lambda: bare_config("prefix_tuning"),
         {},
         UnsupportedModelError,

@@ -7,7 +7,7 @@ import torch
 
 from peft_hooks import prompt_mask_hooks
 
-from ..tools.matrix import BACKBONES, POOLINGS, broken_in_peft, measure, must_be_refused, why_not
+from ..tools.matrix import BACKBONES, POOLINGS, broken_in_peft, measure, why_not
 from ..tools.methods import METHODS
 from .support import TEXTS, forward, options_for, shared
 
@@ -25,7 +25,7 @@ MODELS = [
 def test_an_embedding_is_the_reference_alone_in_a_batch_and_again_or_it_is_refused_by_name(
     architecture: str, side: str, method: str, pooling: str
 ) -> None:
-    """Each cell equals the float64 reference to 1e-4, but for caches on backbones that have none."""
+    """Each cell equals the float64 reference to 1e-4."""
     cell = measure(architecture, side, method, pooling, hooks=True)
     assert why_not(cell) is None
     if cell.outcome == "unavailable" or broken_in_peft(architecture, method):
@@ -35,7 +35,7 @@ def test_an_embedding_is_the_reference_alone_in_a_batch_and_again_or_it_is_refus
 @pytest.mark.parametrize(("architecture", "side", "method"), MODELS)
 def test_features_passed_twice_are_unchanged_and_give_the_same(architecture: str, side: str, method: str) -> None:
     """The caller's dict keeps its keys, its tensors and their values."""
-    if must_be_refused(architecture, method) or broken_in_peft(architecture, method):
+    if broken_in_peft(architecture, method):
         pytest.skip(f"{method} on {architecture} is refused")
     model = shared(architecture, side, method)
     features = model.tokenize(list(TEXTS))

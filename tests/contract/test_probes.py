@@ -52,12 +52,12 @@ def test_a_forward_that_names_no_argument_shares_its_prompt(architecture: str) -
         assert seen == ONCE
 
 
-def test_a_forward_that_names_no_argument_and_has_no_cache_is_refused() -> None:
-    """The twin: a prefix goes nowhere."""
+def test_a_forward_that_names_no_argument_and_has_no_cache_is_right() -> None:
+    """The twin: hooks put the prefix into its attention."""
     model = without_signature(plain("distilbert"))
     put(model, "prefix_tuning")
-    with refused(model, UnsupportedModelError, "the backbone 'distilbert'", "PROMPT_TUNING or P_TUNING"):
-        register_prompt_mask_hooks(model)
+    with prompt_mask_hooks(model):
+        assert_right(model)
 
 
 # --- a prefix is keys and values of each layer ------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import peft_hooks
 from peft_hooks.compat.quiet import quiet
 from peft_hooks.testing import tiny_transformer
 
-from .. import stress
+from ..tools import stress
 
 pytestmark = pytest.mark.slow
 

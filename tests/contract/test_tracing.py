@@ -152,6 +152,8 @@ COMPILED = [
     ("bert", "right", "prompt_tuning"),
     ("bert", "right", "prefix_tuning"),
     ("bert", "right", "multitask_prompt_tuning"),
+    ("mpnet", "right", "prefix_tuning"),
+    ("albert", "right", "prefix_tuning"),
     ("llama", "left", "prompt_tuning"),
     ("llama", "left", "prefix_tuning"),
     ("llama", "left", "multitask_prompt_tuning"),

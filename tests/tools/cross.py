@@ -12,7 +12,8 @@ from torch import Tensor
 
 from peft_hooks.testing.models import config_arguments, fill_weights, make_tokenizer
 
-from .methods import METHODS, VARIANTS, Unavailable, fill_adapter
+from .attention_by_hand import rows_behind
+from .methods import METHODS, NO_CACHE, VARIANTS, Unavailable, fill_adapter
 from .reference import _cache, float64_by_default, key_values, prompt_rows
 
 RELEASE = tuple(int(part) for part in sentence_transformers.__version__.split(".")[:2])
@@ -159,6 +160,9 @@ def _rows(model: Any, encoded: Any, task_id: int | None) -> tuple[Any, dict[str,
         words = plain.get_input_embeddings()(ids)
         if peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
             pairs = key_values(wrapped)
+            if base.config.model_type in NO_CACHE:
+                flat = [tuple(part[0].transpose(0, 1).flatten(1) for part in pair) for pair in pairs]
+                return base.config, weights, rows_behind(body, ids[0], flat), 0
             cached = pairs[0][0].shape[2]
             inputs["past_key_values"] = _cache(body, pairs)
             inputs["input_ids"] = ids

@@ -25,7 +25,7 @@ from peft_hooks import UnsupportedModelError, prompt_mask_hooks
 from peft_hooks.testing import TEXTS, tiny_model
 from peft_hooks.testing.models import make_pooling
 
-from .methods import CACHE_METHODS, METHODS, NO_CACHE, Unavailable, put_adapter
+from .methods import CACHE_METHODS, METHODS, Unavailable, put_adapter
 from .reference import NoReference, reference_embedding
 
 ENCODERS = (
@@ -138,11 +138,6 @@ def cells(hooks: bool) -> Iterator[Cell]:
 OUTCOMES = ("right", "wrong", "raised", "refused", "unavailable")
 
 
-def must_be_refused(architecture: str, method: str) -> bool:
-    """Tell whether a method cannot be right: there is no cache for its keys and values."""
-    return method in CACHE_METHODS and architecture in NO_CACHE
-
-
 def broken_in_peft(architecture: str, method: str) -> bool:
     """Tell whether PEFT itself raises on Gemma 3.
 
@@ -160,10 +155,6 @@ def why_not(cell: Cell) -> str | None:
     outcome, parts = "right", [""]
     if cell.outcome == "unavailable":
         outcome, parts = "unavailable", [" has no "]
-    elif must_be_refused(cell.architecture, cell.method):
-        kind = {"prefix_tuning": "PREFIX_TUNING", "cartridge": "CARTRIDGE"}[cell.method]
-        adapter, backbone = f"the {kind} adapter 'default'", f"the backbone {cell.architecture!r}"
-        outcome, parts = "refused", [adapter, backbone, "use PROMPT_TUNING or P_TUNING"]
     elif broken_in_peft(cell.architecture, cell.method):
         outcome, parts = "refused", ["the backbone 'gemma3_text' rejects a prefix ("]
     right = cell.outcome == outcome and all(part in cell.detail for part in parts)

@@ -161,7 +161,7 @@ CACHE_METHODS = ("prefix_tuning", "prefix_tuning_projection", "cartridge")
 """The methods that go through `past_key_values`."""
 
 NO_CACHE = ("albert", "deberta-v2", "distilbert", "modernbert", "mpnet", "t5")
-"""The backbones that ignore or reject `past_key_values`, on every release."""
+"""The backbones that ignore or reject `past_key_values`, on every release: hooks put a prefix into their attention."""
 
 
 def put_adapter(model: Any, method: str, *, adapter_name: str = "default", seed: int = 0, **kw: Any) -> Any:

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attention_by_hand import rows_behind
+from .methods import NO_CACHE
+
 CACHE_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
 
 
@@ -131,6 +134,9 @@ def _rows(plain: Any, mask: Tensor, **inputs: Any) -> Tensor:
 def _rows_after_cache(plain: Any, ids: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Run the plain backbone on one text that follows the keys and values, if it does follow them."""
     virtual, name = pairs[0][0].shape[2], type(plain).__name__
+    if plain.config.model_type in NO_CACHE:
+        flat = [(keys[0].transpose(0, 1).flatten(1), values[0].transpose(0, 1).flatten(1)) for keys, values in pairs]
+        return rows_behind(plain, ids[0], flat)
     try:
         rows = _rows(plain, _all(virtual + ids.shape[1]), input_ids=ids, past_key_values=_cache(plain, pairs))
     except (TypeError, RuntimeError) as error:

@@ -12,6 +12,7 @@ import torch
 from peft_hooks.testing import POOLING_MODES, TEXTS, tiny_model
 
 from . import methods, reference
+from .attention_by_hand import rows_behind
 
 ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", *methods.NO_CACHE)
 DECODERS = ("qwen2", "qwen3", "llama", "mistral", "gemma3_text", "gpt2", "opt", "phi3")
@@ -90,12 +91,43 @@ def test_token_embeddings_agree_with_the_release(architecture: str, method: str)
     assert moved > 0.5, "the adapter hardly changes the text's embeddings"
 
 
-@pytest.mark.parametrize(("architecture", "method"), BLIND)
-def test_a_backbone_without_a_cache_has_no_reference(architecture: str, method: str) -> None:
-    """Where past_key_values have no effect, the reference says so; the release fails, or ignores the adapter."""
-    model = model_with(architecture, method)
+@pytest.mark.parametrize("method", methods.CACHE_METHODS)
+def test_a_backbone_without_a_cache_has_no_reference(method: str) -> None:
+    """Where past_key_values have no effect, and nothing is written out by hand, the reference says so."""
+    model = model_with("fnet", method)
     with pytest.raises(reference.NoReference, match="past_key_values"):
         reference.reference_token_embeddings(model, TEXT)
+
+
+@pytest.mark.parametrize("method", methods.CACHE_METHODS)
+def test_layers_by_hand_are_those_of_a_backbone_with_a_cache(method: str) -> None:
+    """BERT is written out too: behind a prefix its rows are those behind a cache."""
+    model = model_with("bert", method)
+    wrapped = reference.wrapped_backbone(model)
+    pairs = [
+        (keys[0].transpose(0, 1).flatten(1), values[0].transpose(0, 1).flatten(1))
+        for keys, values in reference.key_values(wrapped)
+    ]
+    ids = torch.tensor(model.tokenizer(TEXT)["input_ids"])
+    rows = rows_behind(reference.plain_backbone(wrapped), ids, pairs)
+    torch.testing.assert_close(rows, reference.reference_token_embeddings(model, TEXT), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", methods.NO_CACHE)
+def test_layers_by_hand_are_the_releases_where_there_is_no_prefix(architecture: str) -> None:
+    """Keys and values of no token in front leave what the backbone gives of the text alone."""
+    model = model_with(architecture, "prompt_tuning")
+    plain = reference.plain_backbone(reference.wrapped_backbone(model))
+    layers = int(plain.config.num_hidden_layers)
+    none = [(torch.zeros(0, 32, dtype=torch.float64),) * 2] * layers
+    rows = rows_behind(plain, torch.tensor(model.tokenizer(TEXT)["input_ids"]), none)
+    torch.testing.assert_close(rows, plain_rows(architecture), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("architecture", "method"), BLIND)
+def test_a_release_fails_or_ignores_a_prefix_on_a_backbone_without_a_cache(architecture: str, method: str) -> None:
+    """Without hooks."""
+    model = model_with(architecture, method)
     try:
         actual = native_rows(model, TEXT)
     except (TypeError, RuntimeError):

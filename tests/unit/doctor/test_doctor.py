@@ -297,10 +297,21 @@ def test_ph009_healthy_twin_has_room() -> None:
 
 
 def test_ph010_a_prefix_that_the_backbone_ignores() -> None:
+    model = adapted("fnet", "prefix_tuning")
+    one = found(model, "PH010")
+    assert "'fnet' has no cache (past_key_values)" in one.measured
+    assert "PromptTuningConfig" in one.cure
+
+
+def test_ph010_a_prefix_that_hooks_put_in() -> None:
     model = adapted("mpnet", "prefix_tuning")
     one = found(model, "PH010")
     assert "'mpnet' has no cache (past_key_values)" in one.measured
-    assert "PromptTuningConfig" in one.cure
+    assert "does not use without hooks" in one.sentence
+    assert one.cure == HOOKS
+    assert one.cured
+    with prompt_mask_hooks(model):
+        assert codes(model) == []
 
 
 def test_ph010_healthy_twin_uses_it() -> None:
