@@ -31,7 +31,7 @@ What you need, and the name for it:
     hooks of your own          Hook, Call, HookRegistry; peft_hooks.testing for their tests
     the hooks one by one       ExtendPromptMask, PreparePooling, PutPaddingLast, SelectTask, SharePrompt
     what can be raised         PeftHooksError: HookError, HookNameError, SelectorError, UnsupportedModelError,
-                               DimensionError (or DimensionWarning), LoadError, SaveError
+                               DimensionError (or DimensionWarning), LoadError, SaveError, MissingExtraError
 
 The folders, each of which imports only from those above it:
 
@@ -55,6 +55,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .checkpoints.exporting import OnnxReport, export_onnx
     from .checkpoints.loading import load
     from .checkpoints.saving import save
     from .dimensions.contracts import contract_of
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         HookError,
         HookNameError,
         LoadError,
+        MissingExtraError,
         PeftHooksError,
         SaveError,
         SelectorError,
@@ -104,6 +106,8 @@ __all__ = [
     "HookRegistry",
     "LoadError",
     "LogShapes",
+    "MissingExtraError",
+    "OnnxReport",
     "PaddingReport",
     "PeftHooksError",
     "PreparePooling",
@@ -120,6 +124,7 @@ __all__ = [
     "check_padding_invariance",
     "contract_of",
     "diagnose",
+    "export_onnx",
     "load",
     "prompt_mask_hooks",
     "register_prompt_mask_hooks",
@@ -153,6 +158,10 @@ _HOMES = {
         "PaddingReport",
         "check_padding_invariance",
     ),
+    "checkpoints.exporting": (
+        "OnnxReport",
+        "export_onnx",
+    ),
     "checkpoints.loading": ("load",),
     "hooks.log_shapes": ("LogShapes",),
     "prompts.mask": (
@@ -174,6 +183,7 @@ _HOMES = {
         "HookError",
         "HookNameError",
         "LoadError",
+        "MissingExtraError",
         "PeftHooksError",
         "SaveError",
         "SelectorError",

@@ -103,6 +103,16 @@ class SaveError(PeftHooksError, ValueError):
     """
 
 
+class MissingExtraError(PeftHooksError, ImportError):
+    """What was called needs a package that is not installed: the message has the extra that brings it.
+
+    Example:
+        >>> import peft_hooks
+        >>> issubclass(peft_hooks.MissingExtraError, ImportError)
+        True
+    """
+
+
 class DimensionError(PeftHooksError, ValueError):
     """Tensors disagree about a named dimension.
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ..errors import PeftHooksError
+from ..errors import MissingExtraError
 from ..prompts.adapters import add_prompt_adapter
 
 VIRTUAL_TOKENS = 10
 PROMPT = "Represent the sentence for finding others that mean the same"
-
-
-class MissingExtraError(PeftHooksError, ImportError):
-    """The demo needs a package that is not installed."""
 
 
 def model_path() -> str:
