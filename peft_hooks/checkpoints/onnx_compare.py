@@ -14,7 +14,7 @@ from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
 from ..errors import UnsupportedModelError
 from ..prompts import probes
-from .onnx_graph import BATCH, PROMPT_LENGTH
+from .onnx_graph import BATCH, PROMPT_LENGTH, prompts_are_left_out
 from .onnx_tokenizer import Texts, max_length
 
 # Of one token, of some, of other alphabets, in capitals; one that is as long as the model takes is made of them.
@@ -30,7 +30,7 @@ _LONGEST = 600
 """Tokens of the longest text, where the model takes as many: more than most windows of attention have."""
 
 _PROMPTS = 3
-"""Prompts of a model that are tried, the default one first."""
+"""How many prompts are tried at most."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,10 @@ def batches_of(model: Any, texts: Texts) -> list[Batch]:
     """Return the batches to compare: all texts, each alone, some together; and all of them with the model's prompts."""
     several = _texts(model, texts)
     batches = [Batch(several, None), *(Batch([text], None) for text in several), Batch(several[:2], None)]
-    prompts = list(dict.fromkeys(filter(None, (getattr(model, "prompts", None) or {}).values())))
-    return [*batches, *(Batch(several[:3], prompt) for prompt in prompts[:_PROMPTS])]
+    prompts = [prompt for prompt in (getattr(model, "prompts", None) or {}).values() if prompt]
+    if not releases.is_cross_encoder(model) and prompts_are_left_out(model):
+        prompts.append("query: ")  # of which the graph is told the length, and which any caller may give
+    return [*batches, *(Batch(several[:3], prompt) for prompt in list(dict.fromkeys(prompts))[-_PROMPTS:])]
 
 
 def _texts(model: Any, texts: Texts) -> list[Any]:
@@ -210,7 +212,21 @@ def _differ(
     prompt = "" if batch.prompt is None else f" after the prompt {batch.prompt!r}"
     return (
         f"the graph of this {type(runtime.model).__name__} is not the hooked model: {runtime.outputs[0]} {what} in a "
-        f"{BATCH} of {len(batch.texts)} texts{prompt}, {length} tokens long, padded {side}. Nothing was written. What "
-        f"depends on more than token ids (a tokenizer that is wrapped, lower-casing outside of it, a module that reads "
-        f"values) has no graph: serve it with peft_hooks.load"
+        f"{BATCH} of {len(batch.texts)} texts{prompt}, {length} tokens long, padded {side}. Nothing was written. "
+        f"{_likely(runtime, batch)}"
+    )
+
+
+def _likely(runtime: Runtime, batch: Batch) -> str:
+    """Return what may be the reason, and what to do."""
+    modes = [releases.pooling_modes(pooling) for _, pooling in releases.poolings_of(cross.root_of(runtime.model))]
+    if PROMPT_LENGTH in runtime.inputs and batch.prompt and any("weightedmean" in each for each in modes):
+        return (
+            "With include_prompt=False and no virtual tokens before the prompt, weightedmean pooling of this release "
+            "weighs by positions that count the prompt, which is not in the mask any more: use include_prompt=True or "
+            "another pooling, or serve it with peft_hooks.load"
+        )
+    return (
+        "What depends on more than token ids (a tokenizer that is wrapped, lower-casing outside of it, a module that "
+        "reads values) has no graph: serve it with peft_hooks.load"
     )
