@@ -16,6 +16,7 @@ from .._arguments import need_path, refuse_meta
 from .._version import VERSION
 from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
+from ..compat import st_modules as modules
 from ..compat.pipeline import pipeline
 from ..errors import MissingExtraError, SaveError, UnsupportedModelError
 from ..prompts import probes
@@ -210,7 +211,7 @@ def _about(model: Any, takes_text: Any) -> dict[str, Any]:
         "model": type(model).__name__,
         "method": None if config is None else releases.method_of(config),
         "max_seq_length": max_length(takes_text),
-        "similarity": getattr(model, "similarity_fn_name", None),
+        "similarity": modules.similarity_of(model),
         "prompts": dict(prompts),
         "prompt_lengths": {name: prompt_length(model, prompt) for name, prompt in prompts.items()},
         "default_prompt": getattr(model, "default_prompt_name", None),

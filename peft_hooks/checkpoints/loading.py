@@ -107,19 +107,6 @@ def load_model(name: str, base: str | None, say: Say) -> Any:
     return read_model(name, Reading(base, "--base PATH", device="cpu", say=say))[0]
 
 
-def load_hooked(name: str, base: str | None, say: Say, options: Mapping[str, Any]) -> Any:
-    """Load a tuned model for the command line, with the hooks that it was saved with, or with the options given.
-
-    Raises:
-        LoadError: As ``load_model``.
-        UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
-    """
-    model, saved = read_model(name, Reading(base, "--base PATH", device="cpu", say=say))
-    given = {option: value for option, value in options.items() if value is not None}
-    register_prompt_mask_hooks(model, **{**(saved.options or {}), **given})
-    return model
-
-
 def read_model(name: str, reading: Reading) -> tuple[Any, _saved.Saved]:
     """Load a model without hooks, with what ``peft_hooks.json`` says of it."""
     path = whole_folder(found(name, reading.say))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compat import sentence_transformers as releases
+from ..compat import st_modules
 from .onnx_tokenizer import max_length, write_config
 
 MODEL = "onnx/model.onnx"
@@ -37,7 +38,7 @@ def write_folder(model: Any, takes_text: Any, folder: Path) -> None:
         "__version__": {},
         "prompts": dict(getattr(model, "prompts", None) or {}),
         "default_prompt_name": getattr(model, "default_prompt_name", None),
-        "similarity_fn_name": getattr(model, "similarity_fn_name", None),
+        "similarity_fn_name": st_modules.similarity_of(model),
     }
     (folder / "1_Pooling").mkdir()
     releases.plain_backbone(takes_text).config.save_pretrained(folder)

@@ -89,7 +89,7 @@ def exported(graph: Graph, example: Mapping[str, Tensor], transformer: Any) -> A
     """
     sizes = tuple({0: BATCH, 1: SEQUENCE} if tensor.dim() == 2 else {0: BATCH} for tensor in example.values())
     try:
-        with _quiet_exporter(), torch.no_grad():
+        with _quiet_exporter(), _attributes_kept(graph), torch.no_grad():
             return torch.onnx.export(
                 graph,
                 tuple(example.values()),
@@ -116,6 +116,38 @@ def _why_not(error: Exception, transformer: Any) -> str:
         f"({probes.in_a_line(root)}): it works for more models on newer releases of both; prompt tuning, P-tuning and "
         f"multitask prompt tuning can be served as a plain model, too: peft_hooks.merge_and_unload(model)"
     )
+
+
+@contextlib.contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every module the very dicts and lists back that torch.export puts copies of in their places."""
+    former = [(vars(module), dict(vars(module))) for module in model.modules()]
+    within = [(value, _items(value)) for _, known in former for value in known.values() if type(value) in (dict, list)]
+    try:
+        yield
+    finally:
+        for attributes, known in former:
+            for name in attributes.keys() - known.keys():
+                del attributes[name]
+            attributes.update(known)
+        for value, items in within:
+            if not _same(_items(value), items):
+                value.clear()
+                value.update(items) if isinstance(value, dict) else value.extend(items)
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value.items()) if isinstance(value, dict) else list(value)
+
+
+def _same(found: list[Any], known: list[Any]) -> bool:
+    """Tell whether these are the very same objects; they are not compared, since tensors are among them."""
+    return len(found) == len(known) and [*map(_identity, found)] == [*map(_identity, known)]
+
+
+def _identity(item: Any) -> Any:
+    """Return what an entry is known by: that of a dict is a new pair each time that it is asked for."""
+    return tuple(map(id, item)) if type(item) is tuple else id(item)
 
 
 @contextlib.contextmanager

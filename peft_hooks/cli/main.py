@@ -79,15 +79,11 @@ def export(options: argparse.Namespace) -> int:
     loads with backend="onnx". Exit status 0: it was written; 2: it could not be, and nothing was.
     """
     from ..checkpoints.exporting import export_onnx
-    from ..checkpoints.loading import load_hooked
     from .console import quiet, saying
 
-    _libraries()
-    chosen = {"task_id": options.task_id, "virtual_tokens": options.virtual_tokens}
-    with quiet():
-        model = load_hooked(options.model, options.base, saying, chosen)
-        with saying("Exporting, and comparing with the hooked model"):
-            report = export_onnx(model, options.out)
+    model = _hooked(options)
+    with quiet(), saying("Exporting, and comparing with the hooked model"):
+        report = export_onnx(model, options.out)
     sys.stdout.write(f"Compared {report}\n")
     for file in report.files:
         sys.stderr.write(f"Wrote {file}\n")
@@ -132,6 +128,22 @@ def _loaded(options: argparse.Namespace) -> Any:
     _libraries()
     with quiet():
         return load_model(options.model, options.base, saying)
+
+
+def _hooked(options: argparse.Namespace) -> Any:
+    """Load a tuned model with the hooks that it was saved with, or with the options given."""
+    from ..checkpoints.base_model import Reading
+    from ..checkpoints.loading import read_model
+    from ..prompts.attach import register_prompt_mask_hooks
+    from .console import quiet, saying
+
+    _libraries()
+    chosen = {"task_id": options.task_id, "virtual_tokens": options.virtual_tokens}
+    with quiet():
+        model, saved = read_model(options.model, Reading(options.base, "--base PATH", device="cpu", say=saying))
+        given = {name: value for name, value in chosen.items() if value is not None}
+        register_prompt_mask_hooks(model, **{**(saved.options or {}), **given})
+    return model
 
 
 def _libraries() -> None:
