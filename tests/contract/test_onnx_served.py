@@ -1,4 +1,4 @@
-"""Exported files served by what no one here wrote: ONNX Runtime alone, fastembed, Sentence Transformers' own backend."""
+"""Exported files served by what no one here wrote: ONNX Runtime alone, fastembed, Sentence Transformers' backend."""
 
 from __future__ import annotations
 
