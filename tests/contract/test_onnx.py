@@ -14,12 +14,17 @@ from torch import nn
 
 import peft_hooks
 from peft_hooks import UnsupportedModelError, export_onnx, prompt_mask_hooks, register_prompt_mask_hooks
+from peft_hooks.cli.main import main
 from peft_hooks.testing import TEXTS, assert_no_hooks_left
 from peft_hooks.testing.models import pipeline_modules
 
 from .. import cross
 from ..methods import Unavailable
-from .support import TASK, adapted, options_for
+from .support import RELEASE, TASK, adapted, options_for
+from .test_multi_vector import multi_vector
+from .test_router import routed
+from .test_sparse_encoder import put as put_sparse
+from .test_sparse_encoder import sparse
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
@@ -160,6 +165,70 @@ def test_a_cross_encoder_gives_the_scores_of_predict(
     assert report.outputs == ("scores",)
     for side in ("right", "left"):
         assert abs(run(tmp_path, pairs, side) - right).max() < 1e-5
+
+
+@pytest.mark.skipif(RELEASE < (5, 0), reason="SparseEncoder came with Sentence Transformers 5.0")
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_a_sparse_encoder_gives_a_weight_for_each_word(method: str, tmp_path: Path) -> None:
+    model = sparse("bert")
+    put_sparse(model[0], method)
+    export_onnx(model, tmp_path / "model.onnx")
+    texts = list(OTHERS)
+    with prompt_mask_hooks(model):
+        right = model.encode(texts, batch_size=len(texts), convert_to_sparse_tensor=False).numpy()
+    for side in ("right", "left"):
+        assert abs(run(tmp_path, texts, side) - right).max() < 1e-5
+    model.max_active_dims = 8
+    with pytest.raises(UnsupportedModelError, match="max_active_dims=8 is no part of a graph"):
+        export_onnx(model, tmp_path / "other.onnx")
+
+
+@pytest.mark.skipif(RELEASE < (6, 0), reason="MultiVectorEncoder came with Sentence Transformers 6.0")
+def test_a_multi_vector_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"MultiVectorEncoder .* serve it with peft_hooks\.load"):
+        export_onnx(multi_vector(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_routes_are_refused(tmp_path: Path) -> None:
+    one, other = adapted("bert", "prompt_tuning"), adapted("bert", "prompt_tuning")
+    model = routed([], [one[1]], query=[one[0]], document=[other[0]])
+    with pytest.raises(UnsupportedModelError, match="has a Router, which chooses the modules of a text by its task"):
+        export_onnx(model, tmp_path / "model.onnx")
+
+
+def test_a_folder_is_made_of_sentence_embeddings_only(tmp_path: Path) -> None:
+    model = cross.tiny_cross_encoder("bert")
+    cross.put_adapter(model, "prompt_tuning")
+    with pytest.raises(UnsupportedModelError, match=r"a folder can be made of a SentenceTransformer, .* a file"):
+        export_onnx(model, tmp_path / "served")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_default_prompt_is_the_callers_to_put_before_a_text(tmp_path: Path) -> None:
+    model = adapted("bert", "prompt_tuning")
+    model.prompts, model.default_prompt_name = {"query": "query : "}, "query"
+    report = export_onnx(model, tmp_path / "model.onnx")
+    about = json.loads(ort.InferenceSession(str(report.path)).get_modelmeta().custom_metadata_map["peft_hooks"])
+    assert (about["default_prompt"], about["prompts"]) == ("query", {"query": "query : "})
+    with prompt_mask_hooks(model):
+        right = model.encode(["a cat", "the moon and the stars"])
+    assert abs(run(tmp_path, ["query : a cat", "query : the moon and the stars"]) - right).max() < 1e-5
+
+
+def test_the_command_says_what_was_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = adapted("bert", "prefix_tuning", path=tmp_path / "base")
+    handle = register_prompt_mask_hooks(model, virtual_tokens="ignore")
+    peft_hooks.save(model, tmp_path / "tuned")
+    (tmp_path / "out").mkdir()
+    assert main(["export", str(tmp_path / "tuned"), str(tmp_path / "out" / "model.onnx")]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("Compared 6 texts of up to 64 tokens in 8 batches, padded left and right: largest diff")
+    assert f"Wrote {tmp_path / 'out' / 'model.onnx'}" in said.err
+    assert far(tmp_path / "out", model, OTHERS) < 1e-5
+    handle.remove()
+    assert main(["export", str(tmp_path / "base"), str(tmp_path / "out" / "base.onnx")]) == 2
+    assert not (tmp_path / "out" / "base.onnx").exists()
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
