@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from ..compat import backbones
 from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
 from ..errors import UnsupportedModelError
-from ..prompts import probes
 
 BATCH, SEQUENCE = "batch", "sequence"
 """What the dimensions of the graph's inputs are called."""
@@ -24,6 +24,9 @@ PROMPT_LENGTH = "prompt_length"
 
 EMBEDDING, SCORES, POOLED = "sentence_embedding", "scores", "last_hidden_state"
 """What the graph's outputs are called."""
+
+_SHOWN = 300
+"""How much is shown of what PyTorch says, which goes on for pages."""
 
 
 class Graph(nn.Module):
@@ -110,11 +113,13 @@ def _why_not(error: Exception, transformer: Any) -> str:
     root = error
     while isinstance(root.__cause__, Exception):
         root = root.__cause__
+    shown = shorten(str(root), _SHOWN)
     return (
         f"torch.onnx.export of PyTorch {torch.__version__} cannot export the backbone "
         f"{backbones.model_type(transformer)!r} of transformers {version('transformers')} with what stands behind it "
-        f"({probes.in_a_line(root)}): it works for more models on newer releases of both; prompt tuning, P-tuning and "
-        f"multitask prompt tuning can be served as a plain model, too: peft_hooks.merge_and_unload(model)"
+        f"({type(root).__name__}: {shown}). Newer releases of both export more models; prompt tuning, P-tuning and "
+        f"multitask prompt tuning can be served as a plain model: peft_hooks.merge_and_unload(model); any method with "
+        f"peft_hooks.load"
     )
 
 

@@ -169,10 +169,19 @@ def test_a_cross_encoder_gives_the_scores_of_predict(
 
 @pytest.mark.skipif(RELEASE < (5, 0), reason="SparseEncoder came with Sentence Transformers 5.0")
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_a_sparse_encoder_gives_a_weight_for_each_word(method: str, tmp_path: Path) -> None:
+def test_a_sparse_encoder_gives_a_weight_for_each_word_where_its_length_is_no_constant(
+    method: str, tmp_path: Path
+) -> None:
+    """SpladePooling goes over the positions in a loop of Python's in some releases, which makes their number one."""
     model = sparse("bert")
     put_sparse(model[0], method)
-    export_onnx(model, tmp_path / "model.onnx")
+    try:
+        export_onnx(model, tmp_path / "model.onnx")
+    except UnsupportedModelError as error:
+        assert "cannot export the backbone 'bert'" in str(error)
+        assert "static shape" in str(error)
+        assert not list(tmp_path.iterdir())
+        return
     texts = list(OTHERS)
     with prompt_mask_hooks(model):
         right = model.encode(texts, batch_size=len(texts), convert_to_sparse_tensor=False).numpy()
