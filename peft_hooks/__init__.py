@@ -28,12 +28,13 @@ What you need, and the name for it:
     right embeddings           register_prompt_mask_hooks -> HookHandle, prompt_mask_hooks for a block
     a proof                    check_padding_invariance -> PaddingReport, diagnose -> Diagnosis of Finding
     to train, keep and share   PromptTrainer, save, load
+    to serve anywhere          export_onnx -> OnnxReport
     why a shape is wrong       trace_shapes -> ShapeTrace, assert_dimensions, contract_of, AssertDimensions, LogShapes
     hooks of your own          Hook, Call, HookRegistry; peft_hooks.testing for their tests
     the hooks one by one       ExtendPromptMask, PreparePooling, PutPaddingLast, PutPrefixInAttention, SelectTask,
                                SharePrompt
     what can be raised         PeftHooksError: HookError, HookNameError, SelectorError, UnsupportedModelError,
-                               DimensionError (or DimensionWarning), LoadError, SaveError
+                               DimensionError (or DimensionWarning), LoadError, SaveError, MissingExtraError
 
 The folders, each of which imports only from those above it:
 
@@ -61,7 +62,9 @@ from ._version import VERSION
 if TYPE_CHECKING:
     # isort: off
     # `as`, so that type checkers take a name to be exported; isort would make a statement of each.
+    from .checkpoints.exporting import export_onnx as export_onnx
     from .checkpoints.loading import load as load
+    from .checkpoints.onnx_compare import OnnxReport as OnnxReport
     from .checkpoints.saving import save as save
     from .dimensions.contracts import contract_of as contract_of
     from .dimensions.hook import AssertDimensions as AssertDimensions
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
         HookError as HookError,
         HookNameError as HookNameError,
         LoadError as LoadError,
+        MissingExtraError as MissingExtraError,
         PeftHooksError as PeftHooksError,
         SaveError as SaveError,
         SelectorError as SelectorError,
@@ -131,6 +135,8 @@ _HOMES = {
     "HookRegistry": "hooks.registry",
     "LoadError": "errors",
     "LogShapes": "hooks.log_shapes",
+    "MissingExtraError": "errors",
+    "OnnxReport": "checkpoints.onnx_compare",
     "PaddingReport": "doctor.invariance",
     "PeftHooksError": "errors",
     "PreparePooling": "prompts.mask",
@@ -148,6 +154,7 @@ _HOMES = {
     "check_padding_invariance": "doctor.invariance",
     "contract_of": "dimensions.contracts",
     "diagnose": "doctor.run",
+    "export_onnx": "checkpoints.exporting",
     "load": "checkpoints.loading",
     "prompt_mask_hooks": "prompts.attach",
     "register_prompt_mask_hooks": "prompts.attach",

@@ -113,6 +113,17 @@ class SaveError(PeftHooksError, ValueError):
 
 
 @public
+class MissingExtraError(PeftHooksError, ImportError):
+    """What was called needs a package that is not installed: the message has the extra that brings it.
+
+    Example:
+        >>> import peft_hooks
+        >>> issubclass(peft_hooks.MissingExtraError, ImportError)
+        True
+    """
+
+
+@public
 class DimensionError(PeftHooksError, ValueError):
     """Tensors disagree about a named dimension.
 

@@ -72,6 +72,25 @@ def trace(options: argparse.Namespace) -> int:
     return 0
 
 
+def export(options: argparse.Namespace) -> int:
+    """Write a tuned model as one ONNX graph with its tokenizer, and say how far it is from the hooked model.
+
+    A name that ends in .onnx is a file, with tokenizer.json beside it; any other a folder that Sentence Transformers
+    loads with backend="onnx". Exit status 0: it was written; 2: it could not be, and nothing was.
+    """
+    from ..checkpoints.exporting import export_onnx
+    from ..compat.quiet import quiet
+    from .console import saying
+
+    model = _hooked(options)
+    with quiet(), saying("Exporting, and comparing with the hooked model"):
+        report = export_onnx(model, options.out)
+    sys.stdout.write(f"Compared {report}\n")
+    for file in report.files:
+        sys.stderr.write(f"Wrote {file}\n")
+    return 0
+
+
 def _run(model: Any, texts: list[str]) -> None:
     """Run the model on the texts, as one batch."""
     from ..compat.sentence_transformers import is_cross_encoder
@@ -113,6 +132,23 @@ def _loaded(options: argparse.Namespace) -> Any:
         return load_model(options.model, options.base, saying)
 
 
+def _hooked(options: argparse.Namespace) -> Any:
+    """Load a tuned model with the hooks that it was saved with, or with the options given."""
+    from ..checkpoints.base_model import Reading
+    from ..checkpoints.loading import read_model
+    from ..compat.quiet import quiet
+    from ..prompts.attach import register_prompt_mask_hooks
+    from .console import load_libraries, saying
+
+    load_libraries()
+    chosen = {"task_id": options.task_id, "virtual_tokens": options.virtual_tokens}
+    with quiet():
+        read = read_model(options.model, Reading(options.base, "--base PATH", device="cpu", say=saying))
+        given = {name: value for name, value in chosen.items() if value is not None}
+        register_prompt_mask_hooks(read.model, **{**(read.saved.options or {}), **given})
+    return read.model
+
+
 def _stdout() -> Any:
     from rich.console import Console
 
@@ -147,6 +183,15 @@ def _trace_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", metavar="FILE", help="write everything that was recorded")
 
 
+def _export_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="PATH_OR_NAME", help="as for doctor")
+    command.add_argument("out", metavar="OUT", help="the file to write, OUT.onnx, or a folder")
+    command.add_argument("--base", metavar="PATH", help="an adapter's base model, if not where the adapter says")
+    command.add_argument("--task-id", type=_whole, metavar="N", help="the task of multitask prompt tuning")
+    policies = ("auto", "pool", "ignore", "strip")
+    command.add_argument("--virtual-tokens", choices=policies, help="the policy, if not the one it was saved with")
+
+
 def _whole(text: str) -> int:
     number = int(text)
     if number < 0:
@@ -158,7 +203,7 @@ def _no_arguments(command: argparse.ArgumentParser) -> None:
     """Leave a command as it is."""
 
 
-COMMANDS = {demo: _no_arguments, doctor: _doctor_arguments, trace: _trace_arguments}
+COMMANDS = {demo: _no_arguments, doctor: _doctor_arguments, trace: _trace_arguments, export: _export_arguments}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -102,6 +102,12 @@ def is_classifier(transformer: Any) -> bool:
     return type(releases.plain_backbone(transformer)).__name__.endswith("ForSequenceClassification")
 
 
+def activation_of(cross_encoder: Any) -> Any:
+    """Return what ``predict`` puts the logits through: renamed in 4.0."""
+    name = "activation_fn" if hasattr(cross_encoder, "activation_fn") else "default_activation_function"
+    return getattr(cross_encoder, name)
+
+
 def scores_by_logits(transformer: Any) -> bool:
     """Tell whether a language model's logits for what follows a pair are its score: since 5.4, by ``LogitScore``."""
     return getattr(transformer, "module_output_name", None) == "causal_logits"

@@ -112,3 +112,12 @@ def outermost(model: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, 
             yield from walk(f"{path}.{name}" if path else name, child)
 
     return walk("", model)
+
+
+def similarity_of(model: Any) -> str | None:
+    """Return the name of the similarity function that a model was given, or None.
+
+    Its property sets the default one where none is set, and a look at a model is to change nothing.
+    """
+    name = vars(model).get("_similarity_fn_name")
+    return None if name is None else str(getattr(name, "value", name))

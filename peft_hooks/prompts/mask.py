@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from .._format import shape_of
 from .._public import public
@@ -189,8 +190,9 @@ class PreparePooling(Hook):
 
     def _leave_out_prompt(self, features: dict[str, Any], front: int) -> None:
         length = features["prompt_length"] + self.missing
-        if front:
-            del features["prompt_length"]  # Pooling leaves out from position 0, which is right for the text alone
+        if front or is_compiling():
+            # Pooling leaves out from position 0, which is right for the text alone, and makes a constant of the length.
+            del features["prompt_length"]
             features["attention_mask"] = ft.leave_out(features["attention_mask"], front, length)
         else:
             features["prompt_length"] = length

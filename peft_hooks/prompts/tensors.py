@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 
 def input_length(features: Mapping[str, Any]) -> int | None:
@@ -39,7 +40,10 @@ def first_counted(mask: Tensor) -> Tensor:
 def rolled(first: Tensor, length: int) -> Tensor:
     """Return an order of ``length`` columns, ``int64[batch, length]``, that begins at column ``first`` in each row."""
     columns = torch.arange(length, device=first.device)
-    return (columns + first.unsqueeze(1)).remainder_(length)
+    order = columns + first.unsqueeze(1)
+    if is_compiling():  # the exporter to ONNX takes no length that is a symbol here, but a tensor of it
+        return order.remainder(torch.full((), length, dtype=order.dtype, device=order.device))
+    return order.remainder_(length)
 
 
 def take(tensor: Tensor, order: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 import peft_hooks
 from peft_hooks import PeftHooksError, register_prompt_mask_hooks
-from peft_hooks.cli.console import quiet
+from peft_hooks.compat.quiet import quiet
 from peft_hooks.testing import TEXTS, tiny_transformer
 from peft_hooks.testing.models import pipeline_modules
 

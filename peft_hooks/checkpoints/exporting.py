@@ -1,0 +1,238 @@
+"""``export_onnx``: writes a hooked model as one ONNX graph with its tokenizer, for processes without PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._arguments import need_path, refuse_meta
+from .._public import public
+from .._version import VERSION
+from ..compat import cross_encoders as cross
+from ..compat import sentence_transformers as releases
+from ..compat import st_modules as modules
+from ..compat.pipeline import read_pipeline
+from ..errors import MissingExtraError, SaveError, UnsupportedModelError
+from ..prompts import probes
+from ..prompts.attach import prompt_mask_hooks
+from ..prompts.mask import VirtualTokens
+from ..prompts.plan import HookOptions
+from .manifest import digest
+from .onnx_compare import OnnxReport, Runtime, batches_of, compare, expected, prompt_length
+from .onnx_files import KEY, beside, put_in_place, refuse_others
+from .onnx_folder import MODEL, write_folder
+from .onnx_graph import PROMPT_LENGTH, Graph, exported, prompts_are_left_out
+from .onnx_tokenizer import TOKENIZER, Texts, max_length, texts_of
+
+__all__ = ["OnnxReport", "export_onnx"]
+
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+ABOUT = "peft_hooks"
+"""Under which a graph says what it is: a JSON object."""
+
+
+class Target(NamedTuple):
+    """Where an export goes: a folder, the graph's name in it, and whether the folder is a whole model."""
+
+    folder: Path
+    graph: str
+    is_model: bool
+
+
+@public
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    task_id: int | None = None,
+    virtual_tokens: VirtualTokens | None = None,
+) -> OnnxReport:
+    """Write a model with its adapter and hooks as one ONNX graph, and its tokenizer beside it.
+
+    The graph has everything from token ids to ``sentence_embedding``: the virtual tokens or the prefix, the backbone,
+    Pooling, what follows it, ``truncate_dim``; of a ``CrossEncoder`` it has all up to ``scores``, as ``predict`` gives
+    them. Any number of texts of any length goes in, padded on either side, as ``int64[batch, sequence]`` tensors with
+    the names that the tokenizer gives. ``tokenizer.json`` cuts and pads by itself, so that ONNX Runtime and the library
+    ``tokenizers`` are all that is needed::
+
+        tokenizer, session = Tokenizer.from_file("tokenizer.json"), InferenceSession("model.onnx")
+        texts = tokenizer.encode_batch(["a cat", "a dog"])
+        given = {"input_ids": np.array([text.ids for text in texts]), "attention_mask": ...}
+        embeddings = session.run(["sentence_embedding"], given)[0]
+
+    Before anything is put in its place the files are used like this, and what comes out is compared with what the
+    hooked model gives: texts alone and in batches of other sizes and lengths, cut off, with the model's prompts, padded
+    left and right. A prompt is put before the text by whoever calls, as ``encode`` does. Where Pooling leaves prompts
+    out (``include_prompt=False``) the graph has one more input, ``prompt_length``, ``int64[batch]``: 0, or how many
+    tokens of the text are the prompt, which the graph's metadata has for the prompts of the model. A text of no token
+    at all, which is what an empty one is to GPT-2's tokenizer, has no embedding.
+
+    With a path that does not end in ``.onnx`` a folder is written that Sentence Transformers loads with
+    ``SentenceTransformer(path, backend="onnx")``, and fastembed as a model of one's own. Both read hidden states and
+    pool them: to them the graph in ``onnx/model.onnx`` gives each embedding as the only hidden state of its text,
+    ``last_hidden_state``, ``float[batch, 1, width]``, and ``cls`` pooling takes it out; ``encode`` gives no token
+    embeddings there.
+
+    Needs the extra ``onnx``. The model stays as it is. The exporter: https://docs.pytorch.org/docs/stable/onnx.html
+
+    Args:
+        model: A ``SentenceTransformer``, ``SparseEncoder`` or ``CrossEncoder`` with a PEFT adapter of any method;
+            without hooks it gets those of ``register_prompt_mask_hooks`` meanwhile.
+        path: The file of the graph, ``name.onnx``, or a folder for a whole model. Weights of more than 2 GB go into
+            ``name.onnx.data``. Files that ``export_onnx`` wrote before are replaced, others are not.
+        task_id: The task of multitask prompt tuning, if not the one that the hooks have.
+        virtual_tokens: The policy, if not the one that the hooks have.
+
+    Returns:
+        What was written and compared; as text it is a sentence.
+
+    Raises:
+        TypeError: If ``model`` is no model of Sentence Transformers or ``path`` no path.
+        MissingExtraError: If onnx, onnxscript or onnxruntime is not installed.
+        SaveError: If another file is in the way, or nothing can be written there.
+        UnsupportedModelError: If the embeddings cannot be right with this model and adapter, if PyTorch cannot export
+            it or ONNX Runtime cannot run it, or if anything else comes out of the graph; nothing is written then.
+
+    Example:
+        >>> import tempfile
+        >>> from peft import PromptTuningConfig
+        >>> from peft_hooks import add_prompt_adapter, export_onnx
+        >>> from peft_hooks.testing import tiny_model
+        >>> model = tiny_model("bert")
+        >>> handle = add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = export_onnx(model, f"{folder}/model.onnx")  # doctest: +SKIP
+        >>> report.largest_difference < 1e-5  # doctest: +SKIP
+        True
+    """
+    target = _target(need_path(path, "the path of a file to export to"))
+    root, takes_text = _exportable(model, target)
+    _need_extra()
+    chosen: HookOptions = {} if virtual_tokens is None else {"virtual_tokens": virtual_tokens}
+    if task_id is not None:
+        chosen["task_id"] = task_id
+    with prompt_mask_hooks(model, **chosen), probes.at_rest(root), beside(target.folder) as stage:
+        return _write(model, takes_text, target, stage)
+
+
+def _target(path: str) -> Target:
+    whole = Path(os.path.abspath(Path(path).expanduser()))
+    if whole.suffix.lower() == ".onnx":
+        if whole.is_dir():
+            raise SaveError(f"{whole}: a folder is there: give the name of a file in it")
+        return Target(whole.parent, whole.name, False)
+    if whole.is_file():
+        raise SaveError(f"{whole}: a file is there: give a folder, or a file that ends in .onnx")
+    return Target(whole, MODEL, True)
+
+
+def _exportable(model: Any, target: Target) -> tuple[nn.Module, Any]:
+    """Return the module that is run and what takes texts in it, after refusing what no graph can say."""
+    read = read_pipeline(model)
+    root, encoders = read.root, read.encoders
+    refuse_meta(root)
+    kind = type(model).__name__
+    if len(encoders) > 1 or releases.routes_of(root):
+        raise UnsupportedModelError(
+            f"this {kind} has a Router, which chooses the modules of a text by its task: a graph cannot: export the "
+            f"modules of each route as a model of its own, SentenceTransformer(modules=[...])"
+        )
+    if kind == "MultiVectorEncoder":
+        raise UnsupportedModelError(
+            "a MultiVectorEncoder gives as many vectors as a text has tokens that count, and chooses them in encode(): "
+            "serve it with peft_hooks.load"
+        )
+    if target.is_model and kind != "SentenceTransformer":
+        raise UnsupportedModelError(
+            f"{target.folder}: a folder can be made of a SentenceTransformer, not of a {kind}: give the name of a "
+            f"file, which ends in .onnx"
+        )
+    if getattr(model, "max_active_dims", None) is not None:
+        raise UnsupportedModelError(
+            f"max_active_dims={model.max_active_dims} is no part of a graph: set it to None, and take the largest "
+            f"components where the graph is used"
+        )
+    return root, encoders[0].module
+
+
+def _need_extra() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"export_onnx needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
+            f"pip install peft_hooks[onnx]"
+        )
+
+
+def _write(model: Any, takes_text: Any, target: Target, stage: Path) -> OnnxReport:
+    """Write everything in the stage, compare, and put it in its place."""
+    texts = texts_of(takes_text)
+    example = _example(model, texts)
+    graph = Graph(model, tuple(example), pooled=target.is_model)
+    program = exported(graph, example, takes_text)
+    texts.tokenizer.save(str(stage / TOKENIZER))
+    if target.is_model:
+        write_folder(model, takes_text, stage)
+    written = {file.relative_to(stage).as_posix(): digest(file) for file in stage.rglob("*") if file.is_file()}
+    properties = program.model.metadata_props
+    properties[ABOUT], properties[KEY] = json.dumps(_about(model, takes_text)), json.dumps(written)
+    file = stage / target.graph
+    file.parent.mkdir(exist_ok=True)
+    program.save(str(file))
+    runtime, batches = Runtime(file, texts, model), batches_of(model, texts)
+    found = compare(runtime, batches, [expected(model, batch) for batch in batches])
+    _refuse_others(stage, target)
+    files = put_in_place(stage, target.folder, target.graph)
+    at = target.folder / target.graph
+    return OnnxReport(at, tuple(files), runtime.inputs, runtime.outputs, *found)
+
+
+def _example(model: Any, texts: Texts) -> dict[str, Tensor]:
+    """Return inputs for three texts of different lengths."""
+    several: list[Any] = ["the dog sleeps on the warm sofa", "a cat", "rain falls on the sea"]
+    if releases.is_cross_encoder(model):
+        several = list(zip(several, several[::-1]))
+    device = next(cross.root_of(model).parameters()).device
+    example = {name: torch.tensor(rows, device=device) for name, rows in texts.rows(several).items()}
+    if not releases.is_cross_encoder(model) and prompts_are_left_out(model):
+        example[PROMPT_LENGTH] = torch.tensor([2, 0, 1], device=device)
+    return example
+
+
+def _about(model: Any, takes_text: Any) -> dict[str, Any]:
+    """Return what the graph says of itself."""
+    prompts: Mapping[str, str] = getattr(model, "prompts", None) or {}
+    config = releases.active_config(takes_text)
+    return {
+        "version": VERSION,
+        "model": type(model).__name__,
+        "method": None if config is None else releases.method_of(config),
+        "max_seq_length": max_length(takes_text),
+        "similarity": modules.similarity_of(model),
+        "prompts": dict(prompts),
+        "prompt_lengths": {name: prompt_length(model, prompt) for name, prompt in prompts.items()},
+        "default_prompt": getattr(model, "default_prompt_name", None),
+    }
+
+
+def _refuse_others(stage: Path, target: Target) -> None:
+    import onnx
+
+    names = [file.relative_to(stage).as_posix() for file in stage.rglob("*") if file.is_file()]
+    written: dict[str, str] = {}
+    there = target.folder / target.graph
+    if there.is_file():
+        try:
+            known = onnx.load(str(there), load_external_data=False).metadata_props
+            written = next((json.loads(one.value) for one in known if one.key == KEY), {})
+        except Exception:  # no graph, whatever it is called
+            written = {}
+    refuse_others(target.folder, names, target.graph, written)
