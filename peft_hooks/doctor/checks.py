@@ -52,16 +52,16 @@ def _never_called(path: str, adapter: Any, running: list[Any]) -> Iterator[Findi
     tokens = f"{config.num_virtual_tokens} virtual tokens" if config.is_prompt_learning else "layers"
     parent, _, name = path.rpartition(".")
     where = f"model[{parent}]" if parent.isdigit() else f"model.get_submodule({parent!r})"
-    cure = "peft_hooks.add_prompt_adapter(model, config)  # puts it where the forward runs"
+    fix = "peft_hooks.add_prompt_adapter(model, config)  # puts it where the forward runs"
     if name == "auto_model":
-        cure = f'adapter = {where}._modules.pop("auto_model")\n{where}.model = adapter'
+        fix = f'adapter = {where}._modules.pop("auto_model")\n{where}.model = adapter'
     yield Finding(
         "PH004",
         f"{type(adapter).__name__} {path!r}",
         f"The {method} adapter is in the model, but the forward never goes through it, so it does nothing. Since 5.4 "
         f"Sentence Transformers runs {parent}.model, and assigning to auto_model has no effect.",
         f"0 of its {tokens} came out of the Transformer",
-        cure,
+        fix,
     )
 
 

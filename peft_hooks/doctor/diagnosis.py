@@ -124,15 +124,15 @@ class Diagnosis:
             return f"{self.texts} embeddings are the same alone and in every batch tried, to {self.runs[0].shown}"
         call = self.hooks.replace("\n", " and then ")
         count = f"{len(self.findings)} finding{'' if len(self.findings) == 1 else 's'}"
-        cured = [found.code for found in self.findings if found.cured and found.cure == self.hooks]
-        if len(cured) == len(self.findings) and not self.left:
+        fixed = [found.code for found in self.findings if found.fixed and found.fix == self.hooks]
+        if len(fixed) == len(self.findings) and not self.left:
             return f"{count}; {call} makes it right: measured"
-        if cured:
-            rest = sorted({found.code for found in self.findings if found.code not in cured} | set(self.left))
-            return f"{count}; {call} takes away {', '.join(cured)}: measured. Left: {', '.join(rest)}"
+        if fixed:
+            rest = sorted({found.code for found in self.findings if found.code not in fixed} | set(self.left))
+            return f"{count}; {call} takes away {', '.join(fixed)}: measured. Left: {', '.join(rest)}"
         if self.tried or self.refusal:
-            return f"{count}; the hooks {'refuse this model' if self.refusal else 'do not help'}: see the cures"
-        return f"{count}; see the cures"
+            return f"{count}; the hooks {'refuse this model' if self.refusal else 'do not help'}: see the fixes"
+        return f"{count}; see the fixes"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as what JSON can hold."""

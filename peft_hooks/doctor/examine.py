@@ -96,7 +96,7 @@ class Examiner:
         if error is None:
             runs = tuple(self._run(side) for side in self.sides)
             findings += self._moved(findings, runs, seen)
-            findings = _padding_cure(findings, runs)
+            findings = _padding_fix(findings, runs)
         else:
             runs = (Run(self.own, True, False, None, self.tolerance or 0.0, f"{type(error).__name__}: {error}"),)
         for path, transformer in releases.transformers_of(self.model):
@@ -127,17 +127,17 @@ class Examiner:
 
     def _raised(self, error: Exception) -> Finding:
         """PH012: encode again under a trace, which knows where and why."""
-        where, cause, cure = "encode()", "", None
+        where, cause, fix = "encode()", "", None
         with trace_shapes(self.model) as trace:
             try:
                 self.encode(self.texts)
             except Exception as again:
                 error = again
         if trace.failure is not None:
-            where, cause, cure = trace.failure.where, trace.failure.cause, trace.failure.cure
+            where, cause, fix = trace.failure.where, trace.failure.cause, trace.failure.fix
         first = (str(error).strip().splitlines() or [""])[0]
         sentence = f"The forward stops: {cause}" if cause else "The forward stops."
-        return Finding("PH012", where, sentence, f"{type(error).__name__}: {first}", cure or LOOK)
+        return Finding("PH012", where, sentence, f"{type(error).__name__}: {first}", fix or LOOK)
 
     def _run(self, side: str) -> Run:
         """Encode alone and in batches, padded on one side."""
@@ -202,12 +202,12 @@ def rows_of(seen: Sequence[Seen]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _padding_cure(findings: list[Finding], runs: Sequence[Run]) -> list[Finding]:
-    """Give padding on the right as the cure of what is wrong on the left only."""
+def _padding_fix(findings: list[Finding], runs: Sequence[Run]) -> list[Finding]:
+    """Give padding on the right as the fix of what is wrong on the left only."""
     if len(runs) < 2 or runs[0].padding != "left" or not runs[1].same or runs[0].same:
         return findings
     moved = ("PH002", "PH007", "PH011")
-    return [replace(f, cure=PAD_RIGHT, cured=True) if f.code in moved else f for f in findings]
+    return [replace(f, fix=PAD_RIGHT, fixed=True) if f.code in moved else f for f in findings]
 
 
 def movement(runs: Sequence[Run]) -> str:

@@ -42,8 +42,8 @@ class Finding:
         place: The module, as in ``"Pooling '1'"``.
         sentence: What is wrong, and what comes of it.
         measured: The numbers.
-        cure: The call that mends it.
-        cured: Whether the cure was tried, and this was gone with it.
+        fix: The call that mends it.
+        fixed: Whether the fix was tried, and this was gone with it.
 
     Example:
         >>> from peft_hooks import Finding
@@ -56,8 +56,8 @@ class Finding:
     place: str
     sentence: str
     measured: str
-    cure: str
-    cured: bool = False
+    fix: str
+    fixed: bool = False
 
     @property
     def name(self) -> str:

@@ -83,7 +83,7 @@ def show(console: Console, diagnosis: Diagnosis, name: str = "") -> None:
         page.title("Why the hooks refuse this model as it is")
         page.say(diagnosis.refusal)
     page.title("Verdict")
-    word, style = ("healthy", RIGHT) if diagnosis.ok else ("UNHEALTHY", WRONG)
+    word, style = ("healthy", RIGHT) if diagnosis.ok else ("PROBLEMS FOUND", WRONG)
     page.say(diagnosis.verdict + ".", indent=len(word) + 2, first=word, first_style=style)
 
 
@@ -146,20 +146,20 @@ def _show_finding(page: Page, finding: Finding) -> None:
         width=page.width,
     )
     page.say(finding.sentence, indent=INDENT)
-    for word, text in (("measured", finding.measured), ("cure", finding.cure)):
+    for word, text in (("measured", finding.measured), ("fix", finding.fix)):
         lead = " " * INDENT + word
         page.say(text, indent=INDENT + 10, first=lead, style="dim" if word == "measured" else "")
-    if finding.cured:
+    if finding.fixed:
         page.say("tried: with it, this is gone", indent=INDENT + 10, style=RIGHT)
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
     """Return findings as a table."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("code", "what", "where", "measured", "cure"):
+    for title in ("code", "what", "where", "measured", "fix"):
         table.add_column(title, overflow="fold")
     for found in findings:
-        table.add_row(*map(Text, (found.code, found.name, found.place, found.measured, found.cure)))
+        table.add_row(*map(Text, (found.code, found.name, found.place, found.measured, found.fix)))
     return table
 
 

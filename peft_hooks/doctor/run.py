@@ -68,7 +68,7 @@ def diagnose(model: nn.Module, texts: Sequence[str] | None = None, *, tolerance:
     with unchanged(model):
         native = examine(model, texts, tolerance)
         hooked, call, refusal = _with_hooks(model, texts, tolerance)
-        findings = tuple(_with_cure(finding, hooked, call) for finding in native.findings)
+        findings = tuple(_with_fix(finding, hooked, call) for finding in native.findings)
         runs = native.runs + (() if hooked is None else tuple(replace(run, hooks=True) for run in hooked.runs))
         left = () if hooked is None else tuple(sorted({found.code for found in hooked.findings}))
         tolerance = native.tolerance or (hooked.tolerance if hooked is not None else 0.0)
@@ -126,11 +126,11 @@ def _checked(model: Any, texts: Any) -> list[str]:
     return given
 
 
-def _with_cure(finding: Finding, hooked: Examination | None, call: str) -> Finding:
-    """Put the hooks in place of another cure if the finding was gone with them."""
+def _with_fix(finding: Finding, hooked: Examination | None, call: str) -> Finding:
+    """Put the hooks in place of another fix if the finding was gone with them."""
     if hooked is None or hooked.stopped or any(found.code == finding.code for found in hooked.findings):
         return finding
-    return replace(finding, cure=call, cured=True)
+    return replace(finding, fix=call, fixed=True)
 
 
 def _options(model: nn.Module) -> HookOptions:

@@ -357,8 +357,8 @@ def test_the_table_the_doctor_and_the_check_know_the_hook() -> None:
     without = diagnose(model, TEXTS)
     one = next(found for found in without.findings if found.code == "PH010")
     assert "does not use without hooks" in one.sentence
-    assert one.cured
-    assert one.cure == "peft_hooks.register_prompt_mask_hooks(model)"
+    assert one.fixed
+    assert one.fix == "peft_hooks.register_prompt_mask_hooks(model)"
     with prompt_mask_hooks(model) as handle:
         assert check_padding_invariance(model, TEXTS).ok
         assert diagnose(model, TEXTS).ok

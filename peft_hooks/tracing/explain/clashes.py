@@ -32,8 +32,8 @@ def of_clash(scene: Scene, clash: Clash) -> Finding:
         return _view(scene, clash)
     if clash.kind == "few" and clash.right is not None:
         cause = f"{clash.right} selects {clash.other} places, {clash.left} has {clash.place} numbers for them"
-        cure = f"as many places in {clash.right.name} as numbers in {clash.left.name}: {clash.other} and {clash.place}"
-        return Finding("index", cause, cure, (scene.bound(clash.left, 0),))
+        fix = f"as many places in {clash.right.name} as numbers in {clash.left.name}: {clash.other} and {clash.place}"
+        return Finding("index", cause, fix, (scene.bound(clash.left, 0),))
     if clash.kind == "select":
         return _select(scene, clash)
     if clash.kind == "rank":
@@ -92,9 +92,9 @@ def _not_of_one(scene: Scene, where: str, pair: tuple[Leaf, Leaf], place: int) -
     births = [scene.history.birth(leaf.shape or (), place, is_float(leaf), is_wide(leaf)) for leaf in pair]
     odd = max((birth for birth in births if birth), key=lambda birth: birth.when, default=None)
     made = odd.row.path if odd is not None and odd.made else None
-    cure = f"give the model tensors of one {kind}" if made is None else f"look at what {made!r} returns"
+    fix = f"give the model tensors of one {kind}" if made is None else f"look at what {made!r} returns"
     cause = f"{where} was given {words}, which are not of one {kind}"
-    return Finding(kind, cause + scene.on(made), cure, bounds, made)
+    return Finding(kind, cause + scene.on(made), fix, bounds, made)
 
 
 def too_short(scene: Scene, clash: Clash, bounds: tuple[Bound, ...]) -> Finding | None:
@@ -133,14 +133,14 @@ def _of_owner(
                 f", {adapter.virtual_tokens} of them virtual tokens of {adapter}",
             )
         cause = f"{where}{named} has {size} positions, the text has {wanted}{more}: it is too long{start}"
-        cure = f"model.max_seq_length = {left}" if scene.pipeline else f"truncate the text to at most {left} tokens"
-        return Finding("length", cause, f"{cure}, or make {owner.name!r} longer", bounds)
+        fix = f"model.max_seq_length = {left}" if scene.pipeline else f"truncate the text to at most {left} tokens"
+        return Finding("length", cause, f"{fix}, or make {owner.name!r} longer", bounds)
     asked = f"where{what} has {wanted}" if other else f"but {wanted} are asked for"
     cause = f"{where}{named} has {size} in dimension {place}, {asked}"
-    cure = f"{one.name} expanded to {wanted} there" if size == 1 else f"make {owner.name!r} with {wanted} there"
+    fix = f"{one.name} expanded to {wanted} there" if size == 1 else f"make {owner.name!r} with {wanted} there"
     if other is not None and _is_product(scene):
         layer = f"with a Linear({wanted}, {size}) for instance"
-        cure = f"project {other.name} from {wanted} to {size} first, {layer}, or {cure}"
+        fix = f"project {other.name} from {wanted} to {size} first, {layer}, or {fix}"
     origin = None if other is None else scene.origin(other)
     culprit = origin.row.path if origin is not None and origin.made else path
     if other is not None:
@@ -149,7 +149,7 @@ def _of_owner(
         if birth is not None and birth.made:
             culprit, words = birth.row.path, changed(scene, birth, other)
             cause += f"; {words}" if words else ""
-    return Finding(kind_of_dimension(place, len(one.shape), True), cause + scene.on(culprit), cure, bounds, culprit)
+    return Finding(kind_of_dimension(place, len(one.shape), True), cause + scene.on(culprit), fix, bounds, culprit)
 
 
 def _offset(owner: Owned, size: int) -> int:
@@ -200,8 +200,8 @@ def _select(scene: Scene, clash: Clash) -> Finding:
     assert mask is not None
     count, rows = clash.other, values.shape[0]
     cause = f"{mask.name} {list(mask.shape)} selects {count} places, but there are {rows} rows of values in {values}"
-    cure = f"as many places in {mask.name} as rows of values: {count} and {rows} must be the same number"
-    return Finding("index", cause, cure, (scene.bound(values, 0),))
+    fix = f"as many places in {mask.name} as rows of values: {count} and {rows} must be the same number"
+    return Finding("index", cause, fix, (scene.bound(values, 0),))
 
 
 def _rank(scene: Scene, clash: Clash) -> Finding:
@@ -218,16 +218,16 @@ def _odd_one(scene: Scene, clash: Clash, pair: tuple[int, int], bounds: tuple[Bo
     sides = [(clash.left, clash.place)] + ([] if clash.right is None else [(clash.right, clash.other)])
     found = blame(scene, sides, pair)
     cause = _both(clash) + (f"; {found.words}" if found.words else "")
-    cure = f"look at what {found.where} returns" if is_odd(scene, found) else _cure(clash)
+    fix = f"look at what {found.where} returns" if is_odd(scene, found) else _fix(clash)
     kind = found.kind or _kind(clash)
-    return Finding(kind, cause + scene.on(found.path), cure, bounds, found.path)
+    return Finding(kind, cause + scene.on(found.path), fix, bounds, found.path)
 
 
 def _kind(clash: Clash) -> str:
     return kind_of(clash.left, clash.place)
 
 
-def _cure(clash: Clash) -> str | None:
+def _fix(clash: Clash) -> str | None:
     if clash.right is None:
         return f"give {clash.left.name} {clash.other} in dimension {clash.place}"
     left, right = clash.left, clash.right

@@ -42,8 +42,8 @@ def broken_contract(site: Site) -> Finding | None:
             kind = guilty.kind or _kind(found)
             cause = f"{cause}; {guilty.words}{site.scene.on(guilty.path)}"
             odd = is_odd(site.scene, guilty)
-            cure = f"look at what {guilty.where} returns" if odd else _without_repair(site, found, operand)
-            return Finding(kind, cause, cure, bounds, guilty.path)
+            fix = f"look at what {guilty.where} returns" if odd else _without_repair(site, found, operand)
+            return Finding(kind, cause, fix, bounds, guilty.path)
     culprit = _culprit(site.scene, operand, found.dimension)
     if first is None:
         culprit = guilty.path if found.fixed.dimension is not None else culprit
@@ -51,12 +51,12 @@ def broken_contract(site: Site) -> Finding | None:
             _kind(found), cause + site.scene.on(culprit), _without_repair(site, found, operand), bounds, culprit
         )
     if first.kind == "batch_first":
-        words, cure = _batch_first(site)
-        return Finding("transposed", f"{cause}: {words}", cure, bounds, site.path)
+        words, fix = _batch_first(site)
+        return Finding("transposed", f"{cause}: {words}", fix, bounds, site.path)
     if first.kind == "turn":
-        words, cure = _turn(site, found, first)
-        return Finding("transposed", f"{cause}; {words}{site.scene.on(culprit)}", cure, bounds, culprit)
-    return Finding(_kind(found), cause, _cure_of(site, first), bounds, culprit)
+        words, fix = _turn(site, found, first)
+        return Finding("transposed", f"{cause}; {words}{site.scene.on(culprit)}", fix, bounds, culprit)
+    return Finding(_kind(found), cause, _fix_of(site, first), bounds, culprit)
 
 
 def _parts(scene: Scene, operand: Operand) -> list[Bound]:
@@ -191,7 +191,7 @@ def _turn(site: Site, found: Mismatch, repair: Repair) -> tuple[str, str]:
     return words, f"{call} before {site.where}{back}{norm}"
 
 
-def _cure_of(site: Site, repair: Repair) -> str:
+def _fix_of(site: Site, repair: Repair) -> str:
     operand = site.operands[repair.parameters[0]]
     name, place = operand.name, next(iter(repair.dimensions), 0)
     if repair.kind == "mask":
@@ -231,8 +231,8 @@ def _rank(site: Site, found: Mismatch, operand: Operand, fitting: list[Repair]) 
     noun = "dimension" if found.size == 1 else "dimensions"
     cause = f"{operand} has {found.size} {noun}, {site.where} takes {wanted}, {found.pattern}{batch}"
     many = f"{wanted} dimension{'s' * (found.wanted != (1,))}"
-    cure = _cure_of(site, fitting[0]) if fitting else f"give {operand.name} {many}, {found.pattern}"
+    fix = _fix_of(site, fitting[0]) if fitting else f"give {operand.name} {many}, {found.pattern}"
     origin = site.scene.origin(operand)
     culprit = origin.culprit(site.scene.history.rows, False) if origin is not None and origin.made else None
     bounds = (site.scene.bound(operand, 0),) if operand.shape else ()
-    return Finding("rank", cause + site.scene.on(culprit), cure, bounds, culprit)
+    return Finding("rank", cause + site.scene.on(culprit), fix, bounds, culprit)

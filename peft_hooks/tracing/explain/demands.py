@@ -140,12 +140,12 @@ def _no_probability(scene: Scene) -> Finding | None:
                 one = scene.names.of_parameter(place, name, value)
                 low, high = float(value.detach().min()), float(value.detach().max())
                 cause = f"{one}, the {name}, goes from {low:.2f} to {high:.2f}; binary_cross_entropy() takes 0 to 1"
-                cure = (
+                fix = (
                     "binary_cross_entropy_with_logits, or a sigmoid before it"
                     if name == "input"
                     else "targets from 0 to 1"
                 )
-                return Finding("index", cause, cure, _bounds(scene, one))
+                return Finding("index", cause, fix, _bounds(scene, one))
     return None
 
 
@@ -168,8 +168,8 @@ def _too_small(scene: Scene) -> Finding | None:
                 have = f"{one} has {given[place]} in dimension {place}"
                 cause = f"{have}, the kernel of {where} needs {needed} there at least"
                 more = math.ceil((needed - given[place]) / 2 + padding)
-                cure = f"a larger input, a smaller kernel_size, or padding={more}"
-                return Finding("length", cause, cure, (scene.bound(one, place),))
+                fix = f"a larger input, a smaller kernel_size, or padding={more}"
+                return Finding("length", cause, fix, (scene.bound(one, place),))
     return None
 
 

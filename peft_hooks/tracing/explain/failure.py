@@ -49,14 +49,14 @@ class Finding:
             ``"checkpointing"``, ``"check"`` of a library that compared by itself, ``"hook"``, ``"own"`` of an exception
             that the code raises by itself, or ``"unknown"``.
         cause: A sentence.
-        cure: The call that mends it, or where to look; None if there is none to give.
+        fix: The call that mends it, or where to look; None if there is none to give.
         bounds: The sizes that disagree, and who bound them.
         culprit: The path of the module that the trouble first came out of, or None.
     """
 
     kind: str
     cause: str
-    cure: str | None = None
+    fix: str | None = None
     bounds: tuple[Bound, ...] = ()
     culprit: str | None = None
 
@@ -113,9 +113,9 @@ class Failure:
         return self.finding.cause
 
     @property
-    def cure(self) -> str | None:
+    def fix(self) -> str | None:
         """What mends it, or None if that is not known."""
-        return self.finding.cure
+        return self.finding.fix
 
     @property
     def culprit(self) -> str | None:
@@ -151,14 +151,14 @@ class Failure:
             lines += folded(self.inputs)
         lines += [f"  {bound}" for bound in self.finding.bounds[:4]]
         lines.append(f"  {self.cause}" if self.kind == "own" else f"  cause: {self.cause}")
-        if self.cure:
-            lines.append(f"  cure: {self.cure}")
+        if self.fix:
+            lines.append(f"  fix: {self.fix}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the failure as what JSON can hold."""
         names = ("path", "module", "forward", "call", "row", "error", "message", "hook", "inside", "source")
-        more = ("kind", "cause", "cure", "culprit", "dimension")
+        more = ("kind", "cause", "fix", "culprit", "dimension")
         return {
             **{name: getattr(self, name) for name in (*names, *more)},
             "inputs": [leaf.to_dict() for leaf in self.inputs],

@@ -46,9 +46,9 @@ def find_cause(scene: Scene) -> Finding:
     promise = broken_promise(scene)
     if promise is not None and (_follows(found, promise) if found is not None else _is_of_tensors(scene)):
         bounds = (found.bounds if found is not None else ()) or promise.bounds
-        return Finding(promise.kind, promise.cause, promise.cure, bounds, promise.culprit)
+        return Finding(promise.kind, promise.cause, promise.fix, bounds, promise.culprit)
     if promise is not None and found is not None and {promise.kind, found.kind} <= _OF_SHAPE:
-        return Finding(found.kind, f"{found.cause}; {promise.cause}", promise.cure, found.bounds, promise.culprit)
+        return Finding(found.kind, f"{found.cause}; {promise.cause}", promise.fix, found.bounds, promise.culprit)
     return found or Finding("unknown", UNKNOWN_CAUSE)
 
 
@@ -147,11 +147,11 @@ def _unequal(scene: Scene, name: str, clash: Clash) -> Finding:
     longer, shorter = (left, right) if len(left.shape) > len(right.shape) else (right, left)
     places = [place for place, size in enumerate(longer.shape) if size == 1]
     fit = next((place for place in places if longer.shape[:place] + longer.shape[place + 1 :] == shorter.shape), None)
-    cure = f"bring them to one shape, {list(left.shape)} or {list(right.shape)}"
+    fix = f"bring them to one shape, {list(left.shape)} or {list(right.shape)}"
     if fit is not None:
-        cure = f"{longer.name}.squeeze({fit}), or {shorter.name}.unsqueeze({fit}): then they are of one shape"
+        fix = f"{longer.name}.squeeze({fit}), or {shorter.name}.unsqueeze({fit}): then they are of one shape"
     bounds = tuple(scene.bound(one, 0) for one in (left, right) if one.shape)
-    return Finding("rank" if longer.shape[:0] is None else "length", cause, cure, bounds)
+    return Finding("rank" if longer.shape[:0] is None else "length", cause, fix, bounds)
 
 
 def _unpacked(scene: Scene) -> Finding | None:
@@ -200,9 +200,9 @@ def _nested(scene: Scene) -> Finding | None:
                 cause = (
                     f"{one.name} is a nested tensor, of rows of different length, and the code of {where} failed on it"
                 )
-                cure = f"{one.text if one.text.isidentifier() else name}.to_padded_tensor(0.0) before it"
+                fix = f"{one.text if one.text.isidentifier() else name}.to_padded_tensor(0.0) before it"
                 packs = ", or a packed sequence" if isinstance(call.module, nn.RNNBase) else ""
-                return Finding("object", cause, cure + packs)
+                return Finding("object", cause, fix + packs)
     return None
 
 

@@ -32,11 +32,11 @@ def wrong_device(scene: Scene, site: Site | None = None) -> Finding | None:
         if owner is not None:
             cause = f"the {owner.kind} {owner.name!r} of {scene.where(owner.module)}"
             cause += f" is on {one.device}, the rest on {usual}"
-            cure = _materialise(scene, owner.module) if _on_meta(one) else f"move it with .to({str(usual)!r})"
-            return Finding("device", cause, cure, culprit=scene.paths.get(id(owner.module)))
+            fix = _materialise(scene, owner.module) if _on_meta(one) else f"move it with .to({str(usual)!r})"
+            return Finding("device", cause, fix, culprit=scene.paths.get(id(owner.module)))
         rest = "the rest is" if own is None or module is None else f"the parameters of {scene.where(module)} are"
         found = _odd(scene, one, "device", f"is on {one.device}, but {rest} on {usual}", f".to({str(usual)!r})")
-        return replace(found, cure=f"make {one.name} on {usual}: on meta it has no values") if _on_meta(one) else found
+        return replace(found, fix=f"make {one.name} on {usual}: on meta it has no values") if _on_meta(one) else found
     return None
 
 
@@ -80,7 +80,7 @@ def wrong_dtype(site: Site) -> Finding | None:
             odd = _odd(site.scene, one, "dtype", f"is {one.short}, but {name} {what}", ".long()")
             if _is_whole(one.value):
                 return odd
-            return replace(odd, cure=f"whole numbers for {one.name}: .long() would cut off what follows the point")
+            return replace(odd, fix=f"whole numbers for {one.name}: .long() would cut off what follows the point")
     found = _mask(site) or _one_hot(site)
     if found is not None:
         return found
@@ -126,8 +126,8 @@ def _one_hot(site: Site) -> Finding | None:
     cause = (
         f"{target} has the shape of the logits, one number for each class: then they must be floats, not {target.short}"
     )
-    cure = f"{target.name}.float(), or the numbers of the classes, {target.name}.argmax(1)"
-    return Finding("dtype", cause, cure, (site.scene.bound(target, 0),))
+    fix = f"{target.name}.float(), or the numbers of the classes, {target.name}.argmax(1)"
+    return Finding("dtype", cause, fix, (site.scene.bound(target, 0),))
 
 
 def _alike(site: Site) -> Finding | None:
@@ -189,12 +189,12 @@ def _odd(scene: Scene, one: Operand, kind: str, what: str, call: str, more: str 
         return Finding(kind, cause, f"convert it with {call}", culprit=scene.paths.get(id(owner.module)))
     source = "" if origin is None else f", {origin.source(scene.history.rows)},"
     cause = f"{one.name}{source} {what}"
-    cure = f"convert {one.name} with {call}" + (f", or {more}" if more else "")
+    fix = f"convert {one.name} with {call}" + (f", or {more}" if more else "")
     if origin is None or not origin.made:
-        return Finding(kind, cause, cure)
+        return Finding(kind, cause, fix)
     row = origin.row
     module = scene.modules.get(row.path)
     held = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), None) if module else None
     if kind == "dtype" and held is not None and held.dtype == one.dtype:
         cause += f": {row.where} is {dtype_of(held.dtype)}"
-    return Finding(kind, cause + scene.on(row.path), cure, culprit=row.path)
+    return Finding(kind, cause + scene.on(row.path), fix, culprit=row.path)

@@ -86,8 +86,8 @@ def missing_feature(scene: Scene, key: str) -> Finding | None:
     step = next((row for row in reversed(rows) if _handed_on(row, failing)), None)
     if step is not None:
         cause += f"; {step.where}, which ran before it, gave {', '.join(leaf.key for leaf in step.outputs)}"
-        cure = f"{step.where} must set {key!r}, or a module that does must stand between it and {failing.where}"
-        return Finding("key", cause + scene.on(step.path), cure, culprit=step.path)
+        fix = f"{step.where} must set {key!r}, or a module that does must stand between it and {failing.where}"
+        return Finding("key", cause + scene.on(step.path), fix, culprit=step.path)
     return Finding("key", cause, f"give {key!r} with the rest of the input")
 
 

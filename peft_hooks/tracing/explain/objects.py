@@ -121,10 +121,10 @@ def is_none(scene: Scene, one: Operand, where: str) -> Finding | None:
         return Finding("none", f"there is a None in `{where}`, where a tensor is needed")
     step = scene.steps[one.place]
     owner = "" if step.module is None else f" in {scene.where(step.module)}"
-    cure = f"give it a tensor for {one.text!r}" if _is_name(one) else _asked_for(scene, one)
+    fix = f"give it a tensor for {one.text!r}" if _is_name(one) else _asked_for(scene, one)
     if one.text == "task_ids" and scene.pipeline:
-        cure = "peft_hooks.register_prompt_mask_hooks(model, task_id=0), with the number of the task"
-    return Finding("none", f"{one.name} is None{owner}, where a tensor is needed", cure)
+        fix = "peft_hooks.register_prompt_mask_hooks(model, task_id=0), with the number of the task"
+    return Finding("none", f"{one.name} is None{owner}, where a tensor is needed", fix)
 
 
 def _is_name(one: Operand) -> bool:
@@ -178,11 +178,11 @@ def _other(scene: Scene, one: Operand, where: str | None, attribute: str = "") -
             "object", cause, f"read it by name, .{value} or [{value!r}], or return_dict=False", culprit=row.path
         )
     if isinstance(value, PackedSequence):
-        cause, cure = (
+        cause, fix = (
             f"{what}: {row.where} was given packed rows, and packed they are returned",
             (f"torch.nn.utils.rnn.pad_packed_sequence({one.name}, batch_first=...)[0] before it"),
         )
-        return Finding("object", cause, cure, culprit=row.path)
+        return Finding("object", cause, fix, culprit=row.path)
     cause = f"{what}: {row.where} returned {article} {kind} of {len(outputs)} tensors, {names}"
     if isinstance(value, Mapping):
         return Finding("object", cause, f"take one by name, .{outputs[0] if outputs else '...'}", culprit=row.path)

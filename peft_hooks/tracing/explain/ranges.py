@@ -101,8 +101,8 @@ def _labels(site: Site, operand: Operand, found: Range, classes: int) -> Finding
         return Finding("index", cause, f"labels from 0 to {classes - 1}, or ignore_index={found.bad}", tuple(bounds))
     known = logits is None or site.scene.origin(logits) is not None or site.scene.maker(logits) is not None
     more = "give the model" if known or logits is None else f"give {logits.name}"
-    cure = f"correct the labels, {name}, or {more} {found.high + 1} classes"
-    return Finding("index", cause, cure, tuple(bounds))
+    fix = f"correct the labels, {name}, or {more} {found.high + 1} classes"
+    return Finding("index", cause, fix, tuple(bounds))
 
 
 def _lookup(site: Site, operand: Operand, found: Range, rows: int) -> Finding:
@@ -212,8 +212,8 @@ def positions(scene: Scene, operand: Operand, found: Range, rows: int, where: st
     left -= adapter.virtual_tokens if adapter else 0
     offset = f": they begin at {start}, so that {rows - start} are left for tokens" if start else ""
     cause = f"{length} positions{more}, but {where} has {rows}{offset}"
-    cure = f"model.max_seq_length = {left}" if scene.pipeline else f"truncate the texts to {left} tokens"
+    fix = f"model.max_seq_length = {left}" if scene.pipeline else f"truncate the texts to {left} tokens"
     if _is_optional(scene, operand) and operand.text in {leaf.key for leaf in scene.history.given}:
-        cure = f"give {operand.text} from 0 to {rows - 1}, or leave it out"  # they were chosen, not counted
+        fix = f"give {operand.text} from 0 to {rows - 1}, or leave it out"  # they were chosen, not counted
     bounds = (scene.bound(operand, len(operand.shape) - 1), Bound(rows, f"the positions of {where}", (), 0, "", None))
-    return Finding("length", cause, cure, bounds)
+    return Finding("length", cause, fix, bounds)

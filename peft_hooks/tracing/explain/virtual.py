@@ -44,18 +44,18 @@ def _of_virtual_tokens(
         longer = max(operands, key=lambda one: max(one.root.shape, default=0)).root
         cause += f": {longer.text} {list(longer.shape)} has the virtual tokens in front, the other has not"
         name = longer.text if longer.text.isidentifier() else "the output"
-        cure = f"leave them out, {name}[:, {extra}:], or give the model the labels and let it compute the loss"
-        return Finding("virtual tokens", cause, cure, bounds)
+        fix = f"leave them out, {name}[:, {extra}:], or give the model the labels and let it compute the loss"
+        return Finding("virtual tokens", cause, fix, bounds)
     for bound in bounds:
         if "mask" in bound.leaf:
             covers = "does not cover the" if bound.size == short else "covers"
             cause += f": {bound.leaf} {covers} virtual tokens" + ("" if bound.size == short else " that are not there")
             break
     if scene.pipeline:
-        cure = "peft_hooks.register_prompt_mask_hooks(model)"
+        fix = "peft_hooks.register_prompt_mask_hooks(model)"
     else:
-        cure = f"make the attention_mask {extra} positions longer or shorter, on the left"
-    return Finding("virtual tokens", cause, cure, bounds)
+        fix = f"make the attention_mask {extra} positions longer or shorter, on the left"
+    return Finding("virtual tokens", cause, fix, bounds)
 
 
 def virtual_tokens_inside(scene: Scene) -> Finding | None:

@@ -84,7 +84,7 @@ def test_what_is_wrong_without_hooks_is_gone_with_them_and_the_verdict_says_so(
         assert method == "prefix_tuning"
         assert side == "right"
         return
-    assert all(one.cured for one in diagnosis.findings), str(diagnosis)
+    assert all(one.fixed for one in diagnosis.findings), str(diagnosis)
     assert diagnosis.verdict.endswith("makes it right: measured")
     assert diagnosis.left == ()
     assert ("task_id=0" in diagnosis.hooks) == method.startswith("multi")
@@ -110,7 +110,7 @@ def test_ph002_a_mask_of_ones_lets_padding_count() -> None:
     diagnosis = diagnose(model, TEXTS)
     assert [one.code for one in diagnosis.findings] == ["PH002"]
     assert any("padding" in row.kinds and all(row.counted) for row in diagnosis.rows)
-    assert "peft_hooks.trace_shapes" in diagnosis.findings[0].cure
+    assert "peft_hooks.trace_shapes" in diagnosis.findings[0].fix
 
 
 def test_ph002_healthy_twin_leaves_the_mask() -> None:
@@ -147,7 +147,7 @@ def test_ph004_an_adapter_assigned_to_auto_model() -> None:
     one = found(model, "PH004")
     assert one.place == "PeftModelForFeatureExtraction '0.auto_model'"
     assert one.measured == "0 of its 4 virtual tokens came out of the Transformer"
-    exec(one.cure, {"model": model})
+    exec(one.fix, {"model": model})
     register_prompt_mask_hooks(model)
     assert codes(model) == []
 
@@ -157,7 +157,7 @@ def test_ph004_an_adapter_beside_the_transformer() -> None:
 
     model, other = plain(), plain()
     model[1].add_module("beside", get_peft_model(backbone_of(other), prompt_config(task_type="FEATURE_EXTRACTION")))
-    assert "add_prompt_adapter" in found(model, "PH004").cure
+    assert "add_prompt_adapter" in found(model, "PH004").fix
 
 
 def test_ph004_healthy_twin_is_lora_whose_layers_are_in_the_backbone() -> None:
@@ -177,7 +177,7 @@ def test_ph005_an_adapter_of_no_task_type() -> None:
     one = found(model, "PH005")
     assert one.place == "PeftModel of Transformer '0'"
     assert one.measured == "4 virtual tokens in its config, 0 among the embeddings"
-    assert '"task_type": "FEATURE_EXTRACTION"' in one.cure
+    assert '"task_type": "FEATURE_EXTRACTION"' in one.fix
     assert diagnose(model, TEXTS).refusal is not None
 
 
@@ -191,8 +191,8 @@ def test_ph005_healthy_twin_has_a_task_type() -> None:
 def test_ph006_cls_pooling_that_reads_a_virtual_token() -> None:
     model = adapted(pooling="cls")
     one = found(model, "PH006")
-    assert one.cure == HOOKS
-    assert one.cured
+    assert one.fix == HOOKS
+    assert one.fixed
     assert one.measured == "position 0 of 4 virtual tokens was read in 6 of 6 texts; the text begins at 4"
 
 
@@ -211,9 +211,9 @@ def test_ph007_left_padding_that_moves_the_text() -> None:
     model = plain("bert", padding_side="left")
     one = found(model, "PH007")
     assert one.place == "Transformer '0'"
-    assert one.cure == 'model.tokenizer.padding_side = "right"'
-    assert one.cured
-    exec(one.cure, {"model": model})
+    assert one.fix == 'model.tokenizer.padding_side = "right"'
+    assert one.fixed
+    exec(one.fix, {"model": model})
     assert codes(model) == []
 
 
@@ -222,8 +222,8 @@ def test_ph007_left_padding_before_a_prompt_is_cured_by_the_hooks(architecture: 
     """Positions, and distances. Before 3.3 Pooling raises, and there is nothing to compare."""
     model = adapted(architecture, padding_side="left", pooling="lasttoken")
     one = found(model, "PH007" if RELEASE >= (3, 3) else "PH012")
-    assert one.cure == HOOKS
-    assert one.cured
+    assert one.fix == HOOKS
+    assert one.fixed
     with prompt_mask_hooks(model):
         assert codes(model) == []
 
@@ -266,7 +266,7 @@ def test_ph008_a_hook_that_never_fires_and_its_twin_that_does(how: str, direct: 
     one = found(model, "PH008")
     assert one.place == "Sequential '2.layer'"
     assert "'2.layer.0' inside it ran, so its parent calls .forward() directly, which skips hooks" in one.measured
-    assert one.cure == "peft_hooks.HookRegistry(model).attach(hook, to='2.layer.0')"
+    assert one.fix == "peft_hooks.HookRegistry(model).attach(hook, to='2.layer.0')"
 
 
 def test_ph008_a_hook_on_the_peft_model_itself() -> None:
@@ -286,8 +286,8 @@ def test_ph009_text_and_virtual_tokens_exceed_the_positions() -> None:
     model = adapted("bert", max_position_embeddings=66, max_seq_length=64)
     one = found(model, "PH009")
     assert one.measured.startswith("66 positions, 4 of them for virtual tokens; a text of 64 tokens raises ")
-    assert one.cure == HOOKS
-    assert one.cured
+    assert one.fix == HOOKS
+    assert one.fixed
     model.max_seq_length = 62
     assert "PH009" not in codes(model)
 
@@ -300,7 +300,7 @@ def test_ph010_a_prefix_that_the_backbone_ignores() -> None:
     model = adapted("fnet", "prefix_tuning")
     one = found(model, "PH010")
     assert "'fnet' has no cache (past_key_values)" in one.measured
-    assert "PromptTuningConfig" in one.cure
+    assert "PromptTuningConfig" in one.fix
 
 
 def test_ph010_a_prefix_that_hooks_put_in() -> None:
@@ -308,8 +308,8 @@ def test_ph010_a_prefix_that_hooks_put_in() -> None:
     one = found(model, "PH010")
     assert "'mpnet' has no cache (past_key_values)" in one.measured
     assert "does not use without hooks" in one.sentence
-    assert one.cure == HOOKS
-    assert one.cured
+    assert one.fix == HOOKS
+    assert one.fixed
     with prompt_mask_hooks(model):
         assert codes(model) == []
 
@@ -357,7 +357,7 @@ def test_ph012_healthy_twin_multitask_has_its_task() -> None:
     model = adapted("bert", "multitask_prompt_tuning")
     one = found(model, "PH012")
     assert one.measured == "ValueError: task_ids cannot be None"
-    assert one.cure == "peft_hooks.register_prompt_mask_hooks(model, task_id=0)"
+    assert one.fix == "peft_hooks.register_prompt_mask_hooks(model, task_id=0)"
     with prompt_mask_hooks(model, task_id=0):
         assert codes(model) == []
 
@@ -500,7 +500,7 @@ def test_the_diagnosis_is_text_json_and_a_table() -> None:
     assert isinstance(diagnosis, Diagnosis)
     text = str(diagnosis)
     assert text == as_text(diagnosis)
-    assert "UNHEALTHY" in text
+    assert "PROBLEMS FOUND" in text
     assert "PH006  [CLS] is a virtual token, at Pooling '1'" in text
     assert max(map(len, text.splitlines())) <= 80
     again = json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))

@@ -113,8 +113,8 @@ def test_every_code_has_a_name_and_a_finding_knows_it() -> None:
         "place": "Pooling '1'",
         "sentence": only(seen(mask=TEXT)).sentence,
         "measured": "6 embeddings per text and a mask of 4, for 4 tokens",
-        "cure": only(seen(mask=TEXT)).cure,
-        "cured": False,
+        "fix": only(seen(mask=TEXT)).fix,
+        "fixed": False,
     }
 
 
@@ -135,14 +135,14 @@ def test_the_verdict_of_a_healthy_model_says_how_closely() -> None:
 def test_the_verdict_says_that_the_hooks_make_it_right_only_if_that_was_measured() -> None:
     found = only(seen(mask=TEXT))
     assert not diagnosis(found)
-    assert diagnosis(found).verdict == "1 finding; see the cures"
-    cured = replace(found, cure=CALL, cured=True)
-    assert diagnosis(cured).verdict == f"1 finding; {CALL} makes it right: measured"
+    assert diagnosis(found).verdict == "1 finding; see the fixes"
+    fixed = replace(found, fix=CALL, fixed=True)
+    assert diagnosis(fixed).verdict == f"1 finding; {CALL} makes it right: measured"
 
 
 def test_the_verdict_says_what_the_hooks_leave() -> None:
-    found = replace(only(seen(mask=TEXT)), cure=CALL, cured=True)
-    rest = replace(found, code="PH008", cure="else", cured=False)
+    found = replace(only(seen(mask=TEXT)), fix=CALL, fixed=True)
+    rest = replace(found, code="PH008", fix="else", fixed=False)
     assert diagnosis(found, rest, left=("PH008",)).verdict == (
         f"2 findings; {CALL} takes away PH001: measured. Left: PH008"
     )
@@ -150,9 +150,9 @@ def test_the_verdict_says_what_the_hooks_leave() -> None:
 
 def test_the_verdict_says_that_the_hooks_refuse_or_do_not_help() -> None:
     found = only(seen(mask=TEXT))
-    assert diagnosis(found, refusal="no").verdict == "1 finding; the hooks refuse this model: see the cures"
+    assert diagnosis(found, refusal="no").verdict == "1 finding; the hooks refuse this model: see the fixes"
     hooked = Run("right", True, True, 0.1, 1e-4)
-    assert diagnosis(found, runs=(hooked,)).verdict == "1 finding; the hooks do not help: see the cures"
+    assert diagnosis(found, runs=(hooked,)).verdict == "1 finding; the hooks do not help: see the fixes"
 
 
 def test_a_run_without_a_number_is_not_the_same_and_fits_into_json() -> None:

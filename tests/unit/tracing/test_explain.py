@@ -115,7 +115,7 @@ def test_the_note_says_who_on_what_why_and_what_to_do() -> None:
         "  9 is dimension 1 of hidden [2, 9, 4], which came in with the call of Sequential ''",
         "  cause: the output of Linear '0.dense' is [2, 8, 4], but [2, 9, 4] is due: 1 position fewer; it has the hook"
         " 'shorten' on it",
-        "  cure: look at what Linear '0.dense' returns",
+        "  fix: look at what Linear '0.dense' returns",
     ]
     assert (failure.path, failure.module, failure.row) == ("0", "Residual", 1)
     assert (failure.kind, failure.culprit, failure.sizes, failure.dimension) == ("length", "0.dense", (8, 9), 1)
@@ -281,7 +281,7 @@ def test_a_transposed_input_is_said_to_be_transposed() -> None:
         " the 4 are in dimension 1 of input: exchanged, everything fits"
     )
     assert (
-        failure.cure
+        failure.fix
         == "input.transpose(1, 2) before Linear '', and back behind it if what follows takes it as it is now"
     )
 
@@ -341,7 +341,7 @@ def test_an_exception_of_the_users_own_gets_no_cause() -> None:
             raise RuntimeError("no")
 
     failure = failure_of(nn.Sequential(Stubborn()), torch.zeros(1))
-    assert (failure.kind, failure.cure) == ("own", None)
+    assert (failure.kind, failure.fix) == ("own", None)
     assert str(failure).splitlines()[-1] == "  the code of Stubborn '0' raises it by itself, on this line"
     assert "cause" not in str(failure)
 
@@ -353,7 +353,7 @@ def test_what_is_not_known_is_said_to_be_unknown() -> None:
             return factor
 
     failure = failure_of(nn.Sequential(Decomposes()), torch.eye(2))
-    assert (failure.kind, failure.cure) == ("unknown", None)
+    assert (failure.kind, failure.fix) == ("unknown", None)
     assert failure.cause.startswith("not known: ")
 
 
@@ -384,7 +384,7 @@ def test_virtual_tokens_that_a_mask_does_not_cover_are_the_cause(bert: Any) -> N
     failure = failure_of(model, features)
     assert failure.sizes == (23, 18)
     assert failure.cause.startswith("23 - 18 = 5 = num_virtual_tokens of the active PROMPT_TUNING adapter 'default'")
-    assert failure.cure == "peft_hooks.register_prompt_mask_hooks(model)"
+    assert failure.fix == "peft_hooks.register_prompt_mask_hooks(model)"
 
 
 def test_more_positions_than_the_model_has_are_counted(bert: Any) -> None:
@@ -395,8 +395,8 @@ def test_more_positions_than_the_model_has_are_counted(bert: Any) -> None:
     failure = failure_of(bert, features)
     assert "'0.model.embeddings'" in failure.cause.replace("auto_model", "model")
     assert "has 132 positions, the text has 216: it is too long" in failure.cause
-    assert failure.cure is not None
-    assert failure.cure.startswith("model.max_seq_length = 132")
+    assert failure.fix is not None
+    assert failure.fix.startswith("model.max_seq_length = 132")
 
 
 def test_features_of_another_length_are_named_at_the_door(bert: Any) -> None:

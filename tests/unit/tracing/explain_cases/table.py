@@ -89,7 +89,7 @@ def wrong_with(one: Case, note: str, failure: Any) -> list[str]:
         wrong.append(f"the raiser {one.raiser!r}")
     said = "\n".join(line for line in note.splitlines()[1:] if not re.match(r"\s+at |\s{4}", line))
     wrong += [f"says {pattern}" for pattern in one.says if not re.search(pattern, said, re.IGNORECASE)]
-    cure = failure.cure or ""
+    cure = failure.fix or ""
     wrong += [f"cure {pattern}" for pattern in one.cure if not re.search(pattern, cure, re.IGNORECASE)]
     wrong += [f"never {pattern}" for pattern in one.never if re.search(pattern, said, re.IGNORECASE)]
     if len(note.splitlines()) > 20:
