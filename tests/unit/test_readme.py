@@ -132,10 +132,18 @@ def a_saved_model(model: Any) -> dict[str, Any]:
     return {}
 
 
+def what_exports(model: Any) -> dict[str, Any]:
+    """Skip where the extra is not installed: the tox env `onnx` has it."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="an extra: pip install peft_hooks[onnx]")
+    return {}
+
+
 GIVEN: dict[str, Callable[[Any], dict[str, Any]]] = {
     "training.rst: Training a prompt": parts_to_train,
     "models.rst: Any model": a_peft_model,
     "models.rst: Other libraries": a_saved_model,
+    "serving.rst: One ONNX graph": what_exports,
 }
 
 
@@ -156,6 +164,13 @@ def test_the_examples_run(section: str, folder: Path, monkeypatch: pytest.Monkey
     check = CHECKS.get(section)
     if check is not None:
         check(given)
+
+
+def serves_the_same(given: dict[str, Any]) -> None:
+    """As the hooked model, with nothing but ONNX Runtime and a tokenizer."""
+    texts = ["A cat.", "How do birds find the way home in winter?"]
+    with peft_hooks.prompt_mask_hooks(given["model"]):
+        assert float(abs(given["model"].encode(texts) - given["embeddings"]).max()) < 1e-5
 
 
 def prints_what_is_said(given: dict[str, Any]) -> None:
@@ -192,6 +207,7 @@ def hooks_came_along(given: dict[str, Any]) -> None:
 
 
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "serving.rst: One ONNX graph": serves_the_same,
     "README.rst: Quick start": prints_what_is_said,
     "shapes.rst: Shapes traced, errors explained": explains_what_is_said,
     "use.rst: Use": hooks_are_on,
