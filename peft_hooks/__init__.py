@@ -27,6 +27,7 @@ What you need, and the name for it:
     right embeddings           register_prompt_mask_hooks -> HookHandle, prompt_mask_hooks for a block
     a proof                    check_padding_invariance -> PaddingReport, diagnose -> Diagnosis of Finding
     to train, keep and share   PromptTrainer, save, load
+    to serve it anywhere       merge_and_unload
     why a shape is wrong       trace_shapes -> ShapeTrace, assert_dimensions, contract_of, AssertDimensions, LogShapes
     hooks of your own          Hook, Call, HookRegistry; peft_hooks.testing for their tests
     the hooks one by one       ExtendPromptMask, PreparePooling, PutPaddingLast, SelectTask, SharePrompt
@@ -56,6 +57,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .checkpoints.loading import load
+    from .checkpoints.merging import merge_and_unload
     from .checkpoints.saving import save
     from .dimensions.contracts import contract_of
     from .dimensions.hook import AssertDimensions
@@ -121,6 +123,7 @@ __all__ = [
     "contract_of",
     "diagnose",
     "load",
+    "merge_and_unload",
     "prompt_mask_hooks",
     "register_prompt_mask_hooks",
     "remove_prompt_adapter",
@@ -154,6 +157,7 @@ _HOMES = {
         "check_padding_invariance",
     ),
     "checkpoints.loading": ("load",),
+    "checkpoints.merging": ("merge_and_unload",),
     "hooks.log_shapes": ("LogShapes",),
     "prompts.mask": (
         "ExtendPromptMask",
