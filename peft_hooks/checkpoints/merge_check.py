@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ _TEXTS = (
 _PROMPT = "query: "
 
 
+# Weights times positions that the longest text may take in all: some seconds on two cores.
+_BUDGET = 200_000_000_000
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What was compared, and how far it was.
@@ -40,12 +44,10 @@ class Comparison:
     Attributes:
         what: ``"embeddings"``, of a CrossEncoder ``"scores"``.
         texts: How many texts, or pairs.
-        ways: How they were encoded: ``"alone"``, ``"in a batch"``, ``"with the prompt 'query: '"``.
+        ways: How they were encoded: ``"alone"``, ``"in a batch"``, ``"with the prompt 'query: '"``, ``"cut at 256"``.
         largest: The largest difference of a component.
         allowed: The largest difference that counts as rounding.
         worst: The text and the way of the largest difference.
-        longest: How many tokens the longest text has, virtual ones not among them.
-        cut: Whether the longest was cut.
     """
 
     what: str
@@ -54,8 +56,6 @@ class Comparison:
     largest: float
     allowed: float
     worst: str
-    longest: int
-    cut: bool
 
     @property
     def equal(self) -> bool:
@@ -63,12 +63,19 @@ class Comparison:
         return self.largest <= self.allowed
 
     def __str__(self) -> str:
-        verdict = "are those of the hooked model" if self.equal else "are not those of the hooked model"
-        length = f"the longest {'cut at' if self.cut else 'of'} {self.longest} tokens"
+        verdict = "are" if self.equal else "are not"
         return (
-            f"{self.what} of {self.texts} texts ({length}) {', '.join(self.ways)} {verdict}: largest difference "
-            f"{self.largest:.1e} (allowed {self.allowed:.1e}), {self.worst}"
+            f"{self.what} of {self.texts} texts ({', '.join(self.ways)}) {verdict} those of the hooked model: largest "
+            f"difference {self.largest:.1e} ({self.worst}), allowed {self.allowed:.1e}"
         )
+
+
+class _Run(NamedTuple):
+    """Texts, encoded in one way."""
+
+    way: str
+    texts: Sequence[Any]
+    found: list[Tensor]
 
 
 class Truth:
@@ -81,59 +88,65 @@ class Truth:
 
     def __init__(self, model: Any, transformer: Any) -> None:
         self._pairs = releases.is_cross_encoder(model)
-        self.longest, self.cut = _longest(transformer)
-        self._texts = _texts(transformer, self.longest, self.cut, self._pairs)
+        self._texts, self._long = _texts(transformer, self._pairs), _long(transformer, self._pairs)
         self._ways = list(_ways(model))
-        self._found = self._run(model)
-        alone, together = self._found[0][1], self._found[1][1]
-        moved = max(_difference(one, other) for one, other in zip(alone, together))
-        self.allowed = max(_TOLERANCE * _size_of(alone), _MARGIN * moved if math.isfinite(moved) else 0.0)
+        self._runs = self._run(model)
+        alone, together, long, beside = self._runs[:4]
+        moved = [_difference(one, other) for one, other in zip(alone.found, together.found)]
+        moved.append(_difference(long.found[0], beside.found[0]))
+        rounding = max(moved)
+        self.allowed = max(_TOLERANCE * _size_of(alone.found), _MARGIN * rounding if math.isfinite(rounding) else 0.0)
 
-    def _run(self, model: Any) -> list[tuple[str, list[Tensor]]]:
+    def _run(self, model: Any) -> list[_Run]:
         """Encode the texts in every way."""
-        found = []
+        texts, (how_long, long) = self._texts, self._long
         with probes.at_rest(root_of(model)):
             encode = _encode(model, {})
-            found.append(("alone", [encode([text])[0] for text in self._texts]))
-            found.extend((way, _encode(model, options)(self._texts)) for way, options in self._ways)
-        return found
+            runs = [
+                _Run("alone", texts, [encode([text])[0] for text in texts]),
+                _Run("in a batch", texts, encode(texts)),
+                _Run(how_long, [long], encode([long])),
+                _Run(f"{how_long} beside a short one", [long, texts[0]], encode([long, texts[0]])),
+            ]
+            return runs + [_Run(way, texts, _encode(model, options)(texts)) for way, options in self._ways]
 
     def compare(self, plain: Any) -> Comparison:
         """Compare a plain model."""
-        largest, worst = 0.0, "of every text"
-        for (way, expected), (_, found) in zip(self._found, self._run(plain), strict=True):
-            for text, one, other in zip(self._texts, expected, found, strict=True):
+        largest, worst = 0.0, "every text"
+        for truth, run in zip(self._runs, self._run(plain), strict=True):
+            for text, one, other in zip(truth.texts, truth.found, run.found, strict=True):
                 far = _difference(one, other)
-                if far > largest or math.isnan(far):
-                    largest, worst = far, f"of {_shown(text)} {way}"
+                if far > largest:
+                    largest, worst = far, f"{_shown(text)} {truth.way}"
         what = "scores" if self._pairs else "embeddings"
-        ways = tuple(way for way, _ in self._found)
-        return Comparison(what, len(self._texts), ways, largest, self.allowed, worst, self.longest, self.cut)
+        ways = tuple(run.way for run in self._runs)
+        return Comparison(what, len(self._texts) + 1, ways, largest, self.allowed, worst)
 
 
-def _longest(transformer: Any) -> tuple[int, bool]:
-    """Return how many tokens the longest text is to have, and whether that is where texts are cut."""
-    limit, virtual = transformer.max_seq_length, releases.active_virtual_tokens(transformer)
-    affordable = max(32, probes.affordable(releases.plain_backbone(transformer), 8))
-    length = max(8, min(affordable, probes.longest_text(transformer, virtual)))
-    return length, isinstance(limit, int) and length >= limit
-
-
-def _texts(transformer: Any, longest: int, cut: bool, pairs: bool) -> list[Any]:
+def _texts(transformer: Any, pairs: bool) -> list[Any]:
     tokens = transformer.tokenizer("")["input_ids"]
     texts = [text for text in _TEXTS if text or len(tokens)]  # nothing at all can be pooled without virtual tokens
-    words = " ".join(_TEXTS).split()
-    count = longest + 8 if cut else max(1, longest // 4)
-    long = " ".join(words[place % len(words)] for place in range(count))
-    texts.append(long)
     if not pairs:
         return texts
     return [(text, other) for text, other in zip(texts, [*texts[3:], *texts[:3]]) if text and other]
 
 
+def _long(transformer: Any, pairs: bool) -> tuple[str, Any]:
+    """Return a text that is cut where the model cuts, or as long a one as can be afforded; and how it is called."""
+    limit, virtual = transformer.max_seq_length, releases.active_virtual_tokens(transformer)
+    backbone = releases.plain_backbone(transformer)
+    weights = sum(parameter.numel() for parameter in backbone.parameters())
+    weights -= backbone.get_input_embeddings().weight.numel()
+    length = min(max(32, _BUDGET // max(1, 3 * weights)), max(8, probes.longest_text(transformer, virtual)))
+    cut = isinstance(limit, int) and length >= limit
+    words = " ".join(_TEXTS).split()
+    text = " ".join(words[place % len(words)] for place in range(length + 8 if cut else max(1, length // 4)))
+    how = f"cut at {length} tokens" if cut else f"of up to {length} tokens"
+    return how, (text, text) if pairs else text
+
+
 def _ways(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield how texts are encoded in a batch: plainly, with each prompt that the model has, as a query."""
-    yield "in a batch", {}
+    """Yield how texts are encoded in a batch otherwise: with each prompt that the model has, as a query."""
     if releases.is_cross_encoder(model):
         return
     known = inspect.signature(model.encode).parameters
@@ -155,10 +168,9 @@ def _encode(model: Any, options: dict[str, Any]) -> Callable[[Sequence[Any]], li
     else:
         call = getattr(model, options.pop("by", "encode"))
         known = inspect.signature(model.encode).parameters
-        if "convert_to_sparse_tensor" in known:
-            options["convert_to_sparse_tensor"] = False
         options["device"] = str(model.device)
-    options.update(convert_to_tensor=True, show_progress_bar=False)
+    wanted = {"convert_to_tensor": True, "convert_to_sparse_tensor": False, "show_progress_bar": False}
+    options.update({name: value for name, value in wanted.items() if name in known})
 
     def encode(batch: Sequence[Any]) -> list[Tensor]:
         found = call(list(batch), batch_size=len(batch), **options)

@@ -35,6 +35,13 @@ def reads_first(model: Any, transformer: Any, policy: str) -> bool:
     return any("cls" in releases.pooling_modes(pooling) for _, pooling in releases.poolings_of(model))
 
 
+def pads_right(model: Any) -> str | None:
+    """Say why a model has to pad on the right on releases before this one; None if it need not."""
+    found = (releases.pooling_modes(pooling) for _, pooling in releases.poolings_of(cross.root_of(model)))
+    modes = sorted(frozenset().union(*found) & {"cls", "weightedmean"})
+    return f"Pooling {', '.join(modes)} counts from the first column in older releases" if modes else None
+
+
 def adapt_modules(model: Any, tokenizer: Any, front: Front, policy: str) -> None:
     """Change the plain model's modules, in place, so that its new tokens count as the virtual ones did.
 

@@ -23,8 +23,9 @@ from .framing import Front
 from .merge_check import Comparison, Truth
 from .merge_refusals import refuse_modules, refuse_without_task, the_transformer
 from .merged_backbone import TO_USE, Prompt, bare_backbone, put_rows, read_prompt, rows_behind_first
-from .merged_modules import adapt_modules, reads_first, silence_logits
+from .merged_modules import adapt_modules, pads_right, reads_first, silence_logits
 from .merged_tokenizer import first_free_id, first_special_id, longer, with_front
+from .portable import portable
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -134,7 +135,7 @@ def _plain(model: Any, transformer: Any, prompt: Prompt, policy: str) -> Any:
     if isinstance(plain, nn.Module):
         adapt_modules(plain, tokenizer, front, policy)
     cross.root_of(plain).eval()
-    return plain
+    return portable(plain)
 
 
 def _steps(model: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -171,16 +172,14 @@ def _compared(model: Any, transformer: Any, plain: Any, policy: str) -> Comparis
         UnsupportedModelError: If the plain model gives something else.
     """
     truth = Truth(model, transformer)
-    found = truth.compare(plain)
     ((_, inner),) = cross.inputs_of(cross.root_of(plain))
-    if not found.equal and inner.tokenizer.padding_side == "left":
-        left, inner.tokenizer.padding_side = found, "right"
+    found, reason = truth.compare(plain), pads_right(plain)
+    if inner.tokenizer.padding_side == "left" and not (found.equal and reason is None):
+        reason = reason or f"its backbone's own left padding moves a text, by {found.largest:.0e}"
+        inner.tokenizer.padding_side = "right"
         found = truth.compare(plain)
         if found.equal:
-            warnings.warn(
-                f"the plain model pads on the right: its backbone's own left padding moves a text ({left.largest:.0e})",
-                stacklevel=level_of_caller(),
-            )
+            warnings.warn(f"the plain model pads on the right: {reason}", stacklevel=level_of_caller())
     if found.equal:
         return found
     advice = f"train with another pooling (mean, lasttoken), or {TO_USE}"
