@@ -6,6 +6,7 @@ one template, as two in a sequence panic.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,20 +58,36 @@ class Piece:
 
 
 def framed(backend: Any, pair: bool) -> list[Piece]:
-    """Return the pieces that a text, or a pair, consists of."""
-    for probe in _PROBES:
-        given = backend.encode(probe, probe) if pair else backend.encode(probe)
-        found = []
-        for which, segment, token, name in zip(given.sequence_ids, given.type_ids, given.ids, given.tokens):
-            if which is None:
-                found.append(Piece(None, segment, token, name))
-            elif not any(piece.which == which for piece in found):
-                found.append(Piece(which, segment))
-        if sum(piece.which is not None for piece in found) == 1 + pair:
+    """Return the pieces that a text, or a pair, consists of.
+
+    Which token is of which text is told by the tokens themselves: ``sequence_ids`` are wrong where a sequence of
+    post-processors has one behind a template.
+    """
+    for one, other in itertools.permutations(_PROBES, 2):
+        texts = [backend.encode(text, add_special_tokens=False).ids for text in (one, other)]
+        if not all(texts) or texts[0] == texts[1]:
+            continue
+        given = backend.encode(one, other) if pair else backend.encode(one)
+        found = _pieces(given, texts if pair else texts[:1])
+        if found is not None:
             return found
     raise UnsupportedModelError(
-        f"the tokenizer has no token for any of {', '.join(map(repr, _PROBES))}, so how it frames a text cannot be seen"
+        f"how the tokenizer frames a text cannot be seen: of {', '.join(map(repr, _PROBES))}, no two are framed alike"
     )
+
+
+def _pieces(given: Any, texts: list[list[int]]) -> list[Piece] | None:
+    """Return the pieces that were given for these texts, or None if the texts cannot be found again."""
+    left, found, place = dict(enumerate(texts)), [], 0
+    while place < len(given.ids):
+        which = None
+        if not given.special_tokens_mask[place]:
+            which = next((n for n, ids in left.items() if given.ids[place : place + len(ids)] == ids), None)
+            if which is None:
+                return None
+        found.append(Piece(which, given.type_ids[place], given.ids[place], given.tokens[place]))
+        place += 1 if which is None else len(left.pop(which))
+    return None if left else found
 
 
 def post_processor(backend: Any, former: Any, front: Front) -> dict[str, Any]:

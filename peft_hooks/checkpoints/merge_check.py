@@ -124,8 +124,10 @@ class Truth:
 
 
 def _texts(transformer: Any, pairs: bool) -> list[Any]:
-    tokens = transformer.tokenizer("")["input_ids"]
-    texts = [text for text in _TEXTS if text or len(tokens)]  # nothing at all can be pooled without virtual tokens
+    words = releases.plain_backbone(transformer).get_input_embeddings().weight.size(0)
+    tokens = [transformer.tokenizer(text)["input_ids"] for text in _TEXTS]
+    # Of no tokens nothing can be pooled without virtual ones; of tokens that are no words nothing can be computed.
+    texts = [text for text, ids in zip(_TEXTS, tokens) if len(ids) and max(ids) < words]
     if not pairs:
         return texts
     return [(text, other) for text, other in zip(texts, [*texts[3:], *texts[:3]]) if text and other]

@@ -151,7 +151,7 @@ def _pooling_config(config: dict[str, Any]) -> dict[str, Any]:
 def _rewrite_tokenizer(folder: Path, transformer: Any) -> None:
     """Write what a tokenizer is, without what its last call had set and without the class of one release."""
     tokenizer = transformer.tokenizer
-    _edit(folder / _TOKENIZER, lambda state: {**state, "truncation": None, "padding": None})
+    _edit(folder / _TOKENIZER, _tokenizer_state)
     dropped = ("backend", "is_local", "local_files_only", "tokenizer_class", "extra_special_tokens")
     settings = {name: value for name, value in read_json(folder / _TOKENIZER_CONFIG).items() if name not in dropped}
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
@@ -160,6 +160,15 @@ def _rewrite_tokenizer(folder: Path, transformer: Any) -> None:
     _write(folder / _TOKENIZER_CONFIG, {**settings, **special})
     _write(folder / _SPECIAL, special)
     _compare_tokens(folder, tokenizer)
+
+
+def _tokenizer_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a tokenizer without where to cut and how to pad, its merges as tokenizers before 0.20 read them."""
+    model = dict(state["model"])
+    merges = model.get("merges")
+    if merges and not any(" " in part for merge in merges if isinstance(merge, list) for part in merge):
+        model["merges"] = [" ".join(merge) if isinstance(merge, list) else merge for merge in merges]
+    return {**state, "truncation": None, "padding": None, "model": model}
 
 
 def _compare_tokens(folder: Path, tokenizer: Any) -> None:
