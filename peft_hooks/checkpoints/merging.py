@@ -83,10 +83,11 @@ def merge_and_unload(
 
 @dataclass(frozen=True)
 class Merged:
-    """A plain model, and how far it is from the hooked one."""
+    """A plain model, how far it is from the hooked one, and why it pads on another side, if it does."""
 
     model: Any
     comparison: Comparison
+    pads: str | None = None
 
 
 def merged(model: Any, *, task_id: int | None = None, virtual_tokens: str | None = None) -> Merged:
@@ -100,7 +101,7 @@ def merged(model: Any, *, task_id: int | None = None, virtual_tokens: str | None
         refuse_modules(model, policy)
         prompt = read_prompt(transformer, lambda: _run_once(model))
         plain = _plain(model, transformer, prompt, policy)
-        return Merged(plain, _compared(model, transformer, plain, policy))
+        return _compared(model, transformer, plain, policy)
 
 
 def _run_once(model: Any) -> None:
@@ -165,7 +166,7 @@ def _behind_first(backbone: Any, tokenizer: Any, front: Front, rows: torch.Tenso
     )
 
 
-def _compared(model: Any, transformer: Any, plain: Any, policy: str) -> Comparison:
+def _compared(model: Any, transformer: Any, plain: Any, policy: str) -> Merged:
     """Compare, and once more with padding on the right where that is what makes the difference.
 
     Raises:
@@ -173,15 +174,15 @@ def _compared(model: Any, transformer: Any, plain: Any, policy: str) -> Comparis
     """
     truth = Truth(model, transformer)
     ((_, inner),) = cross.inputs_of(cross.root_of(plain))
-    found, reason = truth.compare(plain), pads_right(plain)
+    found, reason, pads = truth.compare(plain), pads_right(plain), None
     if inner.tokenizer.padding_side == "left" and not (found.equal and reason is None):
         reason = reason or f"its backbone's own left padding moves a text, by {found.largest:.0e}"
         inner.tokenizer.padding_side = "right"
-        found = truth.compare(plain)
+        found, pads = truth.compare(plain), f"the plain model pads on the right: {reason}"
         if found.equal:
-            warnings.warn(f"the plain model pads on the right: {reason}", stacklevel=level_of_caller())
+            warnings.warn(pads, stacklevel=level_of_caller())
     if found.equal:
-        return found
+        return Merged(plain, found, pads)
     advice = f"train with another pooling (mean, lasttoken), or {TO_USE}"
     if reads_first(model, transformer, policy):
         advice = f'merge with virtual_tokens="pool" if it was trained so, {advice}'

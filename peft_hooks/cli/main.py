@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,45 @@ def _run(model: Any, texts: list[str]) -> None:
     model.predict(pairs, batch_size=len(pairs), show_progress_bar=False)
 
 
+def merge(options: argparse.Namespace) -> int:
+    """Write a model with a prompt in it as a plain one, which needs neither PEFT nor this library.
+
+    It is compared with the hooked model before and after it is written, and what was compared is said.
+    Exit status 0: written; 2: no plain model is equal to it, or it could not be loaded or written.
+    """
+    from ..checkpoints.base_model import Reading
+    from ..checkpoints.loading import read_model
+    from ..checkpoints.merge_folder import write_merged
+    from .console import quiet, saying
+
+    _libraries()
+    with quiet(), _plain_words():
+        model, saved = read_model(options.model, Reading(options.base, "--base PATH", device="cpu", say=saying))
+        asked = {"task_id": options.task, "virtual_tokens": options.virtual_tokens}
+        known = {name: (saved.options or {}).get(name) for name in asked}
+        given = {name: known[name] if value is None else value for name, value in asked.items()}
+        with saying("Merging the prompt, and comparing the plain model with the hooked one"):
+            written = write_merged(model, Path(options.out), **given)
+    if options.json:
+        _print_json({"path": options.out, **written.to_dict()})
+    else:
+        sys.stdout.write(
+            f"{options.out}: a plain model, to be loaded with {written.kind}({options.out!r})\n{written}\n"
+        )
+    return 0
+
+
+@contextlib.contextmanager
+def _plain_words() -> Iterator[None]:
+    """Turn a wrong option into an error that the command line says without a traceback."""
+    try:
+        yield
+    except PeftHooksError:
+        raise
+    except ValueError as error:
+        raise PeftHooksError(str(error)) from error
+
+
 def _native(options: argparse.Namespace) -> int:
     """Try every PEFT method on tiny models."""
     from .console import one_thread, quiet, saying
@@ -154,6 +194,16 @@ def _trace_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", metavar="FILE", help="write everything that was recorded")
 
 
+def _merge_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="PATH", help="as for doctor")
+    command.add_argument("out", metavar="OUT", help="the new folder")
+    command.add_argument("--base", metavar="PATH", help="an adapter's base model, if not where the adapter says")
+    command.add_argument("--task", type=_whole, metavar="N", help="the task of multitask prompt tuning")
+    policies = ("auto", "pool", "ignore", "strip")
+    command.add_argument("--virtual-tokens", choices=policies, help="by default what the model was saved with")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
 def _whole(text: str) -> int:
     number = int(text)
     if number < 0:
@@ -167,7 +217,12 @@ def _demo_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-COMMANDS = {demo: _demo_arguments, doctor: _doctor_arguments, trace: _trace_arguments}
+COMMANDS = {
+    demo: _demo_arguments,
+    doctor: _doctor_arguments,
+    trace: _trace_arguments,
+    merge: _merge_arguments,
+}
 
 
 def parser() -> argparse.ArgumentParser:
