@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tokenizers import (
@@ -60,8 +63,10 @@ def _trained(kind: str, size: int) -> str:
         made.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
     made.train_from_iterator(CORPUS, trainer)
-    state: str = made.to_str()
-    return state
+    state = json.loads(made.to_str())
+    # Those of single bytes are words of the model alone, as in Llama's.
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in SPECIAL]
+    return json.dumps(state)
 
 
 def trained(kind: str, size: int = 400) -> Tokenizer:
@@ -113,10 +118,6 @@ def wrapped(made: Tokenizer, **options: Any) -> Any:
 
 def model_with(architecture: str, made: Tokenizer, pooling: str, kind: str | None = None, **config: Any) -> Any:
     """Build a tiny model whose tokenizer is another, loaded as one of a class of its own if ``kind`` names one."""
-    import json
-    import tempfile
-    from pathlib import Path
-
     from sentence_transformers import SentenceTransformer
 
     from peft_hooks.testing import tiny_transformer

@@ -100,7 +100,8 @@ class Truth:
     def _run(self, model: Any) -> list[_Run]:
         """Encode the texts in every way."""
         texts, (how_long, long) = self._texts, self._long
-        with probes.at_rest(root_of(model)):
+        root = root_of(model)
+        with probes.at_rest(root), releases.prompt_lengths_kept(root):
             encode = _encode(model, {})
             runs = [
                 _Run("alone", texts, [encode([text])[0] for text in texts]),

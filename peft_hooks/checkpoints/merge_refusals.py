@@ -61,7 +61,7 @@ def refuse_without_task(transformer: Any, task_id: int | None) -> None:
     if releases.method_of(config) == "MULTITASK_PROMPT_TUNING" and task_id is None:
         raise ValueError(
             f"multitask prompt tuning has a prompt for each of its {config.num_tasks} tasks: say which one is merged, "
-            f"merge_and_unload(model, task_id=0)"
+            f"merge_and_unload(model, task_id=0), or on the command line --task 0"
         )
 
 

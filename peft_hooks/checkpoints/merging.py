@@ -101,7 +101,10 @@ def merged(model: Any, *, task_id: int | None = None, virtual_tokens: str | None
         refuse_modules(model, policy)
         prompt = read_prompt(transformer, lambda: _run_once(model))
         plain = _plain(model, transformer, prompt, policy)
-        return _compared(model, transformer, plain, policy)
+        found = _compared(model, transformer, plain, policy)
+    if found.pads is not None:
+        warnings.warn(found.pads, stacklevel=level_of_caller())
+    return found
 
 
 def _run_once(model: Any) -> None:
@@ -135,7 +138,7 @@ def _plain(model: Any, transformer: Any, prompt: Prompt, policy: str) -> Any:
     inner.max_seq_length = longer(limit, virtual)
     if isinstance(plain, nn.Module):
         adapt_modules(plain, tokenizer, front, policy)
-    cross.root_of(plain).eval()
+    releases.forget_prompt_lengths(cross.root_of(plain).eval())
     return portable(plain)
 
 
@@ -179,8 +182,6 @@ def _compared(model: Any, transformer: Any, plain: Any, policy: str) -> Merged:
         reason = reason or f"its backbone's own left padding moves a text, by {found.largest:.0e}"
         inner.tokenizer.padding_side = "right"
         found, pads = truth.compare(plain), f"the plain model pads on the right: {reason}"
-        if found.equal:
-            warnings.warn(pads, stacklevel=level_of_caller())
     if found.equal:
         return Merged(plain, found, pads)
     advice = f"train with another pooling (mean, lasttoken), or {TO_USE}"

@@ -86,7 +86,11 @@ def copied_without_hooks(value: Any, replaced: Iterable[tuple[Any, Any]] = ()) -
             held = getattr(module, attribute, None)
             if isinstance(held, dict):
                 memo[id(held)] = OrderedDict()
-    return copy.deepcopy(value, memo)
+    copied = copy.deepcopy(value, memo)
+    for module in (module for part in _parts(copied) for module in part.modules()):
+        # transformers 5 captures hidden states by hooks, and has this where it has put them on.
+        vars(module).pop("_output_capturing_hooks_installed", None)
+    return copied
 
 
 def _parts(value: Any) -> list[nn.Module]:
