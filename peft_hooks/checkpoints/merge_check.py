@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -102,14 +102,14 @@ class Truth:
         texts, (how_long, long) = self._texts, self._long
         root = root_of(model)
         with probes.at_rest(root), releases.prompt_lengths_kept(root):
-            encode = _encode(model, {})
+            encode = encoder_of(model, {})
             runs = [
                 _Run("alone", texts, [encode([text])[0] for text in texts]),
                 _Run("in a batch", texts, encode(texts)),
                 _Run(how_long, [long], encode([long])),
                 _Run(f"{how_long} beside a short one", [long, texts[0]], encode([long, texts[0]])),
             ]
-            return runs + [_Run(way, texts, _encode(model, options)(texts)) for way, options in self._ways]
+            return runs + [_Run(way, texts, encoder_of(model, options)(texts)) for way, options in self._ways]
 
     def compare(self, plain: Any) -> Comparison:
         """Compare a plain model."""
@@ -161,7 +161,7 @@ def _ways(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"by {name}", {"by": name}
 
 
-def _encode(model: Any, options: dict[str, Any]) -> Callable[[Sequence[Any]], list[Tensor]]:
+def encoder_of(model: Any, options: Mapping[str, Any]) -> Callable[[Sequence[Any]], list[Tensor]]:
     """Return what encodes a batch, or scores it before any activation, which could hide a difference."""
     options = dict(options)
     if releases.is_cross_encoder(model):

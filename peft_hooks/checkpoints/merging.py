@@ -20,7 +20,7 @@ from ..prompts import probes
 from ..prompts.attach import prompt_mask_hooks
 from ..prompts.refusals import level_of_caller
 from .framing import Front
-from .merge_check import Comparison, Truth
+from .merge_check import Comparison, Truth, encoder_of
 from .merge_refusals import refuse_modules, refuse_without_task, the_transformer
 from .merged_backbone import TO_USE, Prompt, bare_backbone, put_rows, read_prompt, rows_behind_first
 from .merged_modules import adapt_modules, pads_right, reads_first, silence_logits
@@ -109,10 +109,8 @@ def merged(model: Any, *, task_id: int | None = None, virtual_tokens: str | None
 
 def _run_once(model: Any) -> None:
     """Run one forward of two texts."""
-    if releases.is_cross_encoder(model):
-        model.predict([["a cat", "a small dog"], ["a cat", "a dog"]], show_progress_bar=False)
-    else:
-        model.encode(["a cat", "a small dog"], show_progress_bar=False, device=str(model.device))
+    texts = ["a cat", "a small dog"]
+    encoder_of(model, {})([texts, texts] if releases.is_cross_encoder(model) else texts)
 
 
 def _plain(model: Any, transformer: Any, prompt: Prompt, policy: str) -> Any:
