@@ -19,7 +19,7 @@ from ..prompts import probes
 _TOLERANCE = 1e-5
 
 # More than so many times what rounding does to the hooked model's own embeddings, in a batch and alone, is no rounding.
-_MARGIN = 8
+_MARGIN = 6
 
 _TEXTS = (
     "a cat",

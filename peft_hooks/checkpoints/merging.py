@@ -41,8 +41,8 @@ def merge_and_unload(
     The virtual tokens become new words, rows of the word embeddings, and the tokenizer's post-processor puts them
     before every text. Everything else is the given model's: ``max_seq_length`` (with room for the virtual tokens),
     prompts, similarity function, modules behind Pooling, model card. ``SentenceTransformer(path)`` loads what its
-    ``save_pretrained(path)`` writes; ``peft_hooks.save(merged, path)`` writes it so that older releases and other
-    engines read it, too. PEFT's own ``merge_and_unload`` refuses prompt learning.
+    ``save_pretrained(path)`` writes, in releases from 2.7 on that have the backbone, and other engines read it: its
+    class differs from the given model's in that alone. PEFT's own ``merge_and_unload`` refuses prompt learning.
 
     Before it is returned, it is compared with the hooked model on texts: alone, in a batch, cut, with prompts. The
     model that was given stays as it is.
@@ -137,6 +137,8 @@ def _plain(model: Any, transformer: Any, prompt: Prompt, policy: str) -> Any:
     if isinstance(plain, nn.Module):
         adapt_modules(plain, tokenizer, front, policy)
     releases.forget_prompt_lengths(cross.root_of(plain).eval())
+    if hasattr(plain, "model_card_data"):
+        plain.model_card_data.register_model(plain)
     return portable(plain)
 
 
@@ -185,4 +187,8 @@ def _compared(model: Any, transformer: Any, plain: Any, policy: str) -> Merged:
     advice = f"train with another pooling (mean, lasttoken), or {TO_USE}"
     if reads_first(model, transformer, policy):
         advice = f'merge with virtual_tokens="pool" if it was trained so, {advice}'
+        if next(cross.root_of(model).parameters()).dtype in (torch.float16, torch.bfloat16):
+            advice = (
+                f"merge model.float(), whose positions go into words unrounded, and cast what comes back; or {advice}"
+            )
     raise UnsupportedModelError(f"no plain model is equal to this one ({policy!r}): its {found}: {advice}")

@@ -175,7 +175,7 @@ def _compare_tokens(folder: Path, tokenizer: Any) -> None:
     """Raise SaveError if the tokenizer in a folder is another to this release: some make one of their own of it."""
     from transformers import AutoTokenizer
 
-    again = AutoTokenizer.from_pretrained(str(folder))
+    again = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     texts = ["a cat", "", "The old captain's 3 boats; naïve café, 中文 🐈", " two  spaces"]
     for text in texts:
         before, now = (dict(one(text, truncation=True, max_length=48)) for one in (tokenizer, again))
