@@ -1,6 +1,6 @@
 """A merged MiniLM of this release, in environments of other releases that have neither PEFT nor this library.
 
-Each is made of wheels and removed again: ``tox run -e merged``. Elsewhere the tests are skipped, as that takes minutes.
+They are made of wheels and removed again: ``tox run -e merged``. Elsewhere the tests are skipped, as that takes minutes.
 """
 
 from __future__ import annotations
@@ -81,28 +81,35 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return found
 
 
-@pytest.fixture(params=STACKS)
-def python(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Make an environment of a release, and remove it: it takes 2 GB."""
-    environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    wanted = ["torch==2.13.0", *STACKS[request.param]]
-    python = str(environment / "bin" / "python")
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Make an environment with PyTorch, of 2 GB, and remove it; each release in turn is installed into it."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / "bin" / "python")
+    wanted = ["torch==2.13.0", *next(iter(STACKS.values()))]
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-compile", *wanted], check=True)
-    yield request.param, python
-    shutil.rmtree(environment)
+    yield python
+    shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("release", STACKS)
 def test_the_same_embeddings_without_peft_and_this_library(
-    python: tuple[str, str], folders: list[str], tmp_path: Path
+    release: str, environment: str, folders: list[str], tmp_path: Path
 ) -> None:
     """In a batch with an empty and a truncated text, alone, and with a prompt: to 1e-6."""
-    release, executable = python
+    wanted = ["torch==2.13.0", *STACKS[release]]
+    subprocess.run([environment, "-m", "pip", "install", "--quiet", "--no-compile", *wanted], check=True)
     given = tmp_path / "given.json"
     given.write_text(json.dumps([TEXTS, folders]))
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
-        [executable, "-c", CODE, str(given)], capture_output=True, cwd=tmp_path, encoding="utf-8", env=kept, check=False
+        [environment, "-c", CODE, str(given)],
+        capture_output=True,
+        cwd=tmp_path,
+        encoding="utf-8",
+        env=kept,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     version, far = json.loads(done.stdout.splitlines()[-1])
