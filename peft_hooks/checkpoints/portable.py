@@ -130,9 +130,14 @@ def _transformer_config(config: dict[str, Any], transformer: Any) -> dict[str, A
 
 
 def _with_old_keys(config: dict[str, Any], module: Any) -> dict[str, Any]:
-    """Return a module's config with the names of options that it had before 5.4, which later releases read, too."""
+    """Return a module's config with the names of options that it had before 5.4, which later releases read, too.
+
+    What a Dense reads and writes is written where it is not what every release does.
+    """
     renamed = {new: old for old, new in getattr(module, "config_key_renames", {}).items()}
-    return {renamed.get(name, name): value for name, value in config.items()}
+    usual = modules.names_in_and_out(module) == ("sentence_embedding", "sentence_embedding")
+    dropped = ("module_input_name", "module_output_name") if usual else ()
+    return {renamed.get(name, name): value for name, value in config.items() if name not in dropped}
 
 
 def _pooling_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A merged MiniLM of this release, in environments of other releases that have neither PEFT nor this library.
 
-They are made of wheels and removed again: ``tox run -e merged``. Elsewhere the tests are skipped, as that takes minutes.
+They are made of wheels and removed again: ``tox run -e merged``. Elsewhere these tests are skipped: they take minutes.
 """
 
 from __future__ import annotations

@@ -49,6 +49,12 @@ def test_modules_are_where_every_release_finds_them(tmp_path: Path) -> None:
     pooling = read(folder / listed[1]["path"] / "config.json")
     assert pooling["word_embedding_dimension"] == 32 and pooling["pooling_mode_mean_tokens"] is True
     assert pooling["pooling_mode_cls_token"] is False and "pooling_mode" not in pooling
+    assert set(read(folder / listed[2]["path"] / "config.json")) == {
+        "in_features",
+        "out_features",
+        "bias",
+        "activation_function",
+    }
     options = read(folder / "sentence_bert_config.json")
     assert options == {"max_seq_length": 64 + VIRTUAL_TOKENS, "do_lower_case": False}
     for entry in listed[2:4]:
