@@ -45,6 +45,8 @@ class Cell:
     outcome: str
     far: float = 0.0
     detail: str = ""
+    turned: bool = False
+    """Whether the merged model pads on the other side, as its backbone's own left padding moves a text."""
 
 
 def measure(backbone: str, method: str, pooling: str, policy: str, side: str) -> Cell:
@@ -66,7 +68,8 @@ def measure(backbone: str, method: str, pooling: str, policy: str, side: str) ->
         return Cell(*cell, "refused", detail=str(error))
     except Exception as error:
         return Cell(*cell, "raised", detail=f"{type(error).__name__}: {error}")
-    return Cell(*cell, "equal" if far <= TOLERANCE else "wrong", far)
+    turned = merged.tokenizer.padding_side != side
+    return Cell(*cell, "equal" if far <= TOLERANCE else "wrong", far, turned=turned)
 
 
 def _encoded(model: Any) -> list[Any]:
@@ -89,6 +92,7 @@ def shown(found: list[Cell]) -> str:
     entries = []
     for cell in sorted(found, key=lambda cell: SIDES.index(cell.side)):
         text = f"{cell.far:.0e}" if cell.outcome in ("equal", "wrong") else cell.outcome
+        text += "*" if cell.turned else ""
         entries.append(text if cell.outcome != "wrong" else f"WRONG {text}")
     return entries[0] if len(set(entries)) == 1 else " ".join(entries)
 
@@ -116,7 +120,10 @@ def main() -> None:
     backbones = tuple(word for word in sys.argv[1:] if word != "-v") or ENCODERS + DECODERS
     total = len(backbones) * len(METHODS) * len(POOLINGS) * len(SIDES)
     found = list(track(cells(backbones), "merging", total, console=Console(stderr=True)))
-    print(f"Merged models on {stack_name()}: largest difference from the hooked model (right-padded, left-padded)")
+    print(f"Merged models on {stack_name()}: largest difference from the hooked model, right-padded and left-padded;")
+    print(
+        "one for both if they are the same; * where the merged model pads on the right and the hooked one on the left"
+    )
     show(found)
     counts = {
         outcome: sum(cell.outcome == outcome for cell in found) for outcome in ("equal", "refused", "unavailable")

@@ -36,13 +36,14 @@ if TYPE_CHECKING:
 def merge_and_unload(
     model: nn.Module, *, task_id: int | None = None, virtual_tokens: VirtualTokens | None = None
 ) -> SentenceTransformer:
-    """Return a plain model with the prompt in it: no PEFT, no hooks, nothing of this library.
+    """Return a plain model with the prompt in it: no PEFT, no hooks.
 
     The virtual tokens become new words, rows of the word embeddings, and the tokenizer's post-processor puts them
     before every text. Everything else is the given model's: ``max_seq_length`` (with room for the virtual tokens),
     prompts, similarity function, modules behind Pooling, model card. ``SentenceTransformer(path)`` loads what its
-    ``save_pretrained(path)`` writes, in releases from 2.7 on that have the backbone, and other engines read it: its
-    class differs from the given model's in that alone. PEFT's own ``merge_and_unload`` refuses prompt learning.
+    ``save_pretrained(path)`` writes, in releases from 2.7 on that have the backbone, and other engines read it: in that
+    alone its class, a subclass of the given model's, is another. PEFT's own ``merge_and_unload`` refuses prompt
+    learning.
 
     Before it is returned, it is compared with the hooked model on texts: alone, in a batch, cut, with prompts. The
     model that was given stays as it is.

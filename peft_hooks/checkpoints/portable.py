@@ -7,6 +7,7 @@ have, and a rotary theta where 4 does not look.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,23 @@ class Portable:
     def save_pretrained(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Call ``save``."""
         self.save(path, *args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle it as its own class, so that a process without this library reads it.
+
+        In the way of protocol 1: that of later ones allows no other class than the object's.
+        """
+        reduced: Any = super().__reduce_ex__(1)
+        made, arguments, *rest = reduced
+        own = type(self).__mro__[2]
+        return made, tuple(own if argument is type(self) else argument for argument in arguments), *rest
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Copy it as what it is; by default that is done as it is pickled."""
+        copied: Any = object.__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
 
 def portable(model: Any) -> Any:

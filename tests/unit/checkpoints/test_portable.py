@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -127,10 +128,13 @@ def test_several_poolings_in_an_order_of_their_own_stay(tmp_path: Path) -> None:
     assert distance(encoded(kind(str(folder), device="cpu")), encoded(merge_and_unload(other))) <= 1e-6
 
 
-def test_a_merged_model_can_be_pickled_and_pushed() -> None:
-    """Its class is found again, and is a SentenceTransformer by name and in fact."""
+def test_a_merged_model_can_be_pickled_and_copied() -> None:
+    """As a SentenceTransformer, which a process without this library reads; a copy is saved as it is."""
     model = adapted("bert")
     merged = merge_and_unload(model)
     again = pickle.loads(pickle.dumps(merged))
     assert torch.equal(encoded(again), encoded(merged))
-    assert type(merged).__name__ == type(model).__name__ and isinstance(again, type(model))
+    assert type(again) is type(model)
+    assert type(merged).__name__ == type(model).__name__ and isinstance(merged, type(model))
+    copied = copy.deepcopy(merged)
+    assert type(copied) is type(merged) and torch.equal(encoded(copied), encoded(merged))
