@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..compat import sentence_transformers as releases
+from ..compat import st_modules as modules
 from ..compat.cross_encoders import root_of
 from ..prompts import probes
 
@@ -101,7 +102,7 @@ class Truth:
         """Encode the texts in every way."""
         texts, (how_long, long) = self._texts, self._long
         root = root_of(model)
-        with probes.at_rest(root), releases.prompt_lengths_kept(root):
+        with probes.at_rest(root), modules.prompt_lengths_kept(root):
             encode = encoder_of(model, {})
             runs = [
                 _Run("alone", texts, [encode([text])[0] for text in texts]),

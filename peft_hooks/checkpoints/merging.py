@@ -137,7 +137,7 @@ def _plain(model: Any, transformer: Any, prompt: Prompt, policy: str) -> Any:
     inner.max_seq_length = longer(limit, virtual)
     if isinstance(plain, nn.Module):
         adapt_modules(plain, tokenizer, front, policy)
-    releases.forget_prompt_lengths(cross.root_of(plain).eval())
+    modules.forget_prompt_lengths(cross.root_of(plain).eval())
     if hasattr(plain, "model_card_data"):
         plain.model_card_data.register_model(plain)
     return portable(plain)

@@ -87,9 +87,8 @@ def _run(model: Any, texts: list[str]) -> None:
 
 
 def merge(options: argparse.Namespace) -> int:
-    """Write a model with a prompt in it as a plain one, which needs neither PEFT nor this library.
+    """Write a model with a prompt in it as a plain one, and say how far it is from the hooked one.
 
-    It is compared with the hooked model before and after it is written, and what was compared is said.
     Exit status 0: written; 2: no plain model is equal to it, or it could not be loaded or written.
     """
     from ..checkpoints.base_model import Reading

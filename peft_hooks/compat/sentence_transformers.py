@@ -5,7 +5,6 @@ What can be measured in a forward is measured there (``ExtendPromptMask``) and n
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -229,30 +228,6 @@ def reads_pickles_alone() -> bool:
 
 def _release() -> str:
     return str(getattr(sys.modules.get("sentence_transformers"), "__version__", "0"))
-
-
-@contextlib.contextmanager
-def prompt_lengths_kept(model: nn.Module) -> Iterator[None]:
-    """Leave what is kept of the prompts that were encoded once as it is, after a block that encodes with others.
-
-    A model keeps how many tokens each has: since 5.4 its Transformer does.
-    """
-    found = (getattr(module, "_prompt_length_mapping", None) for module in model.modules())
-    kept = [(mapping, dict(mapping)) for mapping in found if isinstance(mapping, dict)]
-    try:
-        yield
-    finally:
-        for mapping, former in kept:
-            mapping.clear()
-            mapping.update(former)
-
-
-def forget_prompt_lengths(model: nn.Module) -> None:
-    """Forget how many tokens prompts have: those of another tokenizer."""
-    for module in model.modules():
-        mapping = getattr(module, "_prompt_length_mapping", None)
-        if isinstance(mapping, dict):
-            mapping.clear()
 
 
 def cls_part(pooling: Any) -> slice | None:

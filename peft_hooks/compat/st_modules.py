@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -103,6 +104,30 @@ def insert_module(model: Any, index: int, module: nn.Module) -> None:
         model.module_kwargs = {
             str(int(name) + (int(name) >= index)) if name.isdigit() else name: value for name, value in options.items()
         }
+
+
+@contextlib.contextmanager
+def prompt_lengths_kept(model: nn.Module) -> Iterator[None]:
+    """Leave what is kept of the prompts that were encoded once as it is, after a block that encodes with others.
+
+    A model keeps how many tokens each has: since 5.4 its Transformer does.
+    """
+    found = (getattr(module, "_prompt_length_mapping", None) for module in model.modules())
+    kept = [(mapping, dict(mapping)) for mapping in found if isinstance(mapping, dict)]
+    try:
+        yield
+    finally:
+        for mapping, former in kept:
+            mapping.clear()
+            mapping.update(former)
+
+
+def forget_prompt_lengths(model: nn.Module) -> None:
+    """Forget how many tokens prompts have: those of another tokenizer."""
+    for module in model.modules():
+        mapping = getattr(module, "_prompt_length_mapping", None)
+        if isinstance(mapping, dict):
+            mapping.clear()
 
 
 def steps_of(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
