@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     # `as`, so that type checkers take a name to be exported; isort would make a statement of each.
     from .checkpoints.exporting import export_onnx as export_onnx
     from .checkpoints.loading import load as load
+    from .checkpoints.merging import merge_and_unload as merge_and_unload
     from .checkpoints.onnx_compare import OnnxReport as OnnxReport
     from .checkpoints.saving import save as save
     from .dimensions.contracts import contract_of as contract_of
@@ -156,6 +157,7 @@ _HOMES = {
     "diagnose": "doctor.run",
     "export_onnx": "checkpoints.exporting",
     "load": "checkpoints.loading",
+    "merge_and_unload": "checkpoints.merging",
     "prompt_mask_hooks": "prompts.attach",
     "register_prompt_mask_hooks": "prompts.attach",
     "remove_prompt_adapter": "prompts.adapters",

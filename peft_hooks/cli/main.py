@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 from .._version import VERSION
 from ..errors import PeftHooksError
+from .arguments import print_json, whole_number
+from .serving import export, export_arguments, merge, merge_arguments
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -39,7 +40,7 @@ def doctor(options: argparse.Namespace) -> int:
     with quiet(), saying("Encoding sentences alone and in batches, as it is and with the hooks"):
         diagnosis = diagnose(model)
     if options.json:
-        _print_json({"path": options.model, **diagnosis.to_dict()})
+        print_json({"path": options.model, **diagnosis.to_dict()})
     else:
         show(_stdout(), diagnosis, options.model)
     return 0 if diagnosis.ok else 1
@@ -72,25 +73,6 @@ def trace(options: argparse.Namespace) -> int:
     return 0
 
 
-def export(options: argparse.Namespace) -> int:
-    """Write a tuned model as one ONNX graph with its tokenizer, and say how far it is from the hooked model.
-
-    A name that ends in .onnx is a file, with tokenizer.json beside it; any other a folder that Sentence Transformers
-    loads with backend="onnx". Exit status 0: it was written; 2: it could not be, and nothing was.
-    """
-    from ..checkpoints.exporting import export_onnx
-    from ..compat.quiet import quiet
-    from .console import saying
-
-    model = _hooked(options)
-    with quiet(), saying("Exporting, and comparing with the hooked model"):
-        report = export_onnx(model, options.out)
-    sys.stdout.write(f"Compared {report}\n")
-    for file in report.files:
-        sys.stderr.write(f"Wrote {file}\n")
-    return 0
-
-
 def _run(model: Any, texts: list[str]) -> None:
     """Run the model on the texts, as one batch."""
     from ..compat.sentence_transformers import is_cross_encoder
@@ -116,7 +98,7 @@ def _releases(options: argparse.Namespace) -> int:
     with quiet(), one_thread():
         found = list(cells(saying))
     if options.json:
-        _print_json({"versions": installed(), "cells": [dataclasses.asdict(cell) for cell in found]})
+        print_json({"versions": installed(), "cells": [dataclasses.asdict(cell) for cell in found]})
     else:
         show(_stdout(), found)
     return 0 if all(cell.expected for cell in found if cell.hooks) else 1
@@ -132,31 +114,10 @@ def _loaded(options: argparse.Namespace) -> Any:
         return load_model(options.model, options.base, saying)
 
 
-def _hooked(options: argparse.Namespace) -> Any:
-    """Load a tuned model with the hooks that it was saved with, or with the options given."""
-    from ..checkpoints.base_model import Reading
-    from ..checkpoints.loading import read_model
-    from ..compat.quiet import quiet
-    from ..prompts.attach import register_prompt_mask_hooks
-    from .console import load_libraries, saying
-
-    load_libraries()
-    chosen = {"task_id": options.task_id, "virtual_tokens": options.virtual_tokens}
-    with quiet():
-        read = read_model(options.model, Reading(options.base, "--base PATH", device="cpu", say=saying))
-        given = {name: value for name, value in chosen.items() if value is not None}
-        register_prompt_mask_hooks(read.model, **{**(read.saved.options or {}), **given})
-    return read.model
-
-
 def _stdout() -> Any:
     from rich.console import Console
 
     return Console(highlight=False)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def _write(path: str, write: Any) -> None:
@@ -178,32 +139,22 @@ def _trace_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="PATH_OR_NAME", help="as for doctor")
     command.add_argument("text", nargs="+", metavar="TEXT", help="a text; all of them make one batch")
     command.add_argument("--base", metavar="PATH", help="an adapter's base model, if not where the adapter says")
-    command.add_argument("--depth", type=_whole, metavar="N", help="levels of modules to show; all by default")
+    command.add_argument("--depth", type=whole_number, metavar="N", help="levels of modules to show; all by default")
     command.add_argument("--html", metavar="FILE", help="write a page with a picture of the flow")
     command.add_argument("--json", metavar="FILE", help="write everything that was recorded")
-
-
-def _export_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", metavar="PATH_OR_NAME", help="as for doctor")
-    command.add_argument("out", metavar="OUT", help="the file to write, OUT.onnx, or a folder")
-    command.add_argument("--base", metavar="PATH", help="an adapter's base model, if not where the adapter says")
-    command.add_argument("--task-id", type=_whole, metavar="N", help="the task of multitask prompt tuning")
-    policies = ("auto", "pool", "ignore", "strip")
-    command.add_argument("--virtual-tokens", choices=policies, help="the policy, if not the one it was saved with")
-
-
-def _whole(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number
 
 
 def _no_arguments(command: argparse.ArgumentParser) -> None:
     """Leave a command as it is."""
 
 
-COMMANDS = {demo: _no_arguments, doctor: _doctor_arguments, trace: _trace_arguments, export: _export_arguments}
+COMMANDS = {
+    demo: _no_arguments,
+    doctor: _doctor_arguments,
+    trace: _trace_arguments,
+    merge: merge_arguments,
+    export: export_arguments,
+}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -72,6 +72,14 @@ def wrapped_heads(module: nn.Module) -> list[Any]:
     return [layer for layer in tuner_layers(module) if hasattr(layer, "original_module")]
 
 
+def active_head(wrapper: Any) -> nn.Module:
+    """Return the module that runs in place of one that is trained beside an adapter."""
+    active, trained = wrapper.active_adapter, getattr(wrapper, "modules_to_save", {})
+    names = [active] if isinstance(active, str) else active  # a list since PEFT 0.15
+    module: nn.Module = next((trained[name] for name in names if name in trained), wrapper.original_module)
+    return module
+
+
 def unwrap_heads(backbone: nn.Module) -> None:
     """Put the heads back that the adapters wrapped: PEFT has no way for prompt learning."""
     heads = set(wrapped_heads(backbone))

@@ -18,7 +18,7 @@ PREFIX_METHODS = ("PREFIX_TUNING", "CARTRIDGE")
 """Methods that put keys and values before the text and give no rows of their own."""
 
 # Pooling's modes: one `pooling_mode` since 5.4, a flag for each before.
-_MODE_FLAGS = {
+MODE_FLAGS = {
     "cls": "pooling_mode_cls_token",
     "max": "pooling_mode_max_tokens",
     "mean": "pooling_mode_mean_tokens",
@@ -32,7 +32,7 @@ def pooling_modes(pooling: nn.Module) -> frozenset[str]:
     """Return what a Pooling module computes: ``"cls"``, ``"max"``, ``"mean"``, ``"weightedmean"``, ``"lasttoken"``."""
     mode = getattr(pooling, "pooling_mode", None)
     if mode is None:
-        return frozenset(mode for mode, flag in _MODE_FLAGS.items() if getattr(pooling, flag, False))
+        return frozenset(mode for mode, flag in MODE_FLAGS.items() if getattr(pooling, flag, False))
     return frozenset((mode,) if isinstance(mode, str) else mode)
 
 

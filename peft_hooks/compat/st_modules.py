@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 KINDS = frozenset(
@@ -79,6 +83,67 @@ def layers_of(pooling: Any) -> int | None:
 def routes_of(router: Any) -> list[list[nn.Module]]:
     """Return the modules of each route of a Router. One route always runs: before 5.0 it is Asym, where none may."""
     return [list(route.children()) for route in router.sub_modules.values()]
+
+
+def word_weights(count: int, weights: Mapping[int, float]) -> nn.Module:
+    """Return a WordWeights module that multiplies the rows of some ids below ``count``, and leaves the others.
+
+    Its vocabulary is only a list of names, of which those of ids are as good as others.
+    """
+    new, old = "sentence_transformers.sentence_transformer.modules", "sentence_transformers.models"
+    home = importlib.import_module(new if importlib.util.find_spec("sentence_transformers.base") else old)
+    by_name = {str(token): weight for token, weight in weights.items()}
+    made: nn.Module = home.WordWeights([str(token) for token in range(count)], by_name, 1)
+    return made
+
+
+def lengthen_word_weights(module: Any, weights: Mapping[int, float]) -> None:
+    """Give a WordWeights module weights for ids at the end of its vocabulary, in place."""
+    known, count = module.emb_layer.weight.detach(), max(weights) + 1
+    layer = nn.Embedding(count, 1, device=known.device, dtype=known.dtype)
+    names = [f"<|virtual_{token}|>" for token in range(len(module.vocab), count)]
+    module.vocab = [*module.vocab, *names]
+    module.word_weights = {**module.word_weights, **{module.vocab[token]: weights[token] for token in weights}}
+    with torch.no_grad():
+        layer.weight.fill_(module.unknown_word_weight)
+        layer.weight[: len(known)] = known
+        for token, weight in weights.items():
+            layer.weight[token] = weight
+    module.emb_layer = layer
+
+
+def insert_module(model: Any, index: int, module: nn.Module) -> None:
+    """Insert a module into a pipeline; what its modules take as options of a forward goes by their names."""
+    options = getattr(model, "module_kwargs", None)
+    model.insert(index, module)
+    if options:
+        model.module_kwargs = {
+            str(int(name) + (int(name) >= index)) if name.isdigit() else name: value for name, value in options.items()
+        }
+
+
+@contextlib.contextmanager
+def prompt_lengths_kept(model: nn.Module) -> Iterator[None]:
+    """Leave what is kept of the prompts that were encoded once as it is, after a block that encodes with others.
+
+    A model keeps how many tokens each has: since 5.4 its Transformer does.
+    """
+    found = (getattr(module, "_prompt_length_mapping", None) for module in model.modules())
+    kept = [(mapping, dict(mapping)) for mapping in found if isinstance(mapping, dict)]
+    try:
+        yield
+    finally:
+        for mapping, former in kept:
+            mapping.clear()
+            mapping.update(former)
+
+
+def forget_prompt_lengths(model: nn.Module) -> None:
+    """Forget how many tokens prompts have: those of another tokenizer."""
+    for module in model.modules():
+        mapping = getattr(module, "_prompt_length_mapping", None)
+        if isinstance(mapping, dict):
+            mapping.clear()
 
 
 def steps_of(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

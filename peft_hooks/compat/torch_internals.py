@@ -6,8 +6,10 @@ that somebody else attached, and those that were left behind; nor to ask whether
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -67,6 +69,35 @@ def drop_hooks(module: nn.Module, owner: object) -> None:
             for flags in _FLAGS:
                 getattr(module, flags, {}).pop(key, None)
             held.pop(key, None)
+
+
+def copied_without_hooks(value: Any, replaced: Iterable[tuple[Any, Any]] = ()) -> Any:
+    """Return a deep copy of a model in which no module has a hook, and in which some objects are others.
+
+    Nothing of the hooks is copied: they may hold whole models, and a dispatcher's copy would hold other hooks' places.
+
+    Args:
+        value: A module, or what has modules.
+        replaced: Pairs of an object and of what stands in its place in the copy, wherever the copy has it.
+    """
+    memo: dict[int, Any] = {id(former): new for former, new in replaced}
+    modules = [module for part in _parts(value) for module in part.modules()]
+    for module in modules:
+        for attribute in (*_ALL, *_FLAGS):
+            held = getattr(module, attribute, None)
+            if isinstance(held, dict):
+                memo[id(held)] = OrderedDict()
+    copied = copy.deepcopy(value, memo)
+    for module in (module for part in _parts(copied) for module in part.modules()):
+        # transformers 5 captures hidden states by hooks, and has this where it has put them on.
+        vars(module).pop("_output_capturing_hooks_installed", None)
+    return copied
+
+
+def _parts(value: Any) -> list[nn.Module]:
+    if isinstance(value, nn.Module):
+        return [value]
+    return [part for part in vars(value).values() if isinstance(part, nn.Module)]
 
 
 def keys_taken() -> int:

@@ -83,7 +83,7 @@ def show(console: Console, diagnosis: Diagnosis, name: str = "") -> None:
         page.title("Why the hooks refuse this model as it is")
         page.say(diagnosis.refusal)
     page.title("Verdict")
-    word, style = ("healthy", RIGHT) if diagnosis.ok else ("PROBLEMS FOUND", WRONG)
+    word, style = ("healthy", RIGHT) if diagnosis.ok else ("PROBLEMS", WRONG)
     page.say(diagnosis.verdict + ".", indent=len(word) + 2, first=word, first_style=style)
 
 

@@ -53,7 +53,7 @@ class HookOptions(TypedDict, total=False):
     """The same as keywords, of which any may be left out: for ``**options: Unpack[HookOptions]``."""
 
     virtual_tokens: VirtualTokens
-    task_id: int | None
+    task_id: TaskId
     check: bool
     log: bool
     share_prompt: Share

@@ -500,7 +500,7 @@ def test_the_diagnosis_is_text_json_and_a_table() -> None:
     assert isinstance(diagnosis, Diagnosis)
     text = str(diagnosis)
     assert text == as_text(diagnosis)
-    assert "PROBLEMS FOUND" in text
+    assert "PROBLEMS" in text
     assert "PH006  [CLS] is a virtual token, at Pooling '1'" in text
     assert max(map(len, text.splitlines())) <= 80
     again = json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))
