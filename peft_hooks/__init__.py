@@ -28,7 +28,7 @@ What you need, and the name for it:
     right embeddings           register_prompt_mask_hooks -> HookHandle, prompt_mask_hooks for a block
     a proof                    check_padding_invariance -> PaddingReport, diagnose -> Diagnosis of Finding
     to train, keep and share   PromptTrainer, save, load
-    to serve anywhere          export_onnx -> OnnxReport
+    to serve anywhere          merge_and_unload, export_onnx -> OnnxReport
     why a shape is wrong       trace_shapes -> ShapeTrace, assert_dimensions, contract_of, AssertDimensions, LogShapes
     hooks of your own          Hook, Call, HookRegistry; peft_hooks.testing for their tests
     the hooks one by one       ExtendPromptMask, PreparePooling, PutPaddingLast, PutPrefixInAttention, SelectTask,

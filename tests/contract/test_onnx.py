@@ -18,7 +18,7 @@ from peft_hooks.cli.main import main
 from peft_hooks.testing import POOLING_MODES, TEXTS, assert_no_hooks_left
 from peft_hooks.testing.models import pipeline_modules
 
-from .. import cross
+from ..tools import cross
 from ..tools.methods import Unavailable
 from .support import RELEASE, TASK, adapted, options_for
 from .test_multi_vector import multi_vector

@@ -1,7 +1,7 @@
 """The table of merged models: backbones x methods x poolings x sides, each equal to the hooked one or refused by name.
 
-``python -m tests.tools.merged`` merges every cell and prints the largest difference from the hooked model; with ``-v`` why
-one is refused. It fails where a cell is neither equal nor refused.
+``python -m tests.tools.merged`` merges every cell and prints the largest difference from the hooked model; with ``-v``
+why one is refused. It fails where a cell is neither equal nor refused.
 """
 
 from __future__ import annotations

@@ -167,8 +167,8 @@ def test_the_examples_run(section: str, folder: Path, monkeypatch: pytest.Monkey
 
 
 def serves_the_same(given: dict[str, Any]) -> None:
-    """As the hooked model, with nothing but ONNX Runtime and a tokenizer."""
-    texts = ["A cat.", "How do birds find the way home in winter?"]
+    """As the hooked model gives."""
+    texts = ["A cat.", "How do birds find the way home in winter?"] if "session" in given else given["texts"]
     with peft_hooks.prompt_mask_hooks(given["model"]):
         assert float(abs(given["model"].encode(texts) - given["embeddings"]).max()) < 1e-5
 
@@ -207,6 +207,7 @@ def hooks_came_along(given: dict[str, Any]) -> None:
 
 
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "serving.rst: A plain model": serves_the_same,
     "serving.rst: One ONNX graph": serves_the_same,
     "README.rst: Quick start": prints_what_is_said,
     "shapes.rst: Shapes traced, errors explained": explains_what_is_said,
@@ -282,7 +283,15 @@ def test_the_names_in_the_text_exist() -> None:
     used = "\n".join(code for codes in blocks("python").values() for code in codes)
     helpers = {"POOLING_MODES", "TEXTS", "tiny_transformer"}
     errors = {name for name in known if name.endswith(("Error", "Warning"))}
-    classes = {"Call", "Diagnosis", "Finding", "HookHandle", "PaddingReport", "ShapeTrace"}  # what functions return
+    classes = {
+        "Call",
+        "Diagnosis",
+        "Finding",
+        "HookHandle",
+        "OnnxReport",
+        "PaddingReport",
+        "ShapeTrace",
+    }  # what functions return
     singles = {"ExtendPromptMask", "PreparePooling", "SelectTask"}  # in the tour
     missing = {name for name in known if name not in told and name not in used}
     assert missing <= helpers | errors | classes | singles

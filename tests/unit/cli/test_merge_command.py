@@ -14,7 +14,7 @@ from peft_hooks.cli.main import main
 from peft_hooks.testing import TEXTS, tiny_model
 
 from ...contract.support import distance, encoded
-from ...methods import put_adapter
+from ...tools.methods import put_adapter
 
 
 def tuned(folder: Path, architecture: str = "bert", method: str = "prompt_tuning", **options: Any) -> Any:
