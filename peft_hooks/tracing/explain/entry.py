@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from ...compat import sentence_transformers as releases
-from ..records import Row
+from ..records import Row, find_adapters, find_peft_models
 from ..trace import ShapeTrace
 from .failure import Failure, Finding
-from .find import find_cause, is_own
+from .find import find_cause, is_of_tensors, is_own
 from .origins import History
 from .scene import Scene
-from .steps import Step, read_steps
+from .steps import Step, module_calls, read_steps
 from .tracebacks import Raised, foreign_hooks, read
 
 logger = logging.getLogger("peft_hooks")
+
+_NOTHING = ("unknown", "own", "check")  # what says no more of code outside any module than its message does
 
 
 def explain(
@@ -40,10 +43,10 @@ def explain(
     paths = {id(module): path for path, module in model.named_modules()}
     if raised.hook is not None or row is None:
         return _of_a_hook(rows, row, raised, paths, dict(model.named_modules(remove_duplicate=False)), error, forward)
-    scene = _scene(trace, model, error, row, forward, own, raised)
-    module, inner = scene.modules[row.path], scene.inner
-    inside = None if inner is module or inner is None else scene.where(inner)
-    return _failure(row, error, None, inside, raised, find_cause(scene))
+    with _scene(trace, model, error, row, forward, own, raised) as scene:
+        module, inner = scene.modules[row.path], scene.inner
+        inside = None if inner is module or inner is None else scene.where(inner)
+        return _failure(row, error, None, inside, raised, find_cause(scene))
 
 
 def explain_outside(trace: ShapeTrace, model: nn.Module, error: BaseException, own: type) -> Failure | None:
@@ -55,24 +58,25 @@ def explain_outside(trace: ShapeTrace, model: nn.Module, error: BaseException, o
         error: What was raised. It is not kept.
         own: The class whose bound methods are the trace's own hooks.
     """
-    rows = trace.rows
-    forward = rows[-1].forward if rows else 0
+    forward = trace.rows[-1].forward if trace.rows else 0
     raised = read(error)
-    scene = _scene(trace, model, error, None, forward, own, raised)
-    if not scene.steps or is_own(scene):
-        return None
+    with _scene(trace, model, error, None, forward, own, raised) as scene:
+        if not scene.steps or is_own(scene):
+            return None
+        return _outside(trace.rows, scene, raised, forward)
+
+
+def _outside(rows: tuple[Row, ...], scene: Scene, raised: Raised, forward: int) -> Failure:
+    """Say why an error was raised that left no recorded call."""
+    error = scene.error
+    if raised.hook is not None and raised.hooked in scene.paths:
+        return _of_a_hook(rows, None, raised, scene.paths, dict(scene.modules), error, forward)
     ran = [step.module for step in scene.steps if step.module is not None and step.name == "forward"]
     ours = [module for module in ran if id(module) in scene.paths]
     if ours:  # a forward that was called by itself ran no hooks
         path, kind = scene.paths[id(ours[-1])], type(ours[-1]).__name__
-        return _failure(
-            Row(-1, path, kind, (), forward, 1, None, "", (), (), "raised"),
-            error,
-            None,
-            None,
-            raised,
-            find_cause(scene),
-        )
+        row = Row(-1, path, kind, (), forward, 1, None, "", (), (), "raised")
+        return _failure(row, error, None, None, raised, find_cause(scene))
     last = next((row for row in rows if row.forward == forward), None)
     outputs = () if last is None else tuple(leaf for leaf in last.outputs if leaf.shape is not None)
     where = type(ran[-1]).__name__ if ran else "the code around it"
@@ -80,6 +84,42 @@ def explain_outside(trace: ShapeTrace, model: nn.Module, error: BaseException, o
     return _failure(row, error, None, None, raised, find_cause(scene), outside=True)
 
 
+def explain_traceback(error: BaseException, own: type) -> Failure | None:
+    """Say why an exception was raised that no trace has seen, from its traceback alone.
+
+    Args:
+        error: What was raised. It is not kept.
+        own: The class whose bound methods are a trace's hooks.
+
+    Returns:
+        None if the code raised it on purpose, or if neither a module nor an operation on tensors did.
+    """
+    calls = module_calls(_of_the_model(read_steps(error)))
+    model = calls[0].module if calls else nn.Module()
+    trace = ShapeTrace(type(model).__name__, (), {}, False)
+    modules = {module: (path,) for path, module in model.named_modules()}
+    trace.adapters = find_adapters(find_peft_models(modules))
+    if calls:
+        failure = explain_outside(trace, model, error, own)
+        return None if failure is None or _on_purpose(error, failure) else failure
+    raised = read(error)
+    with _scene(trace, model, error, None, 0, own, raised) as scene:
+        if not scene.steps or is_own(scene) or not is_of_tensors(scene):
+            return None
+        finding = find_cause(scene)
+    if finding.kind in _NOTHING:
+        return None
+    row = Row(-1, "", "code outside any module", (), 0, 0, None, "", (), (), "raised")
+    return _failure(row, error, None, None, raised, finding, outside=True)
+
+
+def _on_purpose(error: BaseException, failure: Failure) -> bool:
+    """Tell whether code that is not PyTorch's raised by a statement that nothing more is known of."""
+    last = _of_the_model(read_steps(error))[-1]
+    return failure.kind in ("own", "unknown") and last.raises and not last.in_torch
+
+
+@contextlib.contextmanager
 def _scene(
     trace: ShapeTrace,
     model: nn.Module,
@@ -88,15 +128,17 @@ def _scene(
     forward: int,
     own: type,
     raised: Raised,
-) -> Scene:
+) -> Iterator[Scene]:
+    """Put together what is known for the length of a block, and let go of every frame after it."""
     modules = dict(model.named_modules(remove_duplicate=False))
     paths = {id(module): path for path, module in model.named_modules()}
     inner = None
     if row is not None:
         inner = modules[paths[raised.inside[0]]] if raised.inside and raised.inside[0] in paths else modules[row.path]
-    return Scene(
+    steps = _of_the_model(read_steps(error))
+    scene = Scene(
         error=error,
-        steps=_of_the_model(read_steps(error)),
+        steps=steps,
         model=model,
         row=row,
         inner=inner,
@@ -106,6 +148,11 @@ def _scene(
         hooks_of=lambda path: foreign_hooks(modules[path], own),
         pipeline=bool(releases.transformers_of(model)),
     )
+    try:
+        yield scene
+    finally:
+        for step in steps:
+            vars(step).clear()  # a step refers to its scene, which would keep the frames until the garbage is collected
 
 
 def _in_traceback(trace: ShapeTrace, model: nn.Module, error: BaseException, row: Row | None) -> Row | None:
