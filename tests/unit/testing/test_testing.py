@@ -300,7 +300,7 @@ FAILING = """
 
 def test_a_failing_test_is_explained_if_asked_whatever_failed(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(FAILING)
-    asked = pytester.runpytest_subprocess("-p", "peft_hooks.pytest_plugin", "--explain-shapes")
+    asked = pytester.runpytest_inprocess("-p", "peft_hooks.pytest_plugin", "--explain-shapes")
     asked.assert_outcomes(passed=1, failed=3, errors=1, skipped=1)
     shown = [line for line in asked.outlines if line.startswith("E   ") and "peft_hooks: Linear raised" in line]
     assert len(shown) == 3
@@ -308,7 +308,7 @@ def test_a_failing_test_is_explained_if_asked_whatever_failed(pytester: pytest.P
 
 
 @pytest.mark.parametrize("style", ["short", "line", "native", "long"])
-def test_each_style_of_traceback_shows_the_note_and_no_warning_comes_of_it(pytester: pytest.Pytester, style: str) -> None:
+def test_each_style_of_traceback_shows_the_note_and_no_warning(pytester: pytest.Pytester, style: str) -> None:
     pytester.makepyfile("import torch\ndef test_it(): torch.nn.Linear(3, 4)(torch.zeros(2, 5))")
     done = pytester.runpytest_inprocess("-p", "peft_hooks.pytest_plugin", "--explain-shapes", f"--tb={style}")
     done.assert_outcomes(failed=1, warnings=0)
@@ -317,6 +317,6 @@ def test_each_style_of_traceback_shows_the_note_and_no_warning_comes_of_it(pytes
 
 def test_a_failing_test_is_not_explained_otherwise(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(FAILING)
-    plain = pytester.runpytest_subprocess("-p", "peft_hooks.pytest_plugin")
+    plain = pytester.runpytest_inprocess("-p", "peft_hooks.pytest_plugin")
     plain.assert_outcomes(passed=1, failed=3, errors=1, skipped=1)
     assert "peft_hooks: " not in plain.stdout.str()
