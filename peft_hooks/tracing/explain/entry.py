@@ -10,18 +10,16 @@ from typing import Any
 from torch import nn
 
 from ...compat import sentence_transformers as releases
-from ..records import Row, find_adapters, find_peft_models
+from ..records import Row
 from ..trace import ShapeTrace
 from .failure import Failure, Finding
-from .find import find_cause, is_of_tensors, is_own
+from .find import find_cause, is_own
 from .origins import History
 from .scene import Scene
-from .steps import Step, module_calls, read_steps
+from .steps import Step, read_steps
 from .tracebacks import Raised, foreign_hooks, read
 
 logger = logging.getLogger("peft_hooks")
-
-_NOTHING = ("unknown", "own", "check")  # what says no more of code outside any module than its message does
 
 
 def explain(
@@ -43,10 +41,10 @@ def explain(
     paths = {id(module): path for path, module in model.named_modules()}
     if raised.hook is not None or row is None:
         return _of_a_hook(rows, row, raised, paths, dict(model.named_modules(remove_duplicate=False)), error, forward)
-    with _scene(trace, model, error, row, forward, own, raised) as scene:
+    with scene_of(trace, model, error, row, forward, own, raised) as scene:
         module, inner = scene.modules[row.path], scene.inner
         inside = None if inner is module or inner is None else scene.where(inner)
-        return _failure(row, error, None, inside, raised, find_cause(scene))
+        return failure_of(row, error, None, inside, raised, find_cause(scene))
 
 
 def explain_outside(trace: ShapeTrace, model: nn.Module, error: BaseException, own: type) -> Failure | None:
@@ -60,7 +58,7 @@ def explain_outside(trace: ShapeTrace, model: nn.Module, error: BaseException, o
     """
     forward = trace.rows[-1].forward if trace.rows else 0
     raised = read(error)
-    with _scene(trace, model, error, None, forward, own, raised) as scene:
+    with scene_of(trace, model, error, None, forward, own, raised) as scene:
         if not scene.steps or is_own(scene):
             return None
         return _outside(trace.rows, scene, raised, forward)
@@ -76,51 +74,16 @@ def _outside(rows: tuple[Row, ...], scene: Scene, raised: Raised, forward: int) 
     if ours:  # a forward that was called by itself ran no hooks
         path, kind = scene.paths[id(ours[-1])], type(ours[-1]).__name__
         row = Row(-1, path, kind, (), forward, 1, None, "", (), (), "raised")
-        return _failure(row, error, None, None, raised, find_cause(scene))
+        return failure_of(row, error, None, None, raised, find_cause(scene))
     last = next((row for row in rows if row.forward == forward), None)
     outputs = () if last is None else tuple(leaf for leaf in last.outputs if leaf.shape is not None)
     where = type(ran[-1]).__name__ if ran else "the code around it"
     row = Row(-1, "", where, (), forward, 0, None, "", outputs, (), "raised")
-    return _failure(row, error, None, None, raised, find_cause(scene), outside=True)
-
-
-def explain_traceback(error: BaseException, own: type) -> Failure | None:
-    """Say why an exception was raised that no trace has seen, from its traceback alone.
-
-    Args:
-        error: What was raised. It is not kept.
-        own: The class whose bound methods are a trace's hooks.
-
-    Returns:
-        None if the code raised it on purpose, or if neither a module nor an operation on tensors did.
-    """
-    calls = module_calls(_of_the_model(read_steps(error)))
-    model = calls[0].module if calls else nn.Module()
-    trace = ShapeTrace(type(model).__name__, (), {}, False)
-    modules = {module: (path,) for path, module in model.named_modules()}
-    trace.adapters = find_adapters(find_peft_models(modules))
-    if calls:
-        failure = explain_outside(trace, model, error, own)
-        return None if failure is None or _on_purpose(error, failure) else failure
-    raised = read(error)
-    with _scene(trace, model, error, None, 0, own, raised) as scene:
-        if not scene.steps or is_own(scene) or not is_of_tensors(scene):
-            return None
-        finding = find_cause(scene)
-    if finding.kind in _NOTHING:
-        return None
-    row = Row(-1, "", "code outside any module", (), 0, 0, None, "", (), (), "raised")
-    return _failure(row, error, None, None, raised, finding, outside=True)
-
-
-def _on_purpose(error: BaseException, failure: Failure) -> bool:
-    """Tell whether code that is not PyTorch's raised by a statement that nothing more is known of."""
-    last = _of_the_model(read_steps(error))[-1]
-    return failure.kind in ("own", "unknown") and last.raises and not last.in_torch
+    return failure_of(row, error, None, None, raised, find_cause(scene), outside=True)
 
 
 @contextlib.contextmanager
-def _scene(
+def scene_of(
     trace: ShapeTrace,
     model: nn.Module,
     error: BaseException,
@@ -135,7 +98,7 @@ def _scene(
     inner = None
     if row is not None:
         inner = modules[paths[raised.inside[0]]] if raised.inside and raised.inside[0] in paths else modules[row.path]
-    steps = _of_the_model(read_steps(error))
+    steps = of_the_model(read_steps(error))
     scene = Scene(
         error=error,
         steps=steps,
@@ -165,7 +128,7 @@ def _in_traceback(trace: ShapeTrace, model: nn.Module, error: BaseException, row
     return around or row
 
 
-def _of_the_model(steps: Sequence[Step]) -> list[Step]:
+def of_the_model(steps: Sequence[Step]) -> list[Step]:
     """Leave out the steps of this library and of whatever opened the block."""
     return [step for step in steps if not step.is_ours]
 
@@ -212,10 +175,10 @@ def _of_a_hook(
     called = calls[-1] if calls else Row(-1, path, kind, (), forward, 1, None, "", (), (), "raised")
     told = message and all(isinstance(one, str) for one in error.args)  # an object may print its values
     finding = Finding("hook", f"{hook} raised: {message.splitlines()[0] if told else type(error).__name__}")
-    return _failure(called, error, hook, None, raised, finding)
+    return failure_of(called, error, hook, None, raised, finding)
 
 
-def _failure(
+def failure_of(
     row: Row,
     error: BaseException,
     hook: str | None,
@@ -224,6 +187,7 @@ def _failure(
     finding: Finding,
     outside: bool = False,
 ) -> Failure:
+    """Put a failure together."""
     return Failure(
         path=row.path,
         module=row.module,

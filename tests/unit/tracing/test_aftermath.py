@@ -84,6 +84,52 @@ def test_a_forward_called_by_itself_is_explained_as_well() -> None:
     assert explain_afterwards(error) is not None
 
 
+class Short(nn.Module):
+    """Gives its first parameter another name."""
+
+    def __init__(this) -> None:  # noqa: N805
+        super().__init__()
+        this.head = nn.Linear(3, 4)
+
+    def forward(this, given: torch.Tensor) -> Any:  # noqa: N805
+        return this.head(given)
+
+
+def test_self_may_have_another_name() -> None:
+    failure = explain_afterwards(raised(lambda: Short()(torch.zeros(2, 5))))
+    assert failure is not None
+    assert failure.summary == "Linear 'head' raised RuntimeError"
+
+
+def test_rows_and_classes_of_a_loss_are_not_exchanged_where_the_batch_is_not_known() -> None:
+    scores, labels = torch.zeros(2, 3), torch.zeros(3, dtype=torch.long)
+    failure = explain_afterwards(raised(lambda: functional.cross_entropy(scores, labels)))
+    assert failure is not None
+    assert "transpose" not in str(failure)
+
+
+def test_what_the_traceback_does_not_tell_is_said_to_be_unknown_with_what_would_tell() -> None:
+    failure = explain_afterwards(raised(lambda: Endless()(IDS)))
+    assert failure is not None
+    assert failure.kind == "unknown"
+    assert "trace_shapes(model)" in (failure.cure or "")
+
+
+class Endless(nn.Module):
+    def forward(self, ids: torch.Tensor) -> Any:
+        return self.forward(ids)
+
+
+def test_a_text_that_is_too_long_is_told_by_what_the_model_was_given() -> None:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    model = BertModel(BertConfig(vocab_size=100, max_position_embeddings=20, **sizes))
+    failure = explain_afterwards(raised(lambda: model(torch.ones(1, 30, dtype=torch.long))))
+    assert failure is not None
+    assert (failure.cure or "").startswith("truncate the text to at most 20 tokens")
+
+
 def test_a_second_look_adds_nothing() -> None:
     error = raised(lambda: Tagger()(IDS))
     explain_afterwards(error)
@@ -139,7 +185,7 @@ def test_a_loss_is_explained_as_a_module_or_as_a_function() -> None:
     scores, labels = torch.zeros(3, 4), torch.zeros(2, dtype=torch.long)
     for loss, who in (
         (nn.CrossEntropyLoss(), "CrossEntropyLoss"),
-        (functional.cross_entropy, "code outside any module"),
+        (functional.cross_entropy, "code outside any forward"),
     ):
         failure = explain_afterwards(raised(lambda: loss(scores, labels)))  # noqa: B023
         assert failure is not None
