@@ -73,10 +73,10 @@ def test_a_script_finds_what_it_would_find(tmp_path: Path, arguments: list[str])
 def test_the_error_of_a_forward_is_explained_below_the_traceback_that_python_prints(tmp_path: Path) -> None:
     plain, command = both(FAILS, folder=tmp_path)
     assert command.returncode == plain.returncode == 1
-    assert command.stderr.startswith(plain.stderr.rstrip())
-    note = command.stderr[len(plain.stderr) :]
-    assert note.startswith("peft_hooks: Conv1d 'conv' raised RuntimeError\n")
-    assert "transpose(1, 2)" in note
+    assert command.stderr.count("peft_hooks: Conv1d 'conv' raised RuntimeError\n") == 1
+    assert "transpose(1, 2)" in command.stderr
+    if sys.version_info >= (3, 11):  # Python 3.10 prints no notes, so it was logged
+        assert command.stderr.startswith(plain.stderr + "peft_hooks: ")
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,10 @@ FAILING = """
 """
 
 
+shows_notes = pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 prints no notes: they are logged")
+
+
+@shows_notes
 def test_a_failing_test_is_explained_if_asked_whatever_failed(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(FAILING)
     asked = pytester.runpytest_inprocess("-p", "peft_hooks.pytest_plugin", "--explain-shapes")
@@ -307,6 +311,7 @@ def test_a_failing_test_is_explained_if_asked_whatever_failed(pytester: pytest.P
     assert sum("cure: in_features=5" in line for line in asked.outlines) == 3
 
 
+@shows_notes
 @pytest.mark.parametrize("style", ["short", "line", "native", "long"])
 def test_each_style_of_traceback_shows_the_note_and_no_warning(pytester: pytest.Pytester, style: str) -> None:
     pytester.makepyfile("import torch\ndef test_it(): torch.nn.Linear(3, 4)(torch.zeros(2, 5))")
