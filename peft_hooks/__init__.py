@@ -55,7 +55,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._version import VERSION
 
@@ -178,6 +178,20 @@ def _import(name: str) -> object:
     if name in _SUBMODULES:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Explain the errors of each cell from now on: what IPython calls for ``%load_ext peft_hooks``."""
+    from .cli.notebook import load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Leave the errors of cells as they are: what IPython calls for ``%unload_ext peft_hooks``."""
+    from .cli.notebook import unload
+
+    unload(shell)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
-"""Fixtures for tests of models and hooks, in every pytest run where peft_hooks is installed.
+"""Fixtures for tests of models and hooks, and ``--explain-shapes``, in every pytest run where peft_hooks is installed.
 
-Nothing is imported before a fixture is used: not even torch.
+Nothing is imported before a fixture is used or a test has failed: not even torch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
 
     from .hooks.registry import HookRegistry
     from .testing.leftovers import Left
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--explain-shapes``."""
+    about = "say why the forward of a PyTorch module failed, as a note below the error (peft_hooks)"
+    parser.getgroup("peft_hooks").addoption("--explain-shapes", action="store_true", help=about)
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Add the note to what ends a test or its fixtures, before pytest writes its report."""
+    if call.excinfo is not None and item.config.getoption("explain_shapes", default=False):
+        from .tracing.aftermath import explain_afterwards
+
+        explain_afterwards(call.excinfo.value)
 
 
 @pytest.fixture

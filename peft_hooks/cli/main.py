@@ -60,7 +60,7 @@ def trace(options: argparse.Namespace) -> int:
     what = f"Encoding {len(options.text)} text{'' if len(options.text) == 1 else 's'}"
     with quiet(), saying(what), trace_shapes(model, depth=options.depth, stats=True) as shapes:
         try:
-            _run(model, options.text)
+            _encode(model, options.text)
         except Exception as raised:  # explained below, whatever it is
             error = raised
     _stdout().print(shapes.table())
@@ -73,7 +73,17 @@ def trace(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(model: Any, texts: list[str]) -> None:
+def run(options: argparse.Namespace) -> int:
+    """Run a script as Python does; an error that a module's forward raises gains a note that says why.
+
+    The exit status is the script's own; 2: there is no such script.
+    """
+    from .script import run_script
+
+    return run_script(options.script, options.arguments, options.html)
+
+
+def _encode(model: Any, texts: list[str]) -> None:
     """Run the model on the texts, as one batch."""
     from ..compat.sentence_transformers import is_cross_encoder
 
@@ -144,6 +154,12 @@ def _trace_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", metavar="FILE", help="write everything that was recorded")
 
 
+def _run_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--html", metavar="FILE", help="write a page that explains the error, if there is one")
+    command.add_argument("script", metavar="SCRIPT", help="the script, which needs no change")
+    command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="what the script is given")
+
+
 def _no_arguments(command: argparse.ArgumentParser) -> None:
     """Leave a command as it is."""
 
@@ -152,6 +168,7 @@ COMMANDS = {
     demo: _no_arguments,
     doctor: _doctor_arguments,
     trace: _trace_arguments,
+    run: _run_arguments,
     merge: merge_arguments,
     export: export_arguments,
 }
@@ -174,6 +191,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; 2 where it could not run at all."""
     options = parser().parse_args(arguments)
+    if options.run is run:
+        return int(run(options))  # whatever the script raises is its own
     try:
         return int(options.run(options))
     except PeftHooksError as error:

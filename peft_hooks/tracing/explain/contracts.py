@@ -102,7 +102,8 @@ def _kind(found: Mismatch) -> str:
 def _likely(site: Site, repair: Repair) -> bool:
     """Tell whether a change that fits by the sizes is one to propose.
 
-    Exchanging batch and length is, if then the batch is that of the forward, and is not if it is that already.
+    Exchanging batch and length is, if then the batch is that of the forward, and is not if it is that already, or if
+    that of the forward is not known.
     """
     batch = site.scene.history.batch_and_length[:1]
     main = next((name for name in site.takes.patterns if name in site.shapes), None)
@@ -111,7 +112,8 @@ def _likely(site: Site, repair: Repair) -> bool:
     if repair.kind == "turn":
         letters = site.takes.batch_first or "mask" in repair.parameters[0]
         rows = site.takes.patterns[repair.parameters[0]].startswith("N ") and 0 in repair.dimensions
-        return (not letters or 2 in repair.dimensions) and not (rows and site.shapes[repair.parameters[0]][:1] == batch)
+        first = site.shapes[repair.parameters[0]][:1]
+        return (not letters or 2 in repair.dimensions) and not (rows and (not batch or first == batch))
     if repair.kind == "unsqueeze" and repair.dimensions == (0,):  # what has the rows of the forward lacks no batch
         return site.shapes[repair.parameters[0]][:1] != batch
     return True

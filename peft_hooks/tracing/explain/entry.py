@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -40,10 +41,10 @@ def explain(
     paths = {id(module): path for path, module in model.named_modules()}
     if raised.hook is not None or row is None:
         return _of_a_hook(rows, row, raised, paths, dict(model.named_modules(remove_duplicate=False)), error, forward)
-    scene = _scene(trace, model, error, row, forward, own, raised)
-    module, inner = scene.modules[row.path], scene.inner
-    inside = None if inner is module or inner is None else scene.where(inner)
-    return _failure(row, error, None, inside, raised, find_cause(scene))
+    with scene_of(trace, model, error, row, forward, own, raised) as scene:
+        module, inner = scene.modules[row.path], scene.inner
+        inside = None if inner is module or inner is None else scene.where(inner)
+        return failure_of(row, error, None, inside, raised, find_cause(scene))
 
 
 def explain_outside(trace: ShapeTrace, model: nn.Module, error: BaseException, own: type) -> Failure | None:
@@ -55,32 +56,34 @@ def explain_outside(trace: ShapeTrace, model: nn.Module, error: BaseException, o
         error: What was raised. It is not kept.
         own: The class whose bound methods are the trace's own hooks.
     """
-    rows = trace.rows
-    forward = rows[-1].forward if rows else 0
+    forward = trace.rows[-1].forward if trace.rows else 0
     raised = read(error)
-    scene = _scene(trace, model, error, None, forward, own, raised)
-    if not scene.steps or is_own(scene):
-        return None
+    with scene_of(trace, model, error, None, forward, own, raised) as scene:
+        if not scene.steps or is_own(scene):
+            return None
+        return _outside(trace.rows, scene, raised, forward)
+
+
+def _outside(rows: tuple[Row, ...], scene: Scene, raised: Raised, forward: int) -> Failure:
+    """Say why an error was raised that left no recorded call."""
+    error = scene.error
+    if raised.hook is not None and raised.hooked in scene.paths:
+        return _of_a_hook(rows, None, raised, scene.paths, dict(scene.modules), error, forward)
     ran = [step.module for step in scene.steps if step.module is not None and step.name == "forward"]
     ours = [module for module in ran if id(module) in scene.paths]
     if ours:  # a forward that was called by itself ran no hooks
         path, kind = scene.paths[id(ours[-1])], type(ours[-1]).__name__
-        return _failure(
-            Row(-1, path, kind, (), forward, 1, None, "", (), (), "raised"),
-            error,
-            None,
-            None,
-            raised,
-            find_cause(scene),
-        )
+        row = Row(-1, path, kind, (), forward, 1, None, "", (), (), "raised")
+        return failure_of(row, error, None, None, raised, find_cause(scene))
     last = next((row for row in rows if row.forward == forward), None)
     outputs = () if last is None else tuple(leaf for leaf in last.outputs if leaf.shape is not None)
     where = type(ran[-1]).__name__ if ran else "the code around it"
     row = Row(-1, "", where, (), forward, 0, None, "", outputs, (), "raised")
-    return _failure(row, error, None, None, raised, find_cause(scene), outside=True)
+    return failure_of(row, error, None, None, raised, find_cause(scene), outside=True)
 
 
-def _scene(
+@contextlib.contextmanager
+def scene_of(
     trace: ShapeTrace,
     model: nn.Module,
     error: BaseException,
@@ -88,15 +91,17 @@ def _scene(
     forward: int,
     own: type,
     raised: Raised,
-) -> Scene:
+) -> Iterator[Scene]:
+    """Put together what is known for the length of a block, and let go of every frame after it."""
     modules = dict(model.named_modules(remove_duplicate=False))
     paths = {id(module): path for path, module in model.named_modules()}
     inner = None
     if row is not None:
         inner = modules[paths[raised.inside[0]]] if raised.inside and raised.inside[0] in paths else modules[row.path]
-    return Scene(
+    steps = of_the_model(read_steps(error))
+    scene = Scene(
         error=error,
-        steps=_of_the_model(read_steps(error)),
+        steps=steps,
         model=model,
         row=row,
         inner=inner,
@@ -106,6 +111,11 @@ def _scene(
         hooks_of=lambda path: foreign_hooks(modules[path], own),
         pipeline=bool(releases.transformers_of(model)),
     )
+    try:
+        yield scene
+    finally:
+        for step in steps:
+            vars(step).clear()  # a step refers to its scene, which would keep the frames until the garbage is collected
 
 
 def _in_traceback(trace: ShapeTrace, model: nn.Module, error: BaseException, row: Row | None) -> Row | None:
@@ -118,7 +128,7 @@ def _in_traceback(trace: ShapeTrace, model: nn.Module, error: BaseException, row
     return around or row
 
 
-def _of_the_model(steps: Sequence[Step]) -> list[Step]:
+def of_the_model(steps: Sequence[Step]) -> list[Step]:
     """Leave out the steps of this library and of whatever opened the block."""
     return [step for step in steps if not step.is_ours]
 
@@ -165,10 +175,10 @@ def _of_a_hook(
     called = calls[-1] if calls else Row(-1, path, kind, (), forward, 1, None, "", (), (), "raised")
     told = message and all(isinstance(one, str) for one in error.args)  # an object may print its values
     finding = Finding("hook", f"{hook} raised: {message.splitlines()[0] if told else type(error).__name__}")
-    return _failure(called, error, hook, None, raised, finding)
+    return failure_of(called, error, hook, None, raised, finding)
 
 
-def _failure(
+def failure_of(
     row: Row,
     error: BaseException,
     hook: str | None,
@@ -177,6 +187,7 @@ def _failure(
     finding: Finding,
     outside: bool = False,
 ) -> Failure:
+    """Put a failure together."""
     return Failure(
         path=row.path,
         module=row.module,

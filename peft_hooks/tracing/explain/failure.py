@@ -68,7 +68,7 @@ class Failure:
     Attributes:
         path: The innermost traced module that raised, or the module whose hook raised.
         module: Its class name.
-        forward: The number of the forward.
+        forward: The number of the forward; 0 if no trace has seen it.
         call: Which call of the module in this forward.
         row: The index of the call in ``trace.rows``, or None if the hook raised before it began.
         inputs: What went into the module.
@@ -98,7 +98,7 @@ class Failure:
     @property
     def where(self) -> str:
         """The module as text: ``"Pooling '1'"``."""
-        if self.outside:
+        if self.outside or not (self.path or self.forward):
             return self.module
         return f"{self.module} {self.path!r}"
 
@@ -137,10 +137,11 @@ class Failure:
         """Who raised what, as one line."""
         inside = f", inside it {self.inside}" if self.inside else ""
         if self.outside:
-            return f"{self.where} raised {self.error}; no module of the model did"
+            return f"{self.where} raised {self.error}" + ("; no module of the model did" if self.forward else "")
         if self.hook is not None:
             return f"{self.hook} on {self.where} raised {self.error}{inside}; the model itself did not"
-        return f"{self.where} raised {self.error} in its call {self.call} of forward {self.forward}{inside}"
+        when = f" in its call {self.call} of forward {self.forward}" if self.forward else ""
+        return f"{self.where} raised {self.error}{when}{inside}"
 
     def __str__(self) -> str:
         lines = [f"peft_hooks: {self.summary}"]

@@ -44,7 +44,7 @@ def find_cause(scene: Scene) -> Finding:
         return Finding("own", f"the code{where} raises it by itself, on this line")
     found = next(_findings(scene), None)
     promise = broken_promise(scene)
-    if promise is not None and (_follows(found, promise) if found is not None else _is_of_tensors(scene)):
+    if promise is not None and (_follows(found, promise) if found is not None else is_of_tensors(scene)):
         bounds = (found.bounds if found is not None else ()) or promise.bounds
         return Finding(promise.kind, promise.cause, promise.fix, bounds, promise.culprit)
     if promise is not None and found is not None and {promise.kind, found.kind} <= _OF_SHAPE:
@@ -92,7 +92,7 @@ def _device_of(site: Site) -> Finding | None:
     return wrong_device(site.scene, site)
 
 
-def _is_of_tensors(scene: Scene) -> bool:
+def is_of_tensors(scene: Scene) -> bool:
     """Tell whether it was an operation on tensors that raised."""
     usual = isinstance(scene.error, (RuntimeError, IndexError, ValueError, TypeError))
     places = list(scene.last_places())

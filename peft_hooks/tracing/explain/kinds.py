@@ -84,7 +84,7 @@ def wrong_dtype(site: Site) -> Finding | None:
     found = _mask(site) or _one_hot(site)
     if found is not None:
         return found
-    if torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled():
+    if torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu"):
         return None
     return _alike(site)
 

@@ -145,7 +145,7 @@ def _difference(row: Row, shape: Shape, wanted: Shape) -> tuple[Bound, ...]:
 
 
 def _autocast() -> bool:
-    return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
+    return torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu")
 
 
 def _only(leaves: tuple[Leaf, ...]) -> Leaf | None:

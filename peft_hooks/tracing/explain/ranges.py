@@ -191,6 +191,11 @@ def _is_optional(scene: Scene, operand: Operand) -> bool:
     name = operand.text
     if not name.isidentifier() or scene.steps[operand.place].module is not scene.model:
         return False
+    for step in scene.steps:  # where nothing traced it, these begin outside the model
+        if step.file == CALLS or step.name == "forward":
+            break
+        if step.module is scene.model:
+            return False
     frame = scene.steps[0].frame.f_back
     while frame is not None:  # the model's own generate() makes such arguments
         if frame.f_locals.get("self") is scene.model and frame.f_code.co_filename != CALLS:

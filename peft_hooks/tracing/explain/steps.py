@@ -63,8 +63,15 @@ class Step:
         self.line = traceback.tb_lineno
         self.locals: Mapping[str, Any] = self.frame.f_locals
         self.returned: Callable[[nn.Module], Any] = lambda module: UNKNOWN
-        owner = self.locals.get("self")
+        owner = self.locals.get("self", self._first_of_forward())
         self.module = owner if isinstance(owner, nn.Module) else None
+
+    def _first_of_forward(self) -> object:
+        """Return the module whose forward this is, where its first parameter has another name than ``self``."""
+        code = self.frame.f_code
+        first = self.locals.get(code.co_varnames[0]) if self.name == "forward" and code.co_argcount else None
+        forward = inspect.getattr_static(type(first), "forward", None)
+        return first if getattr(forward, "__code__", None) is code else None
 
     @property
     def in_torch(self) -> bool:

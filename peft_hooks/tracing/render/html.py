@@ -15,6 +15,7 @@ from .text import adapter_lines, notes_of, title
 
 if TYPE_CHECKING:
     from ..diff import TraceDiff
+    from ..explain.failure import Failure
     from ..trace import ShapeTrace
 
 _PICTURES = 4  # forwards that are drawn; the tree has them all
@@ -35,6 +36,11 @@ def page(trace: ShapeTrace) -> str:
 def fragment(trace: ShapeTrace) -> str:
     """Return the page's body, for notebooks."""
     return _rendered(whole=False, **_trace(trace))
+
+
+def failure_page(failure: Failure) -> str:
+    """Return the page of a failure that no trace has seen."""
+    return _rendered(whole=True, title=f"Why {failure.where} failed", failure=failure)
 
 
 def diff_page(diff: TraceDiff) -> str:

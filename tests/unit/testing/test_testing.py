@@ -259,3 +259,69 @@ def test_the_fixtures_pass_fail_and_skip(pytester: Any) -> None:
             "*DimensionError: ReLU '0' input: the tensor is [[]2, 4[]], but the size = 3 is declared",
         ]
     )
+
+
+# -- --explain-shapes --------------------------------------------------------------------------------------------------
+
+FAILING = """
+    import unittest
+    import pytest
+    import torch
+    from torch import nn
+
+    def fail():
+        return nn.Linear(3, 4)(torch.zeros(2, 5))
+
+    @pytest.fixture
+    def broken():
+        fail()
+
+    def test_call():
+        fail()
+
+    def test_fixture(broken):
+        pass
+
+    class TestCase(unittest.TestCase):
+        def test_case(self):
+            fail()
+
+    def test_plain():
+        assert [1] == [2]
+
+    def test_expected():
+        with pytest.raises(RuntimeError):
+            fail()
+
+    def test_skipped():
+        pytest.skip("not now")
+"""
+
+
+shows_notes = pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 prints no notes: they are logged")
+
+
+@shows_notes
+def test_a_failing_test_is_explained_if_asked_whatever_failed(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(FAILING)
+    asked = pytester.runpytest_inprocess("-p", "peft_hooks.pytest_plugin", "--explain-shapes")
+    asked.assert_outcomes(passed=1, failed=3, errors=1, skipped=1)
+    shown = [line for line in asked.outlines if line.startswith("E   ") and "peft_hooks: Linear raised" in line]
+    assert len(shown) == 3
+    assert sum("cure: in_features=5" in line for line in asked.outlines) == 3
+
+
+@shows_notes
+@pytest.mark.parametrize("style", ["short", "line", "native", "long"])
+def test_each_style_of_traceback_shows_the_note_and_no_warning(pytester: pytest.Pytester, style: str) -> None:
+    pytester.makepyfile("import torch\ndef test_it(): torch.nn.Linear(3, 4)(torch.zeros(2, 5))")
+    done = pytester.runpytest_inprocess("-p", "peft_hooks.pytest_plugin", "--explain-shapes", f"--tb={style}")
+    done.assert_outcomes(failed=1, warnings=0)
+    done.stdout.fnmatch_lines(["*peft_hooks: Linear raised RuntimeError"])
+
+
+def test_a_failing_test_is_not_explained_otherwise(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(FAILING)
+    plain = pytester.runpytest_inprocess("-p", "peft_hooks.pytest_plugin")
+    plain.assert_outcomes(passed=1, failed=3, errors=1, skipped=1)
+    assert "peft_hooks: " not in plain.stdout.str()

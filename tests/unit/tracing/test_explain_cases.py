@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+
+from peft_hooks.tracing.aftermath import explain_afterwards
 
 from .explain_cases import demands, forum, given, layers, losses, models, operations, reported
-from .explain_cases.table import CASES, Case, note_of, wrong_with
+from .explain_cases.table import CASES, Case, note_of, raised_by, wrong_with
 
 FAMILIES = (demands, forum, given, layers, losses, models, operations, reported)
 
@@ -16,6 +19,19 @@ def test_the_note_is_right(one: Case) -> None:
     """It names what it must, says nothing that it must not, and has twenty lines at most."""
     note, failure = note_of(one)
     assert wrong_with(one, note, failure) == [], note
+
+
+@pytest.mark.parametrize("one", CASES, ids=lambda one: one.name)
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_false_is_said_without_a_trace(one: Case) -> None:
+    """The traceback alone tells less, and a note made of it is as true."""
+    torch.manual_seed(0)
+    _, call = one.make()
+    error = raised_by(call)
+    assert error is not None
+    failure = explain_afterwards(error)
+    note = "" if failure is None else str(failure)
+    assert [wrong for wrong in wrong_with(one, note, failure) if wrong.startswith("never")] == [], note
 
 
 def test_a_note_that_says_something_else_is_not_right() -> None:
