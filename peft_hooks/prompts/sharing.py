@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .._public import public
+from ..compat.backbones import is_of_transformers
 from ..compat.kv_cache import cache_field, empty_cache, repeated
 from ..hooks.call import Call, Hook
+from ..hooks.onlookers import is_watched
 from .randomness import has_random
 from .text import text_around
 
@@ -30,7 +32,8 @@ class SharePrompt(Hook):
 
     It steps aside, and the forward runs as it would have, where there is nothing to win (one row), and where that would
     not be the same: dropout or gradient checkpointing in training, attentions that are asked for, keys and values or
-    position ids that the caller gives, a backbone that was switched to attend to both sides, ``torch.compile``.
+    position ids that the caller gives, a backbone that was switched to attend to both sides, ``torch.compile``; and
+    hooks of others on the backbone or below, ``trace_shapes`` among them, which would see the layers run twice.
 
     Args:
         longest: Step aside for virtual tokens and text longer than this together: a sliding window's length.
@@ -86,7 +89,7 @@ class SharePrompt(Hook):
             return 0
         if call.args or _asks_for_more(call) or attends_to_both_sides(getattr(call.module, "config", None)):
             return 0
-        return 0 if has_random(call.module) else virtual
+        return 0 if has_random(call.module) or is_watched(call, is_of_transformers) else virtual
 
     def after(self, call: Call, output: Any) -> Any:
         noted_here = call.notes.get(self)
