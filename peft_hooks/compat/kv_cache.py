@@ -15,6 +15,8 @@ from torch import Tensor, nn
 NAMES = ("cache", "past_key_values")
 """What backbones call the argument that holds keys and values. Which one is right is found out by a forward."""
 
+NO_LAYERS = "caches have layers, which a graph can fill, since transformers 4.54"
+
 
 def empty_cache(backbone: Any) -> dict[str, Any]:
     """Return what the backbone has to be given to fill with keys and values; nothing where it makes its own.
@@ -25,6 +27,13 @@ def empty_cache(backbone: Any) -> dict[str, Any]:
 
     fixed = hasattr(sys.modules[type(backbone).__module__], "HybridCache")
     return {"past_key_values": DynamicCache()} if fixed else {}
+
+
+def can_be_traced() -> bool:
+    """Tell whether ``torch.compile`` takes a cache that is filled in a graph: since 4.54, when they keep layers."""
+    from transformers import DynamicCache
+
+    return hasattr(DynamicCache(), "layers")
 
 
 def cache_field(output: Mapping[str, Any]) -> str | None:

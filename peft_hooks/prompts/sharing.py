@@ -15,7 +15,7 @@ from torch.compiler import is_compiling
 
 from .._public import public
 from ..compat.backbones import is_of_transformers
-from ..compat.kv_cache import cache_field, empty_cache, repeated
+from ..compat.kv_cache import cache_field, can_be_traced, empty_cache, repeated
 from ..hooks.call import Call, Hook
 from ..hooks.onlookers import is_watched
 from .randomness import has_random
@@ -32,8 +32,10 @@ class SharePrompt(Hook):
 
     It steps aside, and the forward runs as it would have, where there is nothing to win (one row), and where that would
     not be the same: dropout or gradient checkpointing in training, attentions that are asked for, keys and values or
-    position ids that the caller gives, a backbone that was switched to attend to both sides, ``torch.compile``; and
-    hooks of others on the backbone or below, ``trace_shapes`` among them, which would see the layers run twice.
+    position ids that the caller gives, a backbone that was switched to attend to both sides; and hooks of others on the
+    backbone or below, ``trace_shapes`` among them, which would see the layers run twice. In ``torch.compile`` both runs
+    are in one graph, for the number of virtual tokens in the adapter's config; it steps aside there in training and
+    with transformers before 4.54, whose caches have no layers.
 
     Args:
         longest: Step aside for virtual tokens and text longer than this together: a sliding window's length.
@@ -54,6 +56,7 @@ class SharePrompt(Hook):
 
     def __init__(self, longest: int | None = None) -> None:
         self.longest = longest
+        self._in_graphs = can_be_traced()
 
     def before(self, call: Call) -> None:
         virtual = self._virtual_tokens(call)
@@ -79,17 +82,23 @@ class SharePrompt(Hook):
 
     def _virtual_tokens(self, call: Call) -> int:
         """Return how many rows in front are virtual tokens that can be shared; 0 to step aside."""
-        size = None if is_compiling() else text_around(call)
+        size = text_around(call) if self._runs_here(call) else None
         rows, mask = call.kwargs.get("inputs_embeds"), call.kwargs.get("attention_mask")
         if size is None or size.uneven or size.batch < 2 or not size.length or rows is None or mask is None:
             return 0
         virtual: int = rows.size(1) - size.length
         fits = rows.size(0) == size.batch and mask.shape == rows.shape[:2] and virtual > 0
+        if is_compiling():  # a number of which the graph holds, not one that it computes
+            fits, virtual = fits and virtual == size.virtual, size.virtual
         if not fits or (self.longest is not None and rows.size(1) > self.longest):
             return 0
         if call.args or _asks_for_more(call) or attends_to_both_sides(getattr(call.module, "config", None)):
             return 0
         return 0 if has_random(call.module) or is_watched(call, is_of_transformers) else virtual
+
+    def _runs_here(self, call: Call) -> bool:
+        """Tell whether a graph that is compiled now can have it; where none is, it can."""
+        return not is_compiling() or (self._in_graphs and not call.module.training)
 
     def after(self, call: Call, output: Any) -> Any:
         noted_here = call.notes.get(self)

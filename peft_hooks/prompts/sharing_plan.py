@@ -9,6 +9,7 @@ from torch import nn
 
 from ..compat import sentence_transformers as releases
 from ..compat.backbones import is_of_transformers
+from ..compat.kv_cache import NO_LAYERS, can_be_traced
 from ..compat.pipeline import Encoder
 from ..errors import UnsupportedModelError
 from ..hooks.call import Hook
@@ -74,9 +75,15 @@ def remarks(model: nn.Module, share_prompt: Share, names: Container[str], owner:
         if methods.isdisjoint(releases.PREFIX_METHODS) and methods:
             where = f"virtual tokens of Transformer {path!r}"
             reason = _why_not_now(model, transformer, share_prompt, f"share:{path}" in names, owner)
-            yield f"{where}: computed " + (f"for every row: {reason}" if reason else "once for all rows of a batch")
+            yield f"{where}: computed " + (f"for every row: {reason}" if reason else _shared())
         if methods and not can_measure(releases.plain_backbone(transformer)):
             yield f"adapters of Transformer {path!r}: taken on trust: {NO_VALUES}"
+
+
+def _shared() -> str:
+    """Say that virtual tokens are shared, and where they are not, on this release."""
+    graphs = "" if can_be_traced() else f"; in torch.compile for every row: {NO_LAYERS}"
+    return f"once for all rows of a batch{graphs}"
 
 
 def _why_not_now(

@@ -101,7 +101,7 @@ def test_embeddings_are_those_made_by_hand_with_the_virtual_tokens_computed_once
         with runs(model) as seen:
             encoded(model)
         assert seen == ONCE
-        assert remark(handle) == "virtual tokens of Transformer '0': computed once for all rows of a batch"
+        assert remark(handle).startswith("virtual tokens of Transformer '0': computed once for all rows of a batch")
         assert_right(model, tolerance=1e-5, task_id=options.get("task_id"))
 
 
@@ -517,7 +517,7 @@ def test_a_copied_model_shares_by_itself(how: Any) -> None:
         assert torch.equal(encoded(copied), encoded(model))
     assert seen == ONCE
     handle = register_prompt_mask_hooks(copied)
-    assert remark(handle).endswith("computed once for all rows of a batch")
+    assert "computed once for all rows of a batch" in remark(handle)
     handle.remove()
     assert_no_hooks_left(copied, foreign=True)
 
@@ -744,7 +744,7 @@ def test_where_others_watch_the_backbone_sharing_steps_aside_and_says_so(put: An
         assert "would see the layers run twice" in remark(handle)
         take_off()
         encoded(model)
-        assert remark(handle).endswith("computed once for all rows of a batch")
+        assert "computed once for all rows of a batch" in remark(handle)
     assert seen == [*ONCE, *EVERY_ROW, *ONCE]
 
 
@@ -767,7 +767,7 @@ def test_hooks_outside_of_the_backbone_change_nothing() -> None:
         for module in places:
             stack.enter_context(module.register_forward_hook(look))
         encoded(model)
-        assert remark(handle).endswith("computed once for all rows of a batch")
+        assert "computed once for all rows of a batch" in remark(handle)
     assert seen == ONCE
 
 
