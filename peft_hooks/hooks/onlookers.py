@@ -43,11 +43,16 @@ def onlookers(root: nn.Module, owner: Hashable, harmless: Callable[[Any], bool])
 
 
 def is_watched(call: Call, harmless: Callable[[Any], bool]) -> bool:
-    """Tell whether hooks of others are on the module of a call, or below. No dispatcher began a call of a probe."""
+    """Tell whether hooks of others are on the module of a call, or below."""
+    return others_below(call.module, call, harmless)
+
+
+def others_below(root: nn.Module, call: Call, harmless: Callable[[Any], bool]) -> bool:
+    """Tell whether hooks of others than the call's are on a module or below. No dispatcher began a call of a probe."""
     dispatcher = call._owner
     if not isinstance(dispatcher, Dispatcher):
         return False
-    return next(onlookers(call.module, dispatcher.owner, harmless), None) is not None
+    return next(onlookers(root, dispatcher.owner, harmless), None) is not None
 
 
 def _is_owned(held: Held, owner: Hashable) -> bool:

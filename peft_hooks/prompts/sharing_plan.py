@@ -18,16 +18,16 @@ from .probes import NO_VALUES, can_measure
 from .sharing import EncodePromptOnce, SharePrompt
 from .sharing_probe import longest_shared, why_not_shared
 
-Share = Literal["auto", True, False]
+Share = Literal["auto", "keep", True, False]
 
 # Their prompt encoder is a network, or gives a row to every row of the batch.
 _ENCODED = ("P_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING")
 
 
 def check_share(share_prompt: Any) -> None:
-    """Raise ValueError unless ``share_prompt`` is one of its three values."""
-    if not any(share_prompt is value for value in (True, False)) and share_prompt != "auto":
-        raise ValueError(f"share_prompt={share_prompt!r} is not a choice: take one of 'auto', True, False")
+    """Raise ValueError unless ``share_prompt`` is one of its four values."""
+    if not any(share_prompt is value for value in (True, False)) and share_prompt not in ("auto", "keep"):
+        raise ValueError(f"share_prompt={share_prompt!r} is not a choice: take one of 'auto', 'keep', True, False")
 
 
 def hooks_of_sharing(
@@ -55,10 +55,11 @@ def hooks_of_sharing(
             )
     shared = reason is None if proven is None else f"share:{path}" in proven
     networks = [network for method in _ENCODED for network in releases.prompt_encoders(transformer, method)]
+    keep = share_prompt == "keep"
     for number, network in enumerate(networks):
-        yield f"once:{number}", EncodePromptOnce(), network
+        yield f"once:{number}", EncodePromptOnce(keep), network
     if shared:
-        yield "share", SharePrompt(longest_shared(transformer)), encoder.outer.base_model
+        yield "share", SharePrompt(longest_shared(transformer), keep), encoder.outer.base_model
 
 
 def remarks(model: nn.Module, share_prompt: Share, names: Container[str], owner: Hashable) -> Iterator[str]:
@@ -75,15 +76,16 @@ def remarks(model: nn.Module, share_prompt: Share, names: Container[str], owner:
         if methods.isdisjoint(releases.PREFIX_METHODS) and methods:
             where = f"virtual tokens of Transformer {path!r}"
             reason = _why_not_now(model, transformer, share_prompt, f"share:{path}" in names, owner)
-            yield f"{where}: computed " + (f"for every row: {reason}" if reason else _shared())
+            yield f"{where}: computed " + (f"for every row: {reason}" if reason else _shared(share_prompt))
         if methods and not can_measure(releases.plain_backbone(transformer)):
             yield f"adapters of Transformer {path!r}: taken on trust: {NO_VALUES}"
 
 
-def _shared() -> str:
+def _shared(share_prompt: Share) -> str:
     """Say that virtual tokens are shared, and where they are not, on this release."""
     graphs = "" if can_be_traced() else f"; in torch.compile for every row: {NO_LAYERS}"
-    return f"once for all rows of a batch{graphs}"
+    kept = ", and kept between forwards in inference" if share_prompt == "keep" else ""
+    return f"once for all rows of a batch{kept}{graphs}"
 
 
 def _why_not_now(

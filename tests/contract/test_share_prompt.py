@@ -457,11 +457,11 @@ def test_a_decoder_that_is_wrong_after_a_cache_is_found_by_the_probe() -> None:
 
 @pytest.mark.parametrize("choice", ["yes", 1, None])
 def test_an_unknown_choice_is_an_error(choice: Any) -> None:
-    """Three are known."""
+    """Four are known."""
     model = shared("llama", "left", "prompt_tuning")
     with refused(model, ValueError) as caught:
         register_prompt_mask_hooks(model, share_prompt=choice)
-    assert str(caught.value) == f"share_prompt={choice!r} is not a choice: take one of 'auto', True, False"
+    assert str(caught.value) == f"share_prompt={choice!r} is not a choice: take one of 'auto', 'keep', True, False"
 
 
 def test_switched_off_every_row_is_computed() -> None:
