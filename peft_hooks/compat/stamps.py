@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_NO_STATE = (nn.Module, Tensor, type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+# Of these no attributes are compared: they are looked at as what they are, or do not change.
+_NOT_REFERRED = (
+    *(nn.Module, Tensor, dict, list, set, type, types.ModuleType),
+    *(types.FunctionType, types.MethodType, types.BuiltinFunctionType),
+)
 
 
 class Stamp:
@@ -93,7 +97,7 @@ def _referred_to(modules: Iterable[nn.Module]) -> list[Any]:
     found: dict[int, Any] = {}
     for module in modules:
         for value in vars(module).values():
-            if hasattr(value, "__dict__") and not isinstance(value, _NO_STATE):
+            if hasattr(value, "__dict__") and not isinstance(value, _NOT_REFERRED):
                 found[id(value)] = value
     return list(found.values())
 
