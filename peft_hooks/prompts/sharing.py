@@ -30,7 +30,8 @@ class SharePrompt(Hook):
 
     The virtual tokens are cut from ``inputs_embeds`` and run as a batch of one; the text runs after their keys and
     values, which are given to every row; their hidden states are put back in front of every row. The
-    output is what it would have been, to rounding, and so are the gradients. Nothing is kept for the next forward.
+    output is what it would have been, to rounding, and so are the gradients. Nothing is kept for the next forward,
+    unless ``keep`` is asked for.
 
     It steps aside, and the forward runs as it would have, where there is nothing to win (one row), and where that would
     not be the same: dropout or gradient checkpointing in training, attentions that are asked for, keys and values or
@@ -41,6 +42,8 @@ class SharePrompt(Hook):
 
     Args:
         longest: Step aside for virtual tokens and text longer than this together: a sliding window's length.
+        keep: In ``no_grad`` and ``inference_mode``, keep what came out for each adapter's virtual tokens, and
+            use it in the next forwards, for one row, too, until a change of the weights or of anything else is seen.
 
     Example:
         >>> from peft import PromptTuningConfig
