@@ -23,6 +23,11 @@ def accepts(backbone: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(backbone.forward).parameters
 
 
+def is_of_transformers(hook: Any) -> bool:
+    """Tell whether transformers put a hook on a backbone for itself: by some it hands out hidden states (since 5.0)."""
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == "transformers"
+
+
 def position_offset(transformer: Any) -> int:
     """Return the first position id of a Transformer's backbone."""
     return first_position(releases.plain_backbone(transformer))

@@ -6,6 +6,7 @@ since 5, a ``DynamicCache``. Its argument is ``past_key_values``, since 5.24 ``c
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 NAMES = ("cache", "past_key_values")
 """What backbones call the argument that holds keys and values. Which one is right is found out by a forward."""
+
+NO_LAYERS = "caches have layers, which a graph can fill, since transformers 4.54"
 
 
 def empty_cache(backbone: Any) -> dict[str, Any]:
@@ -25,6 +28,13 @@ def empty_cache(backbone: Any) -> dict[str, Any]:
 
     fixed = hasattr(sys.modules[type(backbone).__module__], "HybridCache")
     return {"past_key_values": DynamicCache()} if fixed else {}
+
+
+def can_be_traced() -> bool:
+    """Tell whether ``torch.compile`` takes a cache that is filled in a graph: since 4.54, when they keep layers."""
+    from transformers import DynamicCache
+
+    return hasattr(DynamicCache(), "layers")
 
 
 def cache_field(output: Mapping[str, Any]) -> str | None:
@@ -82,6 +92,56 @@ def repeated(cache: Any, batch: int) -> Any:
     for layer in cache.layers:
         layer.keys, layer.values = rows(layer.keys), rows(layer.values)
     return cache
+
+
+_OF_TOKENS = ("keys", "values", "key_cache", "value_cache")
+
+
+def grows(cache: Any, length: int) -> bool:
+    """Tell whether a cache that was filled with ``length`` positions has no more: what follows goes into new memory.
+
+    One of a fixed length is written to where it is, and cannot be kept for another text.
+    """
+    parts = cache if isinstance(cache, tuple) else _tokens_in(cache)
+    return all(part.size(-2) <= length for layer in parts for part in layer)
+
+
+def _tokens_in(cache: Any) -> Iterator[tuple[Tensor, ...]]:
+    for holder in cache.layers if hasattr(cache, "layers") else [cache]:
+        for name in _OF_TOKENS:
+            part = getattr(holder, name, None)
+            if part is not None:
+                yield (part,) if isinstance(part, Tensor) else tuple(part)
+
+
+def copied(cache: Any) -> Any:
+    """Return another cache of the same keys and values, one in memory with these: a text's go into the copy.
+
+    Whatever else it has, such as the states of a recurrence, may be written to where it is, and is copied.
+    """
+    if isinstance(cache, tuple):
+        return cache
+    other = _copied(cache)
+    if hasattr(cache, "layers"):
+        other.layers = [_copied(layer) for layer in cache.layers]
+    return other
+
+
+def _copied(holder: Any) -> Any:
+    other = copy.copy(holder)
+    rest = {name: _cloned(value) for name, value in vars(holder).items() if name not in _OF_TOKENS}
+    vars(other).update(rest)
+    return other
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, list):
+        return [_cloned(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _cloned(part) for key, part in value.items()}
+    return value
 
 
 def throws_caches_away(module: nn.Module) -> bool:

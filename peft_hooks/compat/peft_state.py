@@ -167,3 +167,10 @@ class Bared:
             layer.enable_adapters(True)
         for parameter, trainable in self._frozen.items():  # enabling makes an adapter trainable that was not
             parameter.requires_grad = trainable
+
+
+def prompt_of(entry: Any) -> tuple[str, nn.Module, list[str]]:
+    """Return the active adapter of a Transformer or a ``PeftModel``, its prompt encoder, and all adapters' names."""
+    peft_model = entry if hasattr(entry, "active_peft_config") else releases.backbone_of(entry)
+    name = peft_model.active_adapter
+    return name, peft_model.prompt_encoder[name], list(peft_model.peft_config)

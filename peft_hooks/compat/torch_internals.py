@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_modules
 from torch.utils.hooks import RemovableHandle
 
 _FORWARD = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook"}
@@ -41,6 +42,26 @@ def hooks_of(module: nn.Module) -> Iterator[Held]:
         # A ScriptModule has no backward hooks.
         for key, hook in getattr(module, attribute, {}).items():
             yield Held(kind, key, hook)
+
+
+def hooked_modules(root: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules at and below ``root`` that have hooks. Asked in every forward: no set and no paths."""
+    waiting = [root]
+    while waiting:
+        module = waiting.pop()
+        held = module._forward_hooks or module._forward_pre_hooks
+        # A ScriptModule has no backward hooks.
+        if held or getattr(module, "_backward_hooks", None) or getattr(module, "_backward_pre_hooks", None):
+            yield module
+        waiting += [child for child in module._modules.values() if child is not None]
+
+
+_GLOBAL = tuple(f"_global{attribute}" for attribute in _ALL)
+
+
+def has_global_hooks() -> bool:
+    """Tell whether there are hooks that PyTorch runs on every module (``register_module_forward_hook``)."""
+    return any(getattr(torch_modules, attribute, None) for attribute in _GLOBAL)
 
 
 def forward_hooks_of(module: nn.Module) -> list[Any]:

@@ -67,6 +67,9 @@ def register_prompt_mask_hooks(
         share_prompt: ``"auto"``: in a causal backbone, compute the virtual tokens once per forward and not once for
             each row, where a small forward proves that to be exact; ``handle.describe()`` says where it is not.
             Networks that make prompts run on one row, too. ``False``: as PEFT does. ``True``: refuse what is not exact.
+            ``"keep"``: as ``"auto"``, and in ``no_grad`` and ``inference_mode`` keep what was computed of the prompt
+            for the next forwards: for weights that do not change. Most changes are seen, and it is computed anew; after
+            one that nothing shows (``weight.data.add_()``, a write through NumPy) call ``handle.refresh()``.
 
     Returns:
         The handle: a context manager with ``remove()`` and ``describe()``.

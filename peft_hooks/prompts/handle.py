@@ -136,7 +136,7 @@ class HookHandle:
 
     def describe(self) -> HookTable:
         """List the hooks: module, role, order, calls, why one never fired, and why virtual tokens are not shared."""
-        said = remarks(self.registry.model, self.options.share_prompt, self.registry)
+        said = remarks(self.registry.model, self.options.share_prompt, self.registry, self.options)
         return replace(self.registry.describe(), remarks=tuple(said))
 
     @contextlib.contextmanager

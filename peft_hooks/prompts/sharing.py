@@ -7,18 +7,22 @@ the same in every row. PEFT repeats the prompt for each row, and the backbone co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from .._public import public
-from ..compat.kv_cache import cache_field, empty_cache, repeated
+from ..compat.backbones import is_of_transformers
+from ..compat.kv_cache import cache_field, can_be_traced, copied, empty_cache, grows, repeated
+from ..compat.peft_state import prompt_of
 from ..hooks.call import Call, Hook
+from ..hooks.onlookers import is_watched, others_below
+from .kept import Kept, is_keeping
 from .randomness import has_random
-from .task import BY_ROW
-from .text import text_around
+from .task import BY_ROW, tasks_given
+from .text import Text, text_around
 
 
 @public
@@ -27,14 +31,20 @@ class SharePrompt(Hook):
 
     The virtual tokens are cut from ``inputs_embeds`` and run as a batch of one; the text runs after their keys and
     values, which are given to every row; their hidden states are put back in front of every row. The
-    output is what it would have been, to rounding, and so are the gradients. Nothing is kept for the next forward.
+    output is what it would have been, to rounding, and so are the gradients. Nothing is kept for the next forward,
+    unless ``keep`` is asked for.
 
     It steps aside, and the forward runs as it would have, where there is nothing to win (one row), and where that would
     not be the same: dropout or gradient checkpointing in training, attentions that are asked for, keys and values or
-    position ids that the caller gives, a backbone that was switched to attend to both sides, ``torch.compile``.
+    position ids that the caller gives, a backbone that was switched to attend to both sides; and hooks of others on the
+    backbone or below, ``trace_shapes`` among them, which would see the layers run twice. In ``torch.compile`` both runs
+    are in one graph, for the number of virtual tokens in the adapter's config; it steps aside there in training and
+    with transformers before 4.54, whose caches have no layers.
 
     Args:
         longest: Step aside for virtual tokens and text longer than this together: a sliding window's length.
+        keep: In ``no_grad`` and ``inference_mode``, keep what came out for each adapter's virtual tokens, and
+            use it in the next forwards, for one row, too, until a change of the weights or of anything else is seen.
 
     Example:
         >>> from peft import PromptTuningConfig
@@ -50,61 +60,111 @@ class SharePrompt(Hook):
         True
     """
 
-    def __init__(self, longest: int | None = None) -> None:
+    def __init__(self, longest: int | None = None, keep: bool = False) -> None:
         self.longest = longest
+        self.keep = keep
+        self._in_graphs = can_be_traced()
+        self._kept = Kept()
 
     def before(self, call: Call) -> None:
         virtual = self._virtual_tokens(call)
-        if not virtual:
+        prompt = self._prompt(call, virtual) if virtual else None
+        if prompt is None:
             return
-        backbone, kwargs = call.module, call.kwargs
-        rows, mask = kwargs["inputs_embeds"], kwargs["attention_mask"]
-        common = {**kwargs, "use_cache": True, "return_dict": True}
-        alone = {**common, "inputs_embeds": rows[:1, :virtual], "attention_mask": mask[:1, :virtual]}
-        after = {**common, "inputs_embeds": rows[:, virtual:]}
-        # `forward`, not a call: the hooks on the backbone, this one among them, belong to the call that is running.
-        call.on_other_rows = True
-        try:
-            prompt = backbone.forward(**alone, **empty_cache(backbone))
-        finally:
-            call.on_other_rows = False
-        name = cache_field(prompt)
-        if name is None or not _CUT.issuperset(key for key in prompt if key != name):
-            return  # it keeps no keys and values here, or gives something that cannot be put together again
-        after[name] = repeated(prompt[name], rows.size(0))
-        call.notes[self] = prompt, name
+        rows = call.kwargs["inputs_embeds"]
+        after = {**call.kwargs, "use_cache": True, "return_dict": True, "inputs_embeds": rows[:, virtual:]}
+        after[prompt.name] = repeated(prompt.cache, rows.size(0))
+        call.notes[self] = prompt
         call.args, call.kwargs = (), after
+
+    def _prompt(self, call: Call, virtual: int) -> _Prompt | None:
+        """Return what comes out for the virtual tokens, made now or kept; None if that cannot be cut in two."""
+        if not self._keeps(call):
+            if self.keep and not is_compiling():
+                self._kept.clear()  # weights that are being trained are not those that it was made of for long
+            return _run(call, virtual)
+        size, rows = text_around(call), call.kwargs["inputs_embeds"]
+        assert size is not None
+        name, encoder, known = prompt_of(size.entry)
+        if others_below(encoder, call, is_of_transformers):
+            return _run(call, virtual)
+        asked = {key: value for key, value in call.kwargs.items() if key not in _OF_ROWS}
+        asked.update(virtual=virtual, dtype=rows.dtype, device=rows.device, mask=call.kwargs["attention_mask"].dtype)
+        first = rows[:1, :virtual]
+        prompt: _Prompt | None = self._kept.get(name, rows.device, asked, first)
+        if prompt is None:
+            prompt = _run(call, virtual)
+            if prompt is None or not grows(prompt.cache, virtual):
+                return prompt
+            self._kept.put(name, prompt, (call.module, encoder), rows.device, asked, first, known)
+        return prompt._replace(cache=copied(prompt.cache))
+
+    def _keeps(self, call: Call) -> bool:
+        return self.keep and is_keeping(call.module)
 
     def _virtual_tokens(self, call: Call) -> int:
         """Return how many rows in front are virtual tokens that can be shared; 0 to step aside."""
-        size = None if is_compiling() else text_around(call)
+        size = text_around(call) if self._runs_here(call) else None
         rows, mask = call.kwargs.get("inputs_embeds"), call.kwargs.get("attention_mask")
-        if size is None or size.uneven or size.batch < 2 or not size.length or rows is None or mask is None:
+        if size is None or size.uneven or not size.length or rows is None or mask is None:
             return 0
         virtual: int = rows.size(1) - size.length
-        fits = rows.size(0) == size.batch and mask.shape == rows.shape[:2] and virtual > 0
+        enough = size.batch > 1 or self._keeps(call)
+        fits = enough and rows.size(0) == size.batch and mask.shape == rows.shape[:2] and virtual > 0
+        if is_compiling():  # a number of which the graph holds, not one that it computes
+            fits, virtual = fits and virtual == size.virtual, size.virtual
         if not fits or (self.longest is not None and rows.size(1) > self.longest):
             return 0
         if call.args or _asks_for_more(call) or attends_to_both_sides(getattr(call.module, "config", None)):
             return 0
-        return 0 if has_random(call.module) else virtual
+        return 0 if has_random(call.module) or is_watched(call, is_of_transformers) else virtual
+
+    def _runs_here(self, call: Call) -> bool:
+        """Tell whether a graph that is compiled now can have it; where none is, it can."""
+        return not is_compiling() or (self._in_graphs and not call.module.training)
 
     def after(self, call: Call, output: Any) -> Any:
-        noted_here = call.notes.get(self)
-        if noted_here is None:
+        prompt: _Prompt | None = call.notes.get(self)
+        if prompt is None:
             return None
-        prompt, name = noted_here
         asked, config = call.given_kwargs, call.module.config
         fields = {key: output[key] for key in output}
         last = output["last_hidden_state"]
-        fields["last_hidden_state"] = joined = _join(prompt["last_hidden_state"], last)
+        fields["last_hidden_state"] = joined = _join(prompt.output["last_hidden_state"], last)
         if "hidden_states" in fields:
-            layers = zip(prompt["hidden_states"], output["hidden_states"], strict=True)
+            layers = zip(prompt.output["hidden_states"], output["hidden_states"], strict=True)
             fields["hidden_states"] = tuple(joined if own is last else _join(first, own) for first, own in layers)
         if not _said(asked, "use_cache", config):
-            fields.pop(name, None)
+            fields.pop(prompt.name, None)
         whole = type(output)(**fields)
         return whole if _said(asked, "return_dict", config) else whole.to_tuple()
+
+
+class _Prompt(NamedTuple):
+    """What comes out for the virtual tokens as a batch of one, and its keys and values, with their name in it."""
+
+    output: Mapping[str, Any]
+    name: str
+    cache: Any
+
+
+def _run(call: Call, virtual: int) -> _Prompt | None:
+    """Run the virtual tokens as a batch of one; return None if what comes out cannot be followed by a text."""
+    backbone, kwargs = call.module, call.kwargs
+    rows, mask = kwargs["inputs_embeds"], kwargs["attention_mask"]
+    common = {**kwargs, "use_cache": True, "return_dict": True}
+    alone = {**common, "inputs_embeds": rows[:1, :virtual], "attention_mask": mask[:1, :virtual]}
+    # `forward`, not a call: the hooks on the backbone, this one among them, belong to the call that is running.
+    call.on_other_rows = True
+    try:
+        output = backbone.forward(**alone, **empty_cache(backbone))
+    finally:
+        call.on_other_rows = False
+    name = cache_field(output)
+    if name is None or not _CUT.issuperset(key for key in output if key != name):
+        return None  # it keeps no keys and values here, or gives something that cannot be put together again
+    rest = {key: output[key] for key in output if key != name}
+    return _Prompt(rest, name, output[name])
 
 
 def _said(kwargs: Mapping[str, Any], option: str, config: Any) -> bool:
@@ -119,6 +179,7 @@ def _join(prompt: Tensor, text: Tensor) -> Tensor:
 
 # What is one row for each token in an output, or, in what is given, can be cut in two or leaves the rows as they are.
 _CUT = frozenset(["last_hidden_state", "hidden_states"])
+_OF_ROWS = frozenset(["attention_mask", "inputs_embeds"])
 _KNOWN = frozenset(["attention_mask", "inputs_embeds", "output_hidden_states", "return_dict"])
 
 
@@ -142,18 +203,43 @@ class EncodePromptOnce(Hook):
     tuning in every release, to P-tuning's in 0.10.
     """
 
+    def __init__(self, keep: bool = False) -> None:
+        self.keep = keep
+        self._kept = Kept()
+
     def before(self, call: Call) -> None:
         size, indices = None if is_compiling() else text_around(call), call.first
-        if size is None or size.batch < 2 or indices.dim() != 2 or indices.size(0) != size.batch:
+        keep = self.keep and is_keeping(call.module)
+        if size is None or indices.dim() != 2 or not self._is_for_all(indices, size, keep):
             return
-        if has_random(call.module) or call.notes.get(BY_ROW):
+        if has_random(call.module) or call.notes.get(BY_ROW) or (keep and tasks_given(call) is not None):
             size.uneven = True
             return
-        call.first = indices[:1]
+        kept = self._kept_rows(call, indices) if keep else None
+        rows = 1 if kept is None else 0  # a network of no rows computes nothing
+        call.first = indices[:rows]
         if "task_ids" in call.kwargs:
-            call.kwargs = {**call.kwargs, "task_ids": call.kwargs["task_ids"][:1]}
-        call.notes[self] = size.batch
+            call.kwargs = {**call.kwargs, "task_ids": call.kwargs["task_ids"][:rows]}
+        call.notes[self] = indices.size(0), kept
+
+    @staticmethod
+    def _is_for_all(indices: Tensor, size: Text, keep: bool) -> bool:
+        """Tell whether the network runs on more than is needed: one row, or none if its rows may be kept."""
+        rows = indices.size(0)
+        return rows == size.batch > 1 or (keep and rows in (1, size.batch))
+
+    def _kept_rows(self, call: Call, indices: Tensor) -> Any:
+        if is_watched(call, is_of_transformers):
+            return None
+        return self._kept.get(None, indices.device, {"indices": indices.shape[1:]})
 
     def after(self, call: Call, output: Any) -> Any:
-        batch = call.notes.get(self)
-        return None if batch is None else output.expand(batch, *output.shape[1:])
+        noted_here = call.notes.get(self)
+        if noted_here is None:
+            return None
+        batch, kept = noted_here
+        if kept is None and self.keep and is_keeping(call.module):
+            asked = {"indices": call.given_first.shape[1:]}
+            self._kept.put(None, output, (call.module,), output.device, asked)
+        rows = output if kept is None else kept
+        return rows.expand(batch, *rows.shape[1:])

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Hashable, Iterator
 from typing import Any, Literal
 
 from torch import nn
 
 from ..compat import sentence_transformers as releases
+from ..compat.backbones import is_of_transformers
+from ..compat.kv_cache import NO_LAYERS, can_be_traced
 from ..compat.pipeline import Encoder
 from ..errors import UnsupportedModelError
 from ..hooks.call import Hook
+from ..hooks.onlookers import onlookers
 from .prefix_probe import places_of_prefix
 from .probes import NO_VALUES, can_measure
 from .sharing import EncodePromptOnce, SharePrompt
 from .sharing_probe import longest_shared, why_not_shared
 
-Share = Literal["auto", True, False]
+Share = Literal["auto", "keep", True, False]
 
 # Their prompt encoder is a network, or gives a row to every row of the batch.
 _ENCODED = ("P_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING")
 
 
 def check_share(share_prompt: Any) -> None:
-    """Raise ValueError unless ``share_prompt`` is one of its three values."""
-    if not any(share_prompt is value for value in (True, False)) and share_prompt != "auto":
-        raise ValueError(f"share_prompt={share_prompt!r} is not a choice: take one of 'auto', True, False")
+    """Raise ValueError unless ``share_prompt`` is one of its four values."""
+    if not any(share_prompt is value for value in (True, False)) and share_prompt not in ("auto", "keep"):
+        raise ValueError(f"share_prompt={share_prompt!r} is not a choice: take one of 'auto', 'keep', True, False")
 
 
 def hooks_of_sharing(
@@ -53,32 +56,59 @@ def hooks_of_sharing(
             )
     shared = reason is None if proven is None else f"share:{path}" in proven
     networks = [network for method in _ENCODED for network in releases.prompt_encoders(transformer, method)]
+    keep = share_prompt == "keep"
     for number, network in enumerate(networks):
-        yield f"once:{number}", EncodePromptOnce(), network
+        yield f"once:{number}", EncodePromptOnce(keep), network
     if shared:
-        yield "share", SharePrompt(longest_shared(transformer)), encoder.outer.base_model
+        yield "share", SharePrompt(longest_shared(transformer), keep), encoder.outer.base_model
 
 
-def remarks(model: nn.Module, share_prompt: Share, names: Container[str]) -> Iterator[str]:
+def remarks(model: nn.Module, share_prompt: Share, names: Container[str], owner: Hashable) -> Iterator[str]:
     """Yield a line for each Transformer with virtual tokens: whether they are shared, or why not, or what of a prefix.
 
     Args:
         model: The model.
         share_prompt: The option.
         names: The names of the hooks that are on the model.
+        owner: What these are marked with.
     """
     for path, transformer in releases.transformers_of(model):
         methods = {releases.method_of(config) for config in releases.prompt_configs(transformer).values()}
         if methods.isdisjoint(releases.PREFIX_METHODS) and methods:
             where = f"virtual tokens of Transformer {path!r}"
-            if f"share:{path}" in names:
-                yield f"{where}: computed once for all rows of a batch"
-            else:
-                reason = "share_prompt=False" if share_prompt is False else why_not_shared(transformer)
-                yield f"{where}: computed for every row: {reason or 'it could be shared now: `handle.refresh()`'}"
+            reason = _why_not_now(model, transformer, share_prompt, f"share:{path}" in names, owner)
+            yield f"{where}: computed " + (f"for every row: {reason}" if reason else _shared(share_prompt))
         places = None if methods.isdisjoint(releases.PREFIX_METHODS) else places_of_prefix(transformer)
         if places is not None:
             how = f"put into the attention of {places.layers} layers, in rows in front of the text"
             yield f"prefix of Transformer {path!r}: {how}"
         if methods and not can_measure(releases.plain_backbone(transformer)):
             yield f"adapters of Transformer {path!r}: taken on trust: {NO_VALUES}"
+
+
+def _shared(share_prompt: Share) -> str:
+    """Say that virtual tokens are shared, and where they are not, on this release."""
+    graphs = "" if can_be_traced() else f"; in torch.compile for every row: {NO_LAYERS}"
+    kept = ", and kept between forwards in inference" if share_prompt == "keep" else ""
+    return f"once for all rows of a batch{kept}{graphs}"
+
+
+def _why_not_now(
+    model: nn.Module, transformer: Any, share_prompt: Share, attached: bool, owner: Hashable
+) -> str | None:
+    """Return why the virtual tokens run for every row now, or None if they do not."""
+    if share_prompt is False:
+        return "share_prompt=False"
+    if not attached:
+        return why_not_shared(transformer) or "it could be shared now: `handle.refresh()`"
+    backbone = releases.backbone_of(transformer).base_model
+    onlooker = next(onlookers(backbone, owner, is_of_transformers), None)
+    if onlooker is None:
+        return None
+    if onlooker.module is None:
+        return "a hook that PyTorch runs on every module would see the layers run twice"
+    path = next(path for path, module in model.named_modules() if module is onlooker.module)
+    return (
+        f"a {onlooker.kind} that is not of these hooks is on {type(onlooker.module).__name__} {path!r}, and would see "
+        f"the layers run twice"
+    )

@@ -123,7 +123,7 @@ def _shared(backbone: nn.Module, batch: _Batch, length: int) -> Tensor | None:
     given = {"inputs_embeds": batch.rows, "attention_mask": batch.mask, "return_dict": True}
     call, hook = Call(backbone, "", (), given), SharePrompt()
     call._outer = Call(backbone, "", (), {})
-    call._outer.notes[NoteText] = Text(len(batch.rows), length)
+    call._outer.notes[NoteText] = Text(backbone, len(batch.rows), length)
     hook.before(call)
     if call.kwargs is given:
         return None

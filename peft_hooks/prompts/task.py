@@ -74,7 +74,7 @@ class SelectTask(Hook):
         self.task_id = plain_task(task_id)
 
     def before(self, call: Call) -> None:
-        given = call.args[1] if len(call.args) > 1 else call.kwargs.get("task_ids")
+        given = tasks_given(call)
         indices = call.args[0] if call.args else call.kwargs["indices"]
         rows, tasks = indices.size(0), getattr(call.module, "num_tasks", None)
         if given is not None:
@@ -100,6 +100,11 @@ class SelectTask(Hook):
             task_ids = torch.tensor(chosen, dtype=torch.int64, device=indices.device)
             call.notes[BY_ROW] = True
         call.args, call.kwargs = (indices,), {"task_ids": task_ids}
+
+
+def tasks_given(call: Call) -> Any:
+    """Return the task ids that the caller of a prompt encoder gives, or None."""
+    return call.given_args[1] if len(call.given_args) > 1 else call.given_kwargs.get("task_ids")
 
 
 def _refuse_unknown(call: Call, chosen: Sequence[int], tasks: int | None, what: str) -> None:

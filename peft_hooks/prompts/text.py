@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.compiler import is_compiling
 
+from ..compat.sentence_transformers import active_virtual_tokens
 from ..hooks.call import Call, Hook
 
 
@@ -17,16 +19,21 @@ class Text:
     """The size of the text that a Transformer runs on.
 
     Attributes:
+        entry: The module that the text goes into: the Transformer, or a PeftModel.
         batch: Rows.
         length: Positions of the text alone, padding included.
+        virtual: How many virtual tokens the active adapter has, where that is not measured: in ``torch.compile``, for
+            which it is a number that the graph holds for, as the adapter's config has it.
         uneven: Whether the prompt's rows differ: a network with dropout made each.
     """
 
-    __slots__ = ("batch", "length", "uneven")
+    __slots__ = ("batch", "entry", "length", "uneven", "virtual")
 
-    def __init__(self, batch: int, length: int) -> None:
+    def __init__(self, entry: nn.Module, batch: int, length: int, virtual: int = 0) -> None:
+        self.entry = entry
         self.batch = batch
         self.length = length
+        self.virtual = virtual
         self.uneven = False
 
 
@@ -37,7 +44,8 @@ class NoteText(Hook):
         features = call.args[0] if call.args and isinstance(call.args[0], Mapping) else call.kwargs
         text = _text_in(features)
         if text is not None:
-            call.notes[NoteText] = Text(text.size(0), text.size(1))
+            virtual = active_virtual_tokens(call.module) if is_compiling() else 0
+            call.notes[NoteText] = Text(call.module, text.size(0), text.size(1), virtual)
 
 
 def _text_in(features: Mapping[str, Any]) -> Tensor | None:

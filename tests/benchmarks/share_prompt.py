@@ -1,16 +1,18 @@
 """What virtual tokens cost a causal decoder: ``python -m tests.benchmarks share_prompt``.
 
-A random Qwen3 of 6 layers encodes 32 texts of up to 24 tokens in one batch, in one thread: without an adapter, with
-prompt tuning as PEFT computes it (the hooks on, ``share_prompt=False``), with the virtual tokens shared, and with the
-least that sharing can be: written by hand, with no hooks. The four take turns.
+A random Qwen3 of 6 layers encodes 1, 8 and 32 texts of 10 tokens in one batch, in one thread: without an adapter, with
+prompt tuning as PEFT computes it (the hooks on, ``share_prompt=False``), with the virtual tokens shared in a forward,
+kept between forwards, and, for 32 texts, with the least that sharing can be: written by hand, with no hooks. One query
+is encoded with LoRA, merged, as well; and by real MiniLM, an encoder, whose virtual tokens see the text. All run in
+turns.
 
-Real MiniLM encodes the same texts with a prefix that a network makes (``prefix_projection``): the network run for every
-row, as PEFT does, and once.
+Real MiniLM encodes texts with a prefix that a network makes (``prefix_projection``): the network run for every row, as
+PEFT does, once, and not again.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -19,13 +21,13 @@ from torch import Tensor
 from peft_hooks import register_prompt_mask_hooks
 from peft_hooks.testing import TEXTS, tiny_model
 
-from ..tools.methods import backbone_of, put_adapter
+from ..tools.methods import backbone_of, put_adapter, put_backbone
 from .encode import agree, encoding
 from .models import minilm
 from .table import Row
 from .timing import in_turns, ratios, raw_of
 
-ROUNDS, BATCH, TOKENS = 15, 32, 24
+ROUNDS, BATCH, TOKENS = 15, 32, 10
 SIZES = {
     "hidden_size": 512,
     "intermediate_size": 1536,
@@ -35,50 +37,94 @@ SIZES = {
     "head_dim": 64,
     "max_position_embeddings": 256,
 }
-# Virtual tokens, and how many times faster than PEFT's own way sharing them has to be.
-GOALS = {10: 1.4, 50: 3.0, 100: 5.0}
-OF_NO_PROMPT = 1.2
+VIRTUAL, BATCHES = (50, 100), (1, 8, BATCH)
 
 
 def measure(quick: bool = False) -> list[Row]:
-    """Measure 10, 50 and 100 virtual tokens of a decoder, and a prefix of 50."""
-    sizes, rounds = (list(GOALS)[:1], 2) if quick else (list(GOALS), ROUNDS)
-    return [*(row for virtual in sizes for row in _measured(virtual, rounds)), _network(50, rounds)]
+    """Measure a decoder with 50 and 100 virtual tokens, one query on an encoder, and a prefix of 50."""
+    every = list(itertools.product(VIRTUAL, BATCHES))
+    sizes, rounds = (every[:1], 2) if quick else (every, ROUNDS)
+    rows = [row for virtual, batch in sizes for row in _measured(virtual, batch, rounds if batch > 1 else 4 * rounds)]
+    return [*rows, *_query(10, 10 * rounds), *_network(50, rounds)]
 
 
-def _measured(virtual: int, rounds: int) -> list[Row]:
-    model, own, hand, bare = (tiny_model("qwen3", **SIZES) for _ in range(4))
-    for one in (model, own, hand):
-        put_adapter(one, "prompt_tuning", num_virtual_tokens=virtual)
-    hand[0].__class__ = sharing(type(hand[0]), virtual)
-    texts = _texts()
-    with register_prompt_mask_hooks(model, share_prompt=True), register_prompt_mask_hooks(own, share_prompt=False):
-        models = {"no prompt": bare, "PEFT's own way": own, "by hand": hand, "shared": model}
+def _measured(virtual: int, batch: int, rounds: int) -> list[Row]:
+    texts = _texts()[:batch]
+    models = {name: tiny_model("qwen3", **SIZES) for name in ("no prompt", "PEFT's own way", "shared", "kept")}
+    for name in list(models)[1:]:
+        put_adapter(models[name], "prompt_tuning", num_virtual_tokens=virtual)
+    with (
+        register_prompt_mask_hooks(models["PEFT's own way"], share_prompt=False),
+        register_prompt_mask_hooks(models["shared"], share_prompt=True),
+        register_prompt_mask_hooks(models["kept"], share_prompt="keep"),
+    ):
+        models.update(_by_hand(virtual) if batch == BATCH else _merged() if batch == 1 else {})
         times = in_turns({name: encoding(one, texts) for name, one in models.items()}, rounds)
-        for other in (own, hand):
-            agree(model, other, texts)
-    what, faster = f"encode with {virtual} virtual tokens, shared", ratios(times, "PEFT's own way", "shared")
-    speed = Row.of(f"{what}: times as fast", "PEFT's own way", faster, GOALS[virtual], **raw_of(times))
+        for name in {"PEFT's own way", "shared", "by hand"} & set(models):
+            agree(models["kept"], models[name], texts)
+    return _rows_of(times, f"encode of {batch} with {virtual} virtual tokens")
+
+
+def _by_hand(virtual: int) -> dict[str, Any]:
+    hand = tiny_model("qwen3", **SIZES)
+    put_adapter(hand, "prompt_tuning", num_virtual_tokens=virtual)
+    hand[0].__class__ = sharing(type(hand[0]), virtual)
+    return {"by hand": hand}
+
+
+def _merged() -> dict[str, Any]:
+    """Return a model with LoRA merged into its layers: it has as many as without."""
+    model = tiny_model("qwen3", **SIZES)
+    put_adapter(model, "lora")
+    put_backbone(model, backbone_of(model).merge_and_unload())
+    return {"LoRA, merged": model}
+
+
+def _rows_of(times: dict[str, list[float]], what: str) -> list[Row]:
+    own, raw = "PEFT's own way", raw_of(times)
+    rows = [
+        Row.of(f"{what}, shared: times as fast", own, ratios(times, own, "shared"), None),
+        Row.of(f"{what}, kept: times as fast", own, ratios(times, own, "kept"), None, **raw),
+        Row.of(f"{what}, kept: time", "no prompt", ratios(times, "kept", "no prompt"), None),
+    ]
+    if "by hand" in times:
+        rows.append(Row.of(f"{what}, shared: time", "by hand, no hooks", ratios(times, "shared", "by hand"), None))
+    if "LoRA, merged" in times:
+        rows.append(Row.of(f"{what}, kept: time", "LoRA, merged", ratios(times, "kept", "LoRA, merged"), None))
+    return rows
+
+
+def _query(virtual: int, rounds: int) -> list[Row]:
+    """Measure one query on real MiniLM, the whole ``encode``: what a prompt takes, and what the hooks take of it."""
+    texts, models = _texts()[-1:], {"no prompt": minilm(), "no hooks": minilm(virtual), "hooks": minilm(virtual)}
+    register_prompt_mask_hooks(models["hooks"], share_prompt="keep")
+    times = in_turns({name: encoding(one, texts) for name, one in models.items()}, rounds)
+    what = f"encode of one query, MiniLM with {virtual} virtual tokens and the hooks"
     return [
-        dataclasses.replace(speed, at_least=True),
-        Row.of(f"{what}: time", "no prompt", ratios(times, "shared", "no prompt"), OF_NO_PROMPT),
-        Row.of(f"{what}: time", "the same by hand, no hooks", ratios(times, "shared", "by hand"), None),
+        Row.of(what, "no prompt", ratios(times, "hooks", "no prompt"), None, **raw_of(times)),
+        Row.of(what, "the same prompt, no hooks (wrong)", ratios(times, "hooks", "no hooks"), None),
     ]
 
 
-def _network(virtual: int, rounds: int) -> Row:
+def _network(virtual: int, rounds: int) -> list[Row]:
     """Measure a prefix whose network is as wide as the backbone."""
-    texts, once, own = _texts(), minilm(), minilm()
-    for model in (once, own):
+    texts, models = _texts(), {name: minilm() for name in ("PEFT's own way", "run once", "kept")}
+    shares: dict[str, Any] = {"PEFT's own way": False, "run once": "auto", "kept": "keep"}
+    for name, model in models.items():
         width = backbone_of(model).config.hidden_size
         put_adapter(
             model, "prefix_tuning", num_virtual_tokens=virtual, prefix_projection=True, encoder_hidden_size=width
         )
-    with register_prompt_mask_hooks(once), register_prompt_mask_hooks(own, share_prompt=False):
-        times = in_turns({"once": encoding(once, texts), "PEFT's own way": encoding(own, texts)}, rounds)
-        agree(once, own, texts)
-    what = f"encode with a prefix of {virtual} by a network, run once: times as fast"
-    return Row.of(what, "PEFT's own way", ratios(times, "PEFT's own way", "once"), None, **raw_of(times))
+        register_prompt_mask_hooks(model, share_prompt=shares[name])
+    times = in_turns({name: encoding(one, texts) for name, one in models.items()}, rounds)
+    own = "PEFT's own way"
+    for name in list(models)[1:]:
+        agree(models[name], models[own], texts)
+    what = f"encode with a prefix of {virtual} by a network"
+    return [
+        Row.of(f"{what}, {name}: times as fast", own, ratios(times, own, name), None, **raw_of(times))
+        for name in list(models)[1:]
+    ]
 
 
 def sharing(kind: Any, virtual: int) -> Any:
@@ -105,9 +151,6 @@ def sharing(kind: Any, virtual: int) -> Any:
 
 
 def _texts() -> list[str]:
-    """Return texts of 3 to 24 tokens, the closing one included."""
-    words = TEXTS[3].split() + TEXTS[1].split()
-    return [
-        " ".join((words * 3)[number % 20 : number % 20 + 2 + number * (TOKENS - 3) // (BATCH - 1)])
-        for number in range(BATCH)
-    ]
+    """Return texts of 10 tokens, the closing one included."""
+    words = (TEXTS[3].split() + TEXTS[1].split()) * 4
+    return [" ".join(words[number % 20 : number % 20 + TOKENS - 1]) for number in range(BATCH)]

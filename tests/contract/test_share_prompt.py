@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 import peft_hooks
-from peft_hooks import UnsupportedModelError, prompt_mask_hooks, register_prompt_mask_hooks, trace_shapes
+from peft_hooks import (
+    Call,
+    Hook,
+    HookRegistry,
+    UnsupportedModelError,
+    prompt_mask_hooks,
+    register_prompt_mask_hooks,
+    trace_shapes,
+)
 from peft_hooks.prompts.sharing_probe import why_not_shared
 from peft_hooks.testing import assert_no_hooks_left
 
@@ -51,20 +59,26 @@ def layers_of(model: Any) -> nn.ModuleList:
 
 @contextlib.contextmanager
 def runs(model: Any, length: int | None = None) -> Iterator[list[tuple[int, int]]]:
-    """Note what goes through the first layer: rows, and positions; of those of the text only what is more."""
+    """Note what goes through the first layer: rows, and positions; of those of the text only what is more.
+
+    Not by a hook: sharing steps aside where others watch.
+    """
     longest = model.tokenize(list(TEXTS))["input_ids"].shape[1] if length is None else length
     seen: list[tuple[int, int]] = []
 
-    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def note(*args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
         positions = hidden.shape[1]
         seen.append((hidden.shape[0], positions - longest if positions >= longest else positions))
+        return forward(*args, **kwargs)
 
-    handle = layers_of(model)[0].register_forward_pre_hook(note, with_kwargs=True)
+    layer: Any = layers_of(model)[0]
+    forward = layer.forward
+    layer.forward = note
     try:
         yield seen
     finally:
-        handle.remove()
+        del layer.forward
 
 
 def remark(handle: Any) -> str:
@@ -87,7 +101,7 @@ def test_embeddings_are_those_made_by_hand_with_the_virtual_tokens_computed_once
         with runs(model) as seen:
             encoded(model)
         assert seen == ONCE
-        assert remark(handle) == "virtual tokens of Transformer '0': computed once for all rows of a batch"
+        assert remark(handle).startswith("virtual tokens of Transformer '0': computed once for all rows of a batch")
         assert_right(model, tolerance=1e-5, task_id=options.get("task_id"))
 
 
@@ -174,22 +188,22 @@ def output_of(model: Any, share: bool, **given: Any) -> Any:
     def put_in(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return args, {**kwargs, **given}
 
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        kept.append(output)
+
+    # As if transformers had put them on for itself: for those of others sharing steps aside.
+    put_in.__module__ = keep.__module__ = "transformers.utils"
     base = backbone_of(model).base_model
     features = model.tokenize(list(TEXTS))
-    with prompt_mask_hooks(model, share_prompt=share):
-        # Around ours: a hook of the user's own, which changes what the backbone is asked for.
+    with prompt_mask_hooks(model, share_prompt=share), runs(model) as seen:
         handles = [
             base.register_forward_pre_hook(put_in, with_kwargs=True, prepend=True),
-            base.register_forward_hook(lambda module, args, output: kept.append(output)),
+            base.register_forward_hook(keep),
         ]
-        try:
-            with runs(model) as seen:
-                forward(model, features)
-        except Exception:
-            pass  # what comes after the backbone may not like what it was asked for
-        finally:
-            for handle in handles:
-                handle.remove()
+        with contextlib.suppress(Exception):  # what comes after the backbone may not like what it was asked for
+            forward(model, features)
+        for handle in handles:
+            handle.remove()
     return kept[0], seen
 
 
@@ -443,11 +457,11 @@ def test_a_decoder_that_is_wrong_after_a_cache_is_found_by_the_probe() -> None:
 
 @pytest.mark.parametrize("choice", ["yes", 1, None])
 def test_an_unknown_choice_is_an_error(choice: Any) -> None:
-    """Three are known."""
+    """Four are known."""
     model = shared("llama", "left", "prompt_tuning")
     with refused(model, ValueError) as caught:
         register_prompt_mask_hooks(model, share_prompt=choice)
-    assert str(caught.value) == f"share_prompt={choice!r} is not a choice: take one of 'auto', True, False"
+    assert str(caught.value) == f"share_prompt={choice!r} is not a choice: take one of 'auto', 'keep', True, False"
 
 
 def test_switched_off_every_row_is_computed() -> None:
@@ -503,7 +517,7 @@ def test_a_copied_model_shares_by_itself(how: Any) -> None:
         assert torch.equal(encoded(copied), encoded(model))
     assert seen == ONCE
     handle = register_prompt_mask_hooks(copied)
-    assert remark(handle).endswith("computed once for all rows of a batch")
+    assert "computed once for all rows of a batch" in remark(handle)
     handle.remove()
     assert_no_hooks_left(copied, foreign=True)
 
@@ -659,27 +673,142 @@ def test_a_replica_shares_by_itself() -> None:
     assert seen == ONCE
 
 
-def test_a_trace_shows_both_runs() -> None:
-    """The layers' first call has one row of virtual tokens, the second the text."""
-    model = shared("llama", "right", "prompt_tuning")
-    with prompt_mask_hooks(model, share_prompt=True):
+# --- hooks of others --------------------------------------------------------------------------------------------------
+
+
+class Watches(Hook):
+    """A hook of one's own."""
+
+    def after(self, call: Call, output: Any) -> None:
+        return None
+
+
+def look(*_: Any) -> None:
+    """See what there is to see, and change nothing."""
+
+
+def puts_forward_hook(model: Any) -> Any:
+    return layers_of(model)[1].mlp.register_forward_hook(look).remove
+
+
+def puts_pre_hook(model: Any) -> Any:
+    return backbone_of(model).base_model.register_forward_pre_hook(look).remove
+
+
+def puts_backward_hook(model: Any) -> Any:
+    return layers_of(model)[0].register_full_backward_hook(look).remove
+
+
+def puts_global_hook(model: Any) -> Any:
+    return nn.modules.module.register_module_forward_hook(look).remove
+
+
+def puts_module_with_a_hook(model: Any) -> Any:
+    """Put in a module that had its hook before, so that PyTorch registers none now."""
+    layer = layers_of(model)[0]
+    former, layer.mlp = layer.mlp, hooked_copy(layer.mlp)
+    return lambda: setattr(layer, "mlp", former)
+
+
+def hooked_copy(module: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(module)
+    copied.register_forward_hook(look)
+    return copied
+
+
+def puts_own_hook(model: Any) -> Any:
+    registry = HookRegistry(model)
+    registry.attach(Watches(), to=layers_of(model)[0])
+    return registry.clear
+
+
+ONLOOKERS = (
+    puts_forward_hook,
+    puts_pre_hook,
+    puts_backward_hook,
+    puts_global_hook,
+    puts_module_with_a_hook,
+    puts_own_hook,
+)
+
+
+@pytest.mark.parametrize("put", ONLOOKERS)
+def test_where_others_watch_the_backbone_sharing_steps_aside_and_says_so(put: Any) -> None:
+    """Their hooks see what they would with PEFT's own way; sharing goes on when they go."""
+    model = adapted("llama", padding_side="left")
+    with prompt_mask_hooks(model) as handle, runs(model) as seen:
+        encoded(model)
+        take_off = put(model)
+        encoded(model)
+        assert "computed for every row: a " in remark(handle)
+        assert "would see the layers run twice" in remark(handle)
+        take_off()
+        encoded(model)
+        assert "computed once for all rows of a batch" in remark(handle)
+    assert seen == [*ONCE, *EVERY_ROW, *ONCE]
+
+
+def test_the_remark_names_the_hook_and_its_module() -> None:
+    model = adapted("llama")
+    layer = layers_of(model)[1]
+    path = next(path for path, module in model.named_modules() if module is layer)
+    with prompt_mask_hooks(model) as handle, layer.register_forward_hook(look):
+        assert remark(handle) == (
+            f"virtual tokens of Transformer '0': computed for every row: a forward hook that is not of these hooks is "
+            f"on {type(layer).__name__} {path!r}, and would see the layers run twice"
+        )
+
+
+def test_hooks_outside_of_the_backbone_change_nothing() -> None:
+    """On the Transformer, on Pooling and on the prompt's own modules."""
+    model = adapted("llama")
+    places = (model, model[0], model[1], backbone_of(model).prompt_encoder["default"].embedding)
+    with prompt_mask_hooks(model) as handle, runs(model) as seen, contextlib.ExitStack() as stack:
+        for module in places:
+            stack.enter_context(module.register_forward_hook(look))
+        encoded(model)
+        assert "computed once for all rows of a batch" in remark(handle)
+    assert seen == ONCE
+
+
+def test_hooks_that_transformers_puts_on_for_itself_are_no_ones() -> None:
+    """Newer releases hand out hidden states by hooks on the layers, and leave them there."""
+    model = adapted("qwen2", padding_side="left")
+    base = backbone_of(model).base_model
+    base.config.output_hidden_states = True
+    with prompt_mask_hooks(model), runs(model) as seen:
+        encoded(model)
+        base.config.output_hidden_states = False
+        encoded(model)
+    assert seen == [*ONCE, *ONCE]
+
+
+@pytest.mark.parametrize("share", ["auto", True, False])
+def test_a_trace_shows_one_forward_with_the_virtual_tokens(share: Any) -> None:
+    """The same rows, with sharing and without: that of a layer has the virtual tokens, in every row of the batch."""
+    model = adapted("llama")
+    with prompt_mask_hooks(model, share_prompt=share), runs(model) as seen:
         with trace_shapes(model) as trace:
             encoded(model)
+        assert seen == EVERY_ROW
         assert trace.failure is None
-        assert "self_attn" in str(trace)
+        long = model.tokenize(list(TEXTS))["input_ids"].shape[1] + VIRTUAL_TOKENS
+        found = [str(row.outputs[0]) for row in trace.rows if row.path.endswith("layers.1.mlp")]
+        assert found == [f"output f32[{BATCH},{long},32]"]
         assert_right(model)
 
 
-def test_dimensions_that_are_asserted_inside_the_backbone_are_those_of_the_batch() -> None:
-    """The virtual tokens' own run has a batch of one, which binds nothing."""
+def test_dimensions_that_are_asserted_inside_the_backbone_are_those_of_one_forward() -> None:
+    """A promise about a layer holds with sharing as it does without."""
     model = adapted("llama")
     norm = next(path for path, module in model.named_modules() if path.endswith("layers.0.input_layernorm"))
-    contracts = {"0": {"input_ids": "batch _"}, norm: ({}, {"": "batch _ 32"})}
+    contracts = {"0": ({"input_ids": "batch _"}, {"token_embeddings": "batch all _"}), norm: ({}, {"": "batch all 32"})}
     with prompt_mask_hooks(model, share_prompt=True), runs(model) as seen:
         with peft_hooks.assert_dimensions(model, contracts) as registry:
             encoded(model)
-            assert [row.calls for row in registry.describe() if norm in row.module] == [2]
-        assert seen == ONCE
+            assert [row.calls for row in registry.describe() if norm in row.module] == [1]
+        encoded(model)
+        assert seen == [*EVERY_ROW, *ONCE]
 
 
 # --- prompts made by a network ----------------------------------------------------------------------------------------

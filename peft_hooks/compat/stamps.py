@@ -1,0 +1,126 @@
+"""What modules compute with, taken down so that it can be told whether it is still the same.
+
+No key sees everything: a write through ``tensor.data``, NumPy or a detached alias changes values and nothing else.
+Whatever else can be seen without a look at the values is looked at.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Of these no attributes are compared: they are looked at as what they are, or do not change.
+_NOT_REFERRED = (
+    *(nn.Module, Tensor, dict, list, set, type, types.ModuleType),
+    *(types.FunctionType, types.MethodType, types.BuiltinFunctionType),
+)
+
+
+class Stamp:
+    """What the forward of some modules depends on, at one time.
+
+    That are the attributes of each module: its children, hooks, parameters and buffers, whether it is being trained,
+    which adapters of its layers are active; the version, memory, dtype and strides of each tensor; the attributes of
+    what modules refer to, such as a config; and autocast. Memory is held, so that its address is not given out again.
+
+    Args:
+        roots: The modules, with all below them.
+        device: The type of the device that they run on: ``"cpu"``.
+
+    Raises:
+        RuntimeError: If a tensor does not tell its version or where it is: made in ``inference_mode``, or a fake one.
+    """
+
+    def __init__(self, roots: Iterable[nn.Module], device: str) -> None:
+        modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
+        self._modules = [(module, _attributes(module)) for module in modules]
+        self._others = [(other, _attributes(other)) for other in _referred_to(modules)]
+        self._tensors = [_Held(tensor) for tensor in _tensors_of(modules)]
+        self._world = _world(device)
+
+    def holds(self, device: str) -> bool:
+        """Tell whether everything is as it was, as far as that can be seen."""
+        if self._world != _world(device):
+            return False
+        try:
+            return self._same_attributes() and all(held.is_same() for held in self._tensors)
+        except Exception:  # what replaced an attribute cannot be compared, or a tensor tells nothing of itself any more
+            return False
+
+    def _same_attributes(self) -> bool:
+        # Compared in one go, by identity first: this runs in every forward, for every module.
+        for thing, attributes in self._modules:
+            if vars(thing) != attributes:
+                return False
+        return all(vars(thing) == attributes for thing, attributes in self._others)
+
+
+class _Held:
+    """A tensor, with what shows that it was written to or is another."""
+
+    __slots__ = ("_dtype", "_pointer", "_storage", "_stride", "_tensor", "_version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._version = tensor._version
+        self._storage = tensor.untyped_storage()
+        self._pointer = tensor.data_ptr()
+        self._dtype = tensor.dtype
+        self._stride = tensor.stride()
+
+    def is_same(self) -> bool:
+        tensor = self._tensor
+        if tensor._version != self._version or tensor.data_ptr() != self._pointer:
+            return False
+        return tensor.dtype is self._dtype and tensor.stride() == self._stride
+
+
+def _attributes(thing: Any) -> dict[str, Any]:
+    """Return an object's attributes, of which the collections are copies."""
+    return {name: _copied(value) for name, value in vars(thing).items()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, (list, set)):
+        return value.copy()
+    return value
+
+
+def _referred_to(modules: Iterable[nn.Module]) -> list[Any]:
+    """Return what modules have as attributes and what has attributes of its own, such as a config."""
+    found: dict[int, Any] = {}
+    for module in modules:
+        for value in vars(module).values():
+            if hasattr(value, "__dict__") and not isinstance(value, _NOT_REFERRED):
+                found[id(value)] = value
+    return list(found.values())
+
+
+def _tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    found: dict[int, Tensor] = {}
+    for module in modules:
+        for tensor in _own_tensors(module):
+            found[id(tensor)] = tensor
+    return list(found.values())
+
+
+def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+        if isinstance(value, Tensor):
+            yield value
+
+
+def _world(device: str) -> tuple[Any, ...]:
+    """Return what all modules depend on."""
+    return (
+        torch.is_autocast_enabled(device),
+        torch.get_autocast_dtype(device),
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+    )
