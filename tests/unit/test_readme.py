@@ -264,7 +264,12 @@ def test_the_command_exists(command: str) -> None:
     elif command.startswith("peft-hooks "):
         refuse_unknown(re.sub(r"[\[\]]", "", command).replace("...", "").split()[1:])
     else:
-        assert command in ("python3 -m pip install tox", "python3 -m pip install .", "python3 -m pip install .[demo]")
+        assert command in (
+            "pytest --explain-shapes",
+            "python3 -m pip install tox",
+            "python3 -m pip install .",
+            "python3 -m pip install .[demo]",
+        )
 
 
 def refuse_unknown(arguments: list[str]) -> None:
