@@ -45,7 +45,10 @@ from .support import (
 LONG = (*TEXTS, "", " ".join(TEXTS * 4))
 POLICIES = ("auto", "pool", "ignore", "strip")
 
-pytestmark = pytest.mark.filterwarnings("ignore:the plain model pads on the right", "ignore:max_seq_length is lowered")
+pytestmark = [
+    pytest.mark.slow,  # two models each: on the oldest release, the newest, and where modules moved
+    pytest.mark.filterwarnings("ignore:the plain model pads on the right", "ignore:max_seq_length is lowered"),
+]
 
 
 def apart(model: Any, merged: Any, **options: Any) -> float:
