@@ -102,7 +102,9 @@ def test_everything_else_ends_as_it_does_in_python(tmp_path: Path, script: str) 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT of this kind")
 def test_an_interrupt_ends_it_by_the_signal(tmp_path: Path) -> None:
-    _, command = both("import os, signal; os.kill(os.getpid(), signal.SIGINT)", folder=tmp_path)
+    # Where the tests run in the background of a shell, the signal is ignored from the start.
+    own = "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    _, command = both(f"{own}; os.kill(os.getpid(), signal.SIGINT)", folder=tmp_path)
     assert command.returncode == -signal.SIGINT
 
 

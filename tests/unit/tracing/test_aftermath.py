@@ -74,7 +74,7 @@ def test_a_forward_that_failed_is_explained_with_neither_hooks_nor_a_trace() -> 
     failure = explain_afterwards(error)
     assert failure is not None
     assert failure.path == "lstm"
-    assert failure.cure == "batch_first=True in LSTM 'lstm': then everything fits"
+    assert failure.fix == "batch_first=True in LSTM 'lstm': then everything fits"
     (note,) = notes(error)
     assert note.splitlines()[0] == "peft_hooks: LSTM 'lstm' raised RuntimeError"
 
@@ -112,7 +112,7 @@ def test_what_the_traceback_does_not_tell_is_said_to_be_unknown_with_what_would_
     failure = explain_afterwards(raised(lambda: Endless()(IDS)))
     assert failure is not None
     assert failure.kind == "unknown"
-    assert "trace_shapes(model)" in (failure.cure or "")
+    assert "trace_shapes(model)" in (failure.fix or "")
 
 
 class Endless(nn.Module):
@@ -127,7 +127,7 @@ def test_a_text_that_is_too_long_is_told_by_what_the_model_was_given() -> None:
     model = BertModel(BertConfig(vocab_size=100, max_position_embeddings=20, **sizes))
     failure = explain_afterwards(raised(lambda: model(torch.ones(1, 30, dtype=torch.long))))
     assert failure is not None
-    assert (failure.cure or "").startswith("truncate the text to at most 20 tokens")
+    assert (failure.fix or "").startswith("truncate the text to at most 20 tokens")
 
 
 def test_a_second_look_adds_nothing() -> None:
