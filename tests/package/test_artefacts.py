@@ -86,7 +86,7 @@ def test_the_metadata_name_extras_versions_and_what_is_needed(built: Built) -> N
     assert found.get_all("Project-URL") == [
         "Upstream report, https://github.com/huggingface/sentence-transformers/issues/2995"
     ]
-    assert set(found.get_all("Provides-Extra")) == {"demo", "notebook", "test", "train"}
+    assert set(found.get_all("Provides-Extra")) == {"demo", "notebook", "onnx", "test", "train"}
     needed = {re.split(r"[\s<>=;]", line)[0] for line in found.get_all("Requires-Dist") if "extra ==" not in line}
     assert needed == {"executing", "jinja2", "packaging", "peft", "pure_eval", "rich", "sentence-transformers", "torch"}
 
