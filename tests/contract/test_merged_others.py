@@ -14,7 +14,10 @@ from ..tools.cross import PAIRS, RELEASE, put_adapter, scores, tiny_cross_encode
 from ..tools.methods import VIRTUAL_TOKENS, Unavailable
 from .support import TEXTS, distance, needs
 
-pytestmark = pytest.mark.filterwarnings("ignore:the plain model pads on the right")
+pytestmark = [
+    pytest.mark.slow,  # as in test_merging
+    pytest.mark.filterwarnings("ignore:the plain model pads on the right"),
+]
 
 EXACT = ("bert", "roberta", "xlm-roberta", "electra", "albert", "distilbert")
 DECODERS = ("qwen2", "qwen3", "llama", "mistral", "gemma3_text", "gpt2", "opt", "phi3")

@@ -9,11 +9,18 @@ import torch
 from peft import PeftModelForFeatureExtraction
 from torch import Tensor, nn
 
-from peft_hooks import UnsupportedModelError, add_prompt_adapter, prompt_mask_hooks, register_prompt_mask_hooks
+from peft_hooks import (
+    UnsupportedModelError,
+    add_prompt_adapter,
+    check_padding_invariance,
+    prompt_mask_hooks,
+    register_prompt_mask_hooks,
+)
 from peft_hooks.compat.kv_cache import cache_field
 
 from ..tools.matrix import broken_in_peft
 from ..tools.methods import VIRTUAL_TOKENS, backbone_of, prefix_tuning
+from ..tools.reference import NoReference
 from .support import TEXTS, adapted, assert_right, encoded, plain, put, refused, unchanged
 from .test_share_prompt import ONCE, runs
 
@@ -134,7 +141,10 @@ def test_a_window_that_is_shorter_than_prefix_and_text_is_right_or_refused(archi
         assert f"the backbone {architecture!r}" in str(error)
         return
     with handle:
-        assert_right(model)
+        try:
+            assert_right(model)
+        except NoReference:  # its own cache takes no prefix here, the hooks' rows in front do: proven at attaching
+            assert check_padding_invariance(model, TEXTS).ok
 
 
 def test_the_prefix_probe_draws_no_random_number_and_puts_everything_back() -> None:
