@@ -23,7 +23,7 @@ from ..errors import MissingExtraError, SaveError, UnsupportedModelError
 from ..prompts import probes
 from ..prompts.attach import prompt_mask_hooks
 from ..prompts.mask import VirtualTokens
-from ..prompts.plan import HookOptions
+from ..prompts.plan import given_options
 from .manifest import digest
 from .onnx_compare import OnnxReport, Runtime, batches_of, compare, expected, prompt_length
 from .onnx_files import KEY, beside, put_in_place, refuse_others
@@ -116,9 +116,7 @@ def export_onnx(
     target = _target(need_path(path, "the path of a file to export to"))
     root, takes_text = _exportable(model, target)
     _need_extra()
-    chosen: HookOptions = {} if virtual_tokens is None else {"virtual_tokens": virtual_tokens}
-    if task_id is not None:
-        chosen["task_id"] = task_id
+    chosen = given_options(task_id, virtual_tokens)
     with prompt_mask_hooks(model, **chosen), probes.at_rest(root), beside(target.folder) as stage:
         return _write(model, takes_text, target, stage)
 

@@ -20,7 +20,7 @@ from ..errors import UnsupportedModelError
 from ..prompts import probes
 from ..prompts.attach import prompt_mask_hooks
 from ..prompts.mask import VirtualTokens
-from ..prompts.plan import HookOptions
+from ..prompts.plan import given_options
 from ..prompts.refusals import level_of_caller
 from .framing import Front
 from .merge_check import Comparison, Truth, encoder_of
@@ -96,11 +96,8 @@ class Merged:
 def merged(model: Any, *, task_id: int | None = None, virtual_tokens: str | None = None) -> Merged:
     """Return what ``merge_and_unload`` does, with what was compared."""
     root, transformer = the_transformer(model)
-    chosen: HookOptions = {"share_prompt": False}
-    if task_id is not None:
-        chosen["task_id"] = task_id
-    if virtual_tokens is not None:
-        chosen["virtual_tokens"] = cast(VirtualTokens, virtual_tokens)  # which a wrong one is refused as
+    chosen = given_options(task_id, cast(VirtualTokens, virtual_tokens))  # which a wrong one is refused as
+    chosen["share_prompt"] = False
     with prompt_mask_hooks(model, **chosen) as handle, probes.at_rest(root):
         policy = handle.options.virtual_tokens
         refuse_without_task(transformer, handle.options.task_id)

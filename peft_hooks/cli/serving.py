@@ -72,10 +72,10 @@ def _hooked(options: argparse.Namespace) -> Any:
     """Load a tuned model with the hooks that it was saved with, or with the options given."""
     from ..compat.quiet import quiet
     from ..prompts.attach import register_prompt_mask_hooks
+    from ..prompts.plan import given_options
 
     read = _read(options)
-    chosen = {"task_id": options.task_id, "virtual_tokens": options.virtual_tokens}
-    given = {name: value for name, value in chosen.items() if value is not None}
+    given = given_options(options.task_id, options.virtual_tokens)
     with quiet():
         register_prompt_mask_hooks(read.model, **{**(read.saved.options or {}), **given})
     return read.model

@@ -15,7 +15,7 @@ from .._public import public
 from ..compat import sentence_transformers as releases
 from ..compat.pipeline import read_pipeline
 from ..errors import HookError, UnsupportedModelError
-from ..hooks.dispatcher import compiled_part
+from ..hooks.selectors import compiled_part
 from ..prompts.attach import prompt_mask_hooks
 from ..prompts.handle import options_on
 from ..prompts.plan import HookOptions

@@ -18,11 +18,9 @@ from torch.compiler import is_compiling
 
 from ..compat.torch_internals import (
     calls_of,
-    child_of,
     drop_hooks,
     ends_recomputation,
     hooks_of,
-    is_compiled,
     keep_keys_free,
     keys_taken,
     pre_hooks_of,
@@ -198,11 +196,17 @@ def _like(calls: list[Call], one: Call) -> int:
     return sum(call.module is one.module and call._owner is one._owner for call in calls)
 
 
+def dispatcher_of(hook: Any) -> Dispatcher | None:
+    """Return the dispatcher that put a hook of PyTorch's on a module, or None if it is somebody else's."""
+    owner = getattr(hook, "__self__", None)
+    return owner if isinstance(owner, Dispatcher) else None
+
+
 def take_off(module: nn.Module, board: Board, key: int) -> None:
     """Take what the board's registry put on a module off, all of it or what an interrupt left of it."""
     for held in list(hooks_of(module)):
-        dispatcher = getattr(held.hook, "__self__", None)
-        if isinstance(dispatcher, Dispatcher) and dispatcher.at == (board, key):
+        dispatcher = dispatcher_of(held.hook)
+        if dispatcher is not None and dispatcher.at == (board, key):
             drop_hooks(module, dispatcher)
 
 
@@ -217,8 +221,8 @@ def hooked_for(module: nn.Module, kind: type) -> bool:
 
 def hooks_on(module: nn.Module) -> Iterator[Hook]:
     """Yield what runs on a module itself, of all registries."""
-    for dispatcher in dict.fromkeys(getattr(held.hook, "__self__", None) for held in hooks_of(module)):
-        if isinstance(dispatcher, Dispatcher):
+    for dispatcher in dict.fromkeys(dispatcher_of(held.hook) for held in hooks_of(module)):
+        if dispatcher is not None:
             yield from (entry.hook for entry in dispatcher.entries)
 
 
@@ -226,23 +230,7 @@ def dispatchers_on(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[s
     """Yield every dispatcher on the modules, such as ``model.named_modules()``: also of a copied or unpickled model."""
     for path, module in modules:
         for held in hooks_of(module):
-            owner = getattr(held.hook, "__self__", None)
             # It has one hook before the forward and one after it: the latter stands for both.
-            if held.kind == "forward hook" and isinstance(owner, Dispatcher):
-                yield path, module, owner
-
-
-def compiled_part(model: nn.Module, path: str) -> str | None:
-    """Return the path of the compiled module at or around ``path``, or None.
-
-    ``torch.compile`` leaves out hooks that are attached after it, silently.
-    """
-    module, at = model, ""
-    for part in ("", *path.split(".")) if path else ("",):
-        if part:
-            child = child_of(module, part)
-            module = module if child is None else child  # not `or`: a compiled module's truth is its length
-            at = f"{at}.{part}" if at else part
-        if is_compiled(module):
-            return at
-    return None
+            dispatcher = dispatcher_of(held.hook) if held.kind == "forward hook" else None
+            if dispatcher is not None:
+                yield path, module, dispatcher

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..compat.torch_internals import Held, has_global_hooks, hooked_modules, hooks_of
 from .call import Call
-from .dispatcher import Dispatcher
+from .dispatcher import Dispatcher, dispatcher_of
 
 
 class Onlooker(NamedTuple):
@@ -57,5 +57,5 @@ def others_below(root: nn.Module, call: Call, harmless: Callable[[Any], bool]) -
 
 def _is_owned(held: Held, owner: Hashable) -> bool:
     """Tell whether a hook is of a registry with this owner, or of one that has nothing there that runs."""
-    dispatcher = getattr(held.hook, "__self__", None)
-    return isinstance(dispatcher, Dispatcher) and (dispatcher.owner == owner or not dispatcher.entries)
+    dispatcher = dispatcher_of(held.hook)
+    return dispatcher is not None and (dispatcher.owner == owner or not dispatcher.entries)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
+from ..compat.torch_internals import child_of, is_compiled
 from ..errors import SelectorError, close_matches
 
 Predicate = Callable[[str, nn.Module], bool]
@@ -114,3 +115,19 @@ def _part(glob: str) -> str:
         return rf"(?!\.)[{'^' if text[1] == '!' else ''}{inside}]"
 
     return re.sub(r"\[!?[^]]+\]|.", sign, glob)
+
+
+def compiled_part(model: nn.Module, path: str) -> str | None:
+    """Return the path of the compiled module at or around ``path``, or None.
+
+    ``torch.compile`` leaves out hooks that are attached after it, silently.
+    """
+    module, at = model, ""
+    for part in ("", *path.split(".")) if path else ("",):
+        if part:
+            child = child_of(module, part)
+            module = module if child is None else child  # not `or`: a compiled module's truth is its length
+            at = f"{at}.{part}" if at else part
+        if is_compiled(module):
+            return at
+    return None

@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 from torch import nn
 
 from .board import Attached
-from .dispatcher import compiled_part
+from .selectors import compiled_part
 
 
 @dataclass(frozen=True)

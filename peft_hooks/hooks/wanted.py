@@ -12,8 +12,7 @@ from ..compat.torch_internals import takes_hooks
 from ..errors import HookError, HookNameError
 from .board import Attached, Entry, Place, State, new_key
 from .call import Hook
-from .dispatcher import compiled_part
-from .selectors import Roles, Selector, select
+from .selectors import Roles, Selector, compiled_part, select
 
 
 class Wanted(NamedTuple):

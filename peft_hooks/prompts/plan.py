@@ -59,6 +59,14 @@ class HookOptions(TypedDict, total=False):
     share_prompt: Share
 
 
+def given_options(task_id: TaskId, virtual_tokens: VirtualTokens | None) -> HookOptions:
+    """Return as options what of the two was given: None is not."""
+    given: HookOptions = {} if task_id is None else {"task_id": task_id}
+    if virtual_tokens is not None:
+        given["virtual_tokens"] = virtual_tokens
+    return given
+
+
 def options_of(given: Mapping[str, Any]) -> Options:
     """Return options by name.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 from ..compat import backbones
@@ -117,17 +116,13 @@ def level_of_caller() -> int:
     return level
 
 
-def fit_positions(encoder: Encoder) -> Callable[[], None] | None:
-    """Lower ``max_seq_length`` where virtual tokens and text exceed the backbone's positions, with a warning.
-
-    Returns:
-        What puts the former value back, or None if nothing was changed.
-    """
+def fit_positions(encoder: Encoder) -> None:
+    """Lower ``max_seq_length`` where virtual tokens and text exceed the backbone's positions, with a warning."""
     transformer, positions = encoder.module, encoder.positions
     virtual = max((config.num_virtual_tokens for config in encoder.prompts.values()), default=0)
     former: int | None = transformer.max_seq_length
     if positions is None or not virtual or (former is not None and former + virtual <= positions):
-        return None
+        return
     if virtual >= positions:
         raise UnsupportedModelError(
             f"{virtual} virtual tokens leave no room for text: the backbone has {positions} positions. Use fewer"
@@ -139,9 +134,3 @@ def fit_positions(encoder: Encoder) -> Callable[[], None] | None:
         stacklevel=level_of_caller(),
     )
     transformer.max_seq_length = fitting
-
-    def put_back() -> None:
-        if transformer.max_seq_length == fitting:
-            transformer.max_seq_length = former
-
-    return put_back

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from peft_hooks.compat.quiet import quiet
 from peft_hooks.testing import tiny_transformer
 
 from ..tools.methods import METHODS, backbone_of, put_adapter
+from ..tools.stress import dying
 from .support import RELEASE, distance
 from .test_save_load import build, failing, vectors, with_hooks
 
@@ -438,7 +438,7 @@ def test_a_save_that_is_killed_at_any_step_of_the_last_leaves_one_model_or_the_o
     for last in range(4, 10_000, 23):
         shutil.rmtree(target)
         shutil.copytree(tmp_path / "kept", target)
-        if not killed(lambda last=last: dying(last, lambda: peft_hooks.save(second, target))):
+        if not killed(lambda last=last: dying(last, lambda: peft_hooks.save(second, target), replacing.__file__)):
             break
         distances = [distance(vectors(peft_hooks.load(target, device="cpu")), each) for each in wanted]
         assert min(distances) < 1e-6, f"neither, after line {last}: {distances}"
@@ -447,24 +447,6 @@ def test_a_save_that_is_killed_at_any_step_of_the_last_leaves_one_model_or_the_o
         assert not (target / STAGE).exists() and not (target / "prompt_encoder.safetensors").exists()
         assert distance(vectors(peft_hooks.load(target, device="cpu")), wanted[1]) < 1e-6
     assert found == sorted(found) and set(found) == {0, 1} and len(found) > 10
-
-
-def dying(lines: int, step: Callable[[], Any]) -> None:
-    """Kill this process at the given line that it runs of the module under test."""
-    left = lines
-
-    def count(frame: Any, event: str, _: Any) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename != replacing.__file__:
-            return None
-        left -= event == "line"
-        if left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return count
-
-    sys.settrace(count)
-    step()
-    sys.settrace(None)
 
 
 @needs_fork

@@ -299,13 +299,13 @@ def killed(call: Callable[[], Any]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-def dying(at: int, call: Callable[[], Any]) -> None:
-    """Kill this process at the given line of the library that it runs."""
+def dying(at: int, call: Callable[[], Any], inside: str = HOME) -> None:
+    """Kill this process at the given line that it runs of the library, or of the file that is given."""
     left = at
 
     def count(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
-        if not frame.f_code.co_filename.startswith(HOME):
+        if not frame.f_code.co_filename.startswith(inside):
             return None
         left -= event == "line"
         if left <= 0:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...compat.torch_internals import forward_hooks_of
-from ...hooks.dispatcher import Dispatcher
+from ...hooks.dispatcher import dispatcher_of
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _CALLS = os.path.join(_TORCH, "nn", "modules", "module.py")
@@ -66,7 +66,7 @@ def _hook_that_runs(module: nn.Module, code: CodeType, frames: list[FrameType]) 
     """Return the hook of ``module`` that ``code`` belongs to. The code of a module's forward is no hook's."""
     for hook in forward_hooks_of(module):
         if code in _codes(hook):
-            return _registered(frames) if isinstance(getattr(hook, "__self__", None), Dispatcher) else _name(hook)
+            return _registered(frames) if dispatcher_of(hook) is not None else _name(hook)
     return None
 
 
@@ -86,13 +86,19 @@ def _codes(hook: Any) -> Iterator[CodeType]:
             yield code
 
 
+def _is_ours(hook: Any) -> bool:
+    return type(hook).__module__.partition(".")[0] == "peft_hooks"
+
+
 def _name(hook: Any) -> str:
     while isinstance(hook, functools.partial):
         hook = hook.func
-    owner = getattr(hook, "__self__", None)
-    if isinstance(owner, Dispatcher):
+    dispatcher = dispatcher_of(hook)
+    if dispatcher is not None:
         names = [
-            repr(entry.name) for entry in owner.entries if type(entry.hook).__module__.partition(".")[0] != "peft_hooks"
+            repr(entry.name)
+            for entry in dispatcher.entries
+            if type(entry.hook).__module__.partition(".")[0] != "peft_hooks"
         ]
         return f"the hook {', '.join(names)}" if names else ""
     name = getattr(hook, "__qualname__", None) or type(hook).__qualname__
