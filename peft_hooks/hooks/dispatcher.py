@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from ..compat.torch_internals import (
     calls_of,
@@ -85,7 +85,7 @@ class Dispatcher:
         call._entries = entries = board.state.running.get(key, ())
         compiling = is_compiling()
         # Before the entries run: if one raises, `_after` runs all the same, and must not take an outer forward's call.
-        self._begin(call, compiling)
+        self._begin(call)
         for entry in entries:
             if not compiling:  # a changing counter would be guarded on, and the model recompiled at every call
                 entry.calls += 1
@@ -95,11 +95,12 @@ class Dispatcher:
         call._around = NOTHING if compiling else sys.exc_info()[1]
         return call.args, call.kwargs
 
-    def _begin(self, call: Call, compiling: bool) -> None:
+    def _begin(self, call: Call) -> None:
         """Put a call on the stack, under the one around it."""
         calls = _running.calls
         call._owner = self
-        if not compiling:
+        # torch.export runs the modules as they are, by default, and no hook when one of them raises.
+        if not is_dynamo_compiling():
             call._visible = calls_of(call.module, enough=1) == 1
             while calls and _is_over(calls, call):
                 calls.pop()
@@ -173,7 +174,7 @@ def _led_to(reason: BaseException, error: BaseException) -> bool:
 
 
 def _is_over(calls: list[Call], beginning: Call) -> bool:
-    """Tell whether the innermost call has ended: PyTorch runs no hook after a KeyboardInterrupt, and it stays.
+    """Tell whether the innermost call has ended, and stayed: PyTorch ran no hook after it, as after an interrupt.
 
     Each call of a module has a frame on Python's stack, but for those that torch.compile made frames of its own for.
     """

@@ -71,3 +71,23 @@ def test_an_error_that_became_another_has_failed_where_it_was_raised() -> None:
     with pytest.raises(KeyError):
         model(torch.ones(1))
     assert hook.seen == ["0.first: ValueError", "0: KeyError", "root: KeyError"]
+
+
+class Branches(nn.Module):
+    """Cannot be exported: which way it goes depends on a value."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_failure_after_an_export_that_failed_is_told(strict: bool) -> None:
+    exported, model, hook = nn.Sequential(Branches()), nn.Sequential(Fails()), Failures()
+    for one in (exported, model):
+        HookRegistry(one).attach(hook, to="**")
+    with pytest.raises(Exception, match=r"(?i)data-dependent"):  # of a class that PyTorch keeps private
+        torch.export.export(exported, (torch.ones(2),), strict=strict)
+    hook.seen.clear()
+    with pytest.raises(ValueError, match="inner"):
+        model(torch.ones(2))
+    assert hook.seen == ["0: ValueError", "root: ValueError"]
