@@ -53,7 +53,7 @@ class PutTextLast(Hook):
         if not self.always and (call.kwargs.get("inputs_embeds") is None or mask.size(1) != length):
             return None
         behind = ft.first_counted(mask[:, -length:].flip(1))  # how many rows stand behind the text
-        return _with_rows(output, ft.take(hidden, ft.rolled(-behind, length)))
+        return _with_rows(output, ft.take(hidden, ft.rolled(length - behind, length)))
 
 
 def _with_rows(output: Any, hidden: Tensor) -> Any:

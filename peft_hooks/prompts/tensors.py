@@ -34,20 +34,25 @@ def extend_mask(mask: Tensor, virtual_tokens: int, counted: bool) -> Tensor:
 
 def first_counted(mask: Tensor) -> Tensor:
     """Return the index of the first counted position of each row, ``int64[batch]``; 0 in a row that counts nothing."""
-    return mask.to(torch.int32).argmax(dim=1)
+    if mask.dtype is torch.bool or is_compiling():  # no argmax of bool, nor of int64 in ONNX
+        mask = mask.to(torch.int32)
+    return mask.argmax(dim=1)
 
 
 def rolled(first: Tensor, length: int) -> Tensor:
-    """Return an order of ``length`` columns, ``int64[batch, length]``, that begins at column ``first`` in each row."""
+    """Return an order of ``length`` columns, ``int64[batch, length]``, that begins at column ``first`` in each row: 0 to ``length``."""
     columns = torch.arange(length, device=first.device)
-    order = columns + first.unsqueeze(1)
     if is_compiling():  # the exporter to ONNX takes no length that is a symbol here, but a tensor of it
+        order = columns + first.unsqueeze(1)
         return order.remainder(torch.full((), length, dtype=order.dtype, device=order.device))
-    return order.remainder_(length)
+    # Of every order that there is, the rows that are wanted: half of the time that dividing takes.
+    return torch.cat([columns, columns]).unfold(0, length, 1).index_select(0, first)
 
 
 def take(tensor: Tensor, order: Tensor) -> Tensor:
     """Return ``tensor[b, order[b, i]]`` for every row ``b``: ``[batch, len, ...]`` in another order of dimension 1."""
+    if tensor.dim() == 2:
+        return tensor.gather(1, order)
     wide = order.view(*order.shape, *(1,) * (tensor.dim() - 2))
     return tensor.gather(1, wide.expand(*order.shape, *tensor.shape[2:]))
 
