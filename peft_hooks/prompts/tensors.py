@@ -40,7 +40,7 @@ def first_counted(mask: Tensor) -> Tensor:
 
 
 def rolled(first: Tensor, length: int) -> Tensor:
-    """Return an order of ``length`` columns, ``int64[batch, length]``, that begins at column ``first`` in each row: 0 to ``length``."""
+    """Return an order of columns that begins at ``first`` in each row, 0 to ``length``: ``int64[batch, length]``."""
     columns = torch.arange(length, device=first.device)
     if is_compiling():  # the exporter to ONNX takes no length that is a symbol here, but a tensor of it
         order = columns + first.unsqueeze(1)
