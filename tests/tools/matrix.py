@@ -105,15 +105,17 @@ def distance(model: Any, expected: list[Tensor]) -> float:
     return max(float((found.double() - truth).abs().max()) for found in (batched, alone, *passes))
 
 
-def measure(architecture: str, side: str, method: str, pooling: str, hooks: bool) -> Cell:
-    """Run one cell."""
+def measure(architecture: str, side: str, method: str, pooling: str, hooks: bool, keep: bool = False) -> Cell:
+    """Run one cell; ``keep`` keeps the prompt between forwards (``share_prompt="keep"``)."""
     cell = (architecture, side, method, pooling)
     try:
         model = pipeline(adapted(architecture, side, method)[0], pooling)
     except (Unavailable, ValueError) as error:
         return Cell(*cell, "unavailable", str(error))
     expected = references(architecture, side, method)
-    options = {"task_id": TASK} if method == "multitask_prompt_tuning" else {}
+    options: dict[str, Any] = {"task_id": TASK} if method == "multitask_prompt_tuning" else {}
+    if keep:
+        options["share_prompt"] = "keep"
     try:
         with prompt_mask_hooks(model, **options) if hooks else contextlib.nullcontext():
             if expected is None:
@@ -127,12 +129,12 @@ def measure(architecture: str, side: str, method: str, pooling: str, hooks: bool
     return Cell(*cell, "right" if worst <= TOLERANCE else "wrong", f"{worst:.1e}")
 
 
-def cells(hooks: bool) -> Iterator[Cell]:
+def cells(hooks: bool, keep: bool = False) -> Iterator[Cell]:
     """Run the whole matrix."""
     for architecture, side in BACKBONES:
         for method in METHODS:
             for pooling in POOLINGS:
-                yield measure(architecture, side, method, pooling, hooks)
+                yield measure(architecture, side, method, pooling, hooks, keep)
 
 
 OUTCOMES = ("right", "wrong", "raised", "refused", "unavailable")
@@ -161,7 +163,7 @@ def why_not(cell: Cell) -> str | None:
     return None if right else f"{cell} should be {outcome}"
 
 
-def count(verbose: bool) -> tuple[dict[str, dict[str, int]], list[str]]:
+def count(verbose: bool, keep: bool) -> tuple[dict[str, dict[str, int]], list[str]]:
     """Run the matrix without hooks and with them, with a progress bar.
 
     Returns:
@@ -174,7 +176,7 @@ def count(verbose: bool) -> tuple[dict[str, dict[str, int]], list[str]]:
     wrong: list[str] = []
     for hooks in (False, True):
         label = "with hooks" if hooks else "without hooks"
-        found = list(track(cells(hooks), label, TOTAL, console=Console(stderr=True)))
+        found = list(track(cells(hooks, keep), label, TOTAL, console=Console(stderr=True)))
         counts[label] = {outcome: sum(cell.outcome == outcome for cell in found) for outcome in OUTCOMES}
         wrong += [reason for reason in map(why_not, found) if reason is not None] if hooks else []
         for cell in found if verbose else ():
@@ -222,14 +224,16 @@ def show(stacks: dict[str, dict[str, dict[str, int]]]) -> None:
 def main() -> None:
     """Run the command line: nothing runs and prints, ``write DIR`` also keeps the counts, ``table DIR`` prints all.
 
+    ``--keep`` keeps the prompt between forwards, ``-v`` prints what is not right.
+
     Exits with what is wrong, if a cell with hooks is not as it has to be.
     """
     warnings.simplefilter("ignore")
-    words = [word for word in sys.argv[1:] if word != "-v"]
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
     if words[:1] == ["table"]:
         show({path.stem: json.loads(path.read_text()) for path in Path(words[1]).glob("*.json")})
         return
-    counts, wrong = count("-v" in sys.argv)
+    counts, wrong = count("-v" in sys.argv, "--keep" in sys.argv)
     if words[:1] == ["write"]:
         path = Path(words[1]) / f"{stack_name()}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
