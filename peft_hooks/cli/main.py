@@ -78,9 +78,9 @@ def run(options: argparse.Namespace) -> int:
 
     The exit status is the script's own; 2: there is no such script.
     """
-    from .script import run_script
+    from .script import run_program
 
-    return run_script(options.script, options.arguments, options.html)
+    return run_program(options.script, options.arguments, options.html, options.m)
 
 
 def _encode(model: Any, texts: list[str]) -> None:
@@ -156,6 +156,7 @@ def _trace_arguments(command: argparse.ArgumentParser) -> None:
 
 def _run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--html", metavar="FILE", help="write a page that explains the error, if there is one")
+    command.add_argument("-m", action="store_true", help="SCRIPT is the name of a module, as for python -m")
     command.add_argument("script", metavar="SCRIPT", help="the script, which needs no change")
     command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="what the script is given")
 

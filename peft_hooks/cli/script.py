@@ -1,14 +1,17 @@
-"""``peft-hooks run``: a script as Python runs it, whose errors are explained."""
+"""``peft-hooks run``: a script or module as Python runs it, whose errors are explained."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import io
 import os
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..tracing.aftermath import explain_afterwards
 
@@ -16,30 +19,37 @@ if TYPE_CHECKING:
     from ..tracing.explain.failure import Failure
 
 
-def run_script(path: str, arguments: list[str], html: str | None) -> int:
-    """Run a script as ``python script.py`` does, and explain the error that ends it.
+class Program(NamedTuple):
+    """What is run: what loads the code, and what Python sets in ``__main__``, ``sys.argv`` and ``sys.path`` for it."""
 
-    What the script raises is raised here, too, so that Python ends as it would have: it prints the traceback, without
+    load: Callable[[], CodeType]
+    names: dict[str, Any]
+    argument: str
+    folder: str
+
+
+def run_program(target: str, arguments: list[str], html: str | None, is_module: bool = False) -> int:
+    """Run a script as ``python script.py`` does, or a module as ``python -m`` does, and explain the error that ends it.
+
+    What the program raises is raised here, too, so that Python ends as it would have: it prints the traceback, without
     the frames of this library, and an interrupt or ``sys.exit`` is one.
 
     Args:
-        path: The script.
+        target: The path of the script, or the name of the module.
         arguments: What it is given.
         html: The page to write if a forward failed.
+        is_module: Whether ``target`` is the name of a module.
 
     Returns:
-        The exit status: 0, or 2 if there is no such script.
+        The exit status: 0, or 2 if there is no such program.
     """
-    try:
-        with io.open_code(os.path.abspath(path)) as file:
-            source = file.read()
-    except OSError as error:
-        sys.stderr.write(f"peft-hooks: {path}: could not be read: {error.strerror}\n")
-        return 2
-    namespace = _become(path, arguments)
     failure = None
     try:
-        _execute(source, namespace)
+        program = _module(target) if is_module else _script(target)
+        if isinstance(program, str):
+            sys.stderr.write(f"peft-hooks: {target}: {program}\n")
+            return 2
+        _execute(program.load, _become(program, arguments))
     except Exception as error:
         failure = explain_afterwards(error)
         _hide_our_frames()
@@ -53,20 +63,54 @@ def run_script(path: str, arguments: list[str], html: str | None) -> int:
     return 0
 
 
-def _become(path: str, arguments: list[str]) -> dict[str, Any]:
-    """Make ``__main__``, ``sys.argv`` and ``sys.path`` what the script finds when Python runs it."""
+def _script(path: str) -> Program | str:
+    """Read a script. Returns why that cannot be, where it cannot."""
+    whole = os.path.abspath(path)
+    try:
+        with io.open_code(whole) as file:
+            source = file.read()
+    except OSError as error:
+        return f"could not be read: {error.strerror}"
+    load = functools.partial(compile, source, whole, "exec", dont_inherit=True)
+    return Program(load, {"__file__": whole, "__cached__": None}, path, os.path.dirname(os.path.realpath(path)))
+
+
+def _module(name: str) -> Program | str:
+    """Find a module, or the ``__main__`` of a package, from the current folder on."""
+    folder = os.getcwd()
+    _look_first_in(folder)
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{name}.__main__")
+    except (ImportError, ValueError) as error:
+        return f"no module that can be run: {error}"
+    loader: Any = None if spec is None else spec.loader
+    code = loader.get_code(spec.name) if spec is not None and hasattr(loader, "get_code") else None
+    if spec is None or code is None:
+        return "no module that can be run"
+    names = {"__file__": spec.origin, "__cached__": spec.cached, "__spec__": spec, "__loader__": loader}
+    return Program(lambda: code, {**names, "__package__": spec.parent}, spec.origin or name, folder)
+
+
+def _become(program: Program, arguments: list[str]) -> dict[str, Any]:
+    """Make ``__main__``, ``sys.argv`` and ``sys.path`` what the program finds when Python runs it."""
     main = types.ModuleType("__main__")
-    vars(main).update(__file__=os.path.abspath(path), __cached__=None, __builtins__=sys.modules["builtins"])
+    vars(main).update(program.names, __builtins__=sys.modules["builtins"])
     sys.modules["__main__"] = main  # for good: threads and what runs at exit still look for it
-    sys.argv = [path, *arguments]
-    if not getattr(sys.flags, "safe_path", False):  # else neither the command nor the script has a folder there
-        sys.path[0] = os.path.dirname(os.path.realpath(path))
+    sys.argv = [program.argument, *arguments]
+    _look_first_in(program.folder)
     return vars(main)
 
 
-def _execute(source: bytes, namespace: dict[str, Any]) -> None:
-    code: CodeType = compile(source, namespace["__file__"], "exec", dont_inherit=True)
-    exec(code, namespace)
+def _look_first_in(folder: str) -> None:
+    """Replace the command's own folder on ``sys.path``."""
+    if not getattr(sys.flags, "safe_path", False):  # else there is none
+        sys.path[0] = folder
+
+
+def _execute(load: Callable[[], CodeType], namespace: dict[str, Any]) -> None:
+    exec(load(), namespace)
 
 
 def _hide_our_frames() -> None:

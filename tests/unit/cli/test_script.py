@@ -32,7 +32,8 @@ import pickle, sys
 from beside import beside
 class Kept: pass
 main = sys.modules["__main__"]
-print(__name__, __file__, __spec__, __package__, sys.argv, sys.path[0], main.__dict__ is globals(), beside)
+print(__name__, __file__, __spec__ and (__spec__.name, __spec__.parent, __spec__.cached), __package__)
+print(sys.argv, sys.path[0], main.__dict__ is globals(), beside)
 print(type(pickle.loads(pickle.dumps(Kept()))) is Kept, "peft_hooks" in sys.modules and "torch" in sys.modules)
 """
 
@@ -112,6 +113,35 @@ def test_a_script_that_is_not_there_is_status_2(tmp_path: Path) -> None:
     command = python("-m", "peft_hooks", "run", "nothing.py", cwd=tmp_path)
     assert command.returncode == 2
     assert command.stderr == "peft-hooks: nothing.py: could not be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize("name", ["package.inside", "package"])
+def test_a_module_finds_what_it_would_find(tmp_path: Path, name: str) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    for file in ("inside.py", "__main__.py"):
+        (package / file).write_text(LOOKS.replace("from beside", "from .beside"), encoding="utf-8")
+    (package / "beside.py").write_text("beside = 'found'\n", encoding="utf-8")
+    plain, command = (python("-m", *run, name, "-m", "a", cwd=tmp_path) for run in ([], ["peft_hooks", "run", "-m"]))
+    assert plain.returncode == 0
+    assert "found" in plain.stdout
+    assert command.stdout == plain.stdout
+    assert (command.returncode, command.stderr) == (0, "")
+
+
+def test_the_error_of_a_module_is_explained_below_its_own_frames(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text(FAILS, encoding="utf-8")
+    plain, command = (python("-m", *run, "fails", cwd=tmp_path) for run in ([], ["peft_hooks", "run", "-m"]))
+    assert command.returncode == plain.returncode == 1
+    assert "Conv1d 'conv'" in command.stderr
+    assert command.stderr.splitlines()[1] == f'  File "{tmp_path / "fails.py"}", line 14, in <module>'
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing.at.all", ".beside"])
+def test_a_module_that_is_not_there_is_status_2(tmp_path: Path, name: str) -> None:
+    command = python("-m", "peft_hooks", "run", "-m", name, cwd=tmp_path)
+    assert command.returncode == 2
+    assert command.stderr.startswith(f"peft-hooks: {name}: no module that can be run")
 
 
 def test_html_is_the_page_of_the_failure(tmp_path: Path) -> None:
