@@ -24,8 +24,8 @@ from peft_hooks import (
 from peft_hooks.testing import tiny_transformer
 
 from ..tools import cross
+from ..tools.checks import RELEASE, distance, needs
 from ..tools.methods import Unavailable
-from .support import RELEASE, distance, needs
 
 PAIRS = [list(pair) for pair in cross.PAIRS]
 HAS_FOLDER = RELEASE >= (5, 4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import warnings
@@ -22,8 +21,9 @@ from peft_hooks.prompts.handle import adopt_handle
 from peft_hooks.testing import tiny_model, tiny_transformer
 from peft_hooks.testing.models import pipeline_modules
 
+from ..tools.checks import RELEASE, TEXTS, distance, encoded, expected, needs, options_for
 from ..tools.methods import METHODS, VARIANTS, backbone_of, put_adapter
-from .support import RELEASE, TEXTS, adapted, distance, encoded, expected, needs, options_for, put
+from ..tools.saved import failing, vectors, with_hooks
 
 ALL = (*METHODS, *VARIANTS)
 COMPUTED = ("p_tuning", "p_tuning_lstm", "prefix_tuning_projection")
@@ -35,44 +35,12 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a tiny transformer, the base of every model here."""
-    return tiny_transformer("bert", tmp_path_factory.mktemp("base") / "bert")
-
-
 SAFE = RELEASE >= (3, 0)
 """Whether `model.save` writes modules like Dense as safetensors; `peft_hooks.save` does on every release."""
 
 
-def build(base: Path, method: str | None = "prompt_tuning", *, dense: bool = True) -> Any:
-    """Build a model on the base: every kind of module, prompts, an own length, left padding."""
-    from sentence_transformers import SentenceTransformer
-
-    modules = pipeline_modules()
-    first = modules.Transformer(str(base), max_seq_length=40)
-    torch.manual_seed(0)
-    narrower = [modules.Dense(32, 24, activation_function=nn.Tanh())] if dense else []
-    chain = [first, modules.Pooling(32, "mean"), *narrower, modules.Normalize()]
-    prompts = {"query": "search query : ", "passage": "passage : "}
-    model = SentenceTransformer(modules=chain, device="cpu", prompts=prompts, default_prompt_name="query").eval()
-    model.tokenizer.padding_side = "left"
-    if method is not None:
-        put(model, method)
-    return model
-
-
-def with_hooks(model: Any, method: str = "prompt_tuning", **options: Any) -> Any:
-    register_prompt_mask_hooks(model, **options_for(method), **options)
-    return model
-
-
-def vectors(model: Any, texts: Any = TEXTS) -> torch.Tensor:
-    return torch.cat([encoded(model, texts), encoded(model, texts[:1])])
-
-
 @pytest.mark.parametrize("method", ALL)
-def test_a_saved_model_is_the_same_after_loading(base: Path, tmp_path: Path, method: str) -> None:
+def test_a_saved_model_is_the_same_after_loading(base: Path, tmp_path: Path, method: str, build: Any) -> None:
     model = with_hooks(build(base, method), method)
     peft_hooks.save(model, tmp_path / "model")
     loaded: Any = peft_hooks.load(tmp_path / "model", device="cpu")
@@ -87,7 +55,9 @@ def test_a_saved_model_is_the_same_after_loading(base: Path, tmp_path: Path, met
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_what_save_pretrained_wrote_loads_with_the_default_hooks(base: Path, tmp_path: Path, method: str) -> None:
+def test_what_save_pretrained_wrote_loads_with_the_default_hooks(
+    base: Path, tmp_path: Path, method: str, build: Any
+) -> None:
     model = build(base, method, dense=SAFE)
     model.tokenizer.padding_side = "right"  # no release of transformers saves the other
     model.save(str(tmp_path / "model"))
@@ -98,7 +68,7 @@ def test_what_save_pretrained_wrote_loads_with_the_default_hooks(base: Path, tmp
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_a_loaded_model_equals_the_reference(base: Path, tmp_path: Path, method: str) -> None:
+def test_a_loaded_model_equals_the_reference(base: Path, tmp_path: Path, method: str, adapted: Any) -> None:
     model = adapted("bert", method)
     model.save(str(tmp_path / "model"))
     loaded = peft_hooks.load(tmp_path / "model", base_model=tiny_model("bert"), device="cpu")
@@ -106,7 +76,7 @@ def test_a_loaded_model_equals_the_reference(base: Path, tmp_path: Path, method:
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_a_saved_model_can_be_trained_on(base: Path, tmp_path: Path, method: str) -> None:
+def test_a_saved_model_can_be_trained_on(base: Path, tmp_path: Path, method: str, build: Any) -> None:
     """Its parameters are those that were trained, and a step of training on either gives the same model."""
     model = with_hooks(build(base, method), method)
     peft_hooks.save(model, tmp_path / "model")
@@ -127,7 +97,7 @@ def test_a_saved_model_can_be_trained_on(base: Path, tmp_path: Path, method: str
 
 @pytest.mark.parametrize("method", [name for name in ALL if name not in COMPUTED])
 def test_what_save_pretrained_wrote_can_be_trained_on_where_it_has_the_weights(
-    base: Path, tmp_path: Path, method: str
+    base: Path, tmp_path: Path, method: str, build: Any
 ) -> None:
     model = build(base, method, dense=SAFE)
     model.save(str(tmp_path / "model"))
@@ -140,7 +110,7 @@ def test_what_save_pretrained_wrote_can_be_trained_on_where_it_has_the_weights(
 
 @pytest.mark.parametrize("method", COMPUTED)
 def test_what_save_pretrained_wrote_without_its_network_is_refused_for_training(
-    base: Path, tmp_path: Path, method: str
+    base: Path, tmp_path: Path, method: str, build: Any
 ) -> None:
     build(base, method, dense=SAFE).save(str(tmp_path / "model"))
     name = "PREFIX_TUNING" if "prefix" in method else "P_TUNING"
@@ -150,7 +120,7 @@ def test_what_save_pretrained_wrote_without_its_network_is_refused_for_training(
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
-def test_the_pickles_of_2_7_are_refused_by_name(base: Path, tmp_path: Path) -> None:
+def test_the_pickles_of_2_7_are_refused_by_name(base: Path, tmp_path: Path, build: Any) -> None:
     needs(not SAFE, "saves no pickles")
     build(base).save(str(tmp_path / "model"))
     with pytest.raises(LoadError, match=r"2_Dense: weights are in pytorch_model.bin, which can run code"):
@@ -160,7 +130,7 @@ def test_the_pickles_of_2_7_are_refused_by_name(base: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", COMPUTED)
 def test_what_was_cast_to_half_and_saved_can_be_trained_on(
-    base: Path, tmp_path: Path, method: str, dtype: torch.dtype
+    base: Path, tmp_path: Path, method: str, dtype: torch.dtype, build: Any
 ) -> None:
     """Its rows were computed with the roundings of that type; those of another network are still found out."""
     peft_hooks.save(build(base, method, dense=False).to(dtype), tmp_path / "model")
@@ -177,7 +147,7 @@ def test_what_was_cast_to_half_and_saved_can_be_trained_on(
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("method", [*ALL, "Dense"])
 def test_a_model_with_a_weight_that_is_no_number_is_not_saved(
-    base: Path, tmp_path: Path, method: str, value: float
+    base: Path, tmp_path: Path, method: str, value: float, build: Any
 ) -> None:
     """By the parameter's name, before anything is written."""
     model = build(base, "prompt_tuning" if method == "Dense" else method)
@@ -190,7 +160,7 @@ def test_a_model_with_a_weight_that_is_no_number_is_not_saved(
     assert not any(tmp_path.iterdir())
 
 
-def test_rows_that_overflow_in_half_are_not_saved(base: Path, tmp_path: Path) -> None:
+def test_rows_that_overflow_in_half_are_not_saved(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base, "p_tuning", dense=False)
     network = backbone_of(model).prompt_encoder["default"]
     with torch.no_grad():
@@ -219,7 +189,7 @@ def test_a_saved_weight_that_is_no_number_is_named(whole: Path, tmp_path: Path, 
         peft_hooks.load(tmp_path / "model", is_trainable=True, device="cpu")
 
 
-def test_peft_refuses_to_load_any_prompt_for_training(base: Path, tmp_path: Path) -> None:
+def test_peft_refuses_to_load_any_prompt_for_training(base: Path, tmp_path: Path, build: Any) -> None:
     """Why `load` builds the adapter anew; if this fails, PEFT has learnt it."""
     from peft import PeftModel
 
@@ -230,7 +200,7 @@ def test_peft_refuses_to_load_any_prompt_for_training(base: Path, tmp_path: Path
 
 @pytest.mark.parametrize("trainable", [False, True])
 def test_several_adapters_of_different_lengths_and_the_active_one_are_kept(
-    base: Path, tmp_path: Path, trainable: bool
+    base: Path, tmp_path: Path, trainable: bool, build: Any
 ) -> None:
     model = with_hooks(build(base, "p_tuning"))
     peft_model = backbone_of(model)
@@ -252,7 +222,7 @@ def test_several_adapters_of_different_lengths_and_the_active_one_are_kept(
         peft_hooks.load(tmp_path / "model", adapter_name="short")
 
 
-def test_adapters_without_a_default_of_a_plain_save_need_a_choice(base: Path, tmp_path: Path) -> None:
+def test_adapters_without_a_default_of_a_plain_save_need_a_choice(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base, None, dense=SAFE)
     put_adapter(model, "prompt_tuning", adapter_name="a")
     model.save(str(tmp_path / "one"))
@@ -264,7 +234,7 @@ def test_adapters_without_a_default_of_a_plain_save_need_a_choice(base: Path, tm
     assert backbone_of(peft_hooks.load(tmp_path / "two", adapter_name="b", device="cpu")).active_adapter == "b"
 
 
-def test_several_adapters_of_a_plain_save_are_a_guess_that_is_told(base: Path, tmp_path: Path) -> None:
+def test_several_adapters_of_a_plain_save_are_a_guess_that_is_told(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base, dense=SAFE)
     backbone_of(model).add_adapter("b", METHODS["prompt_tuning"](model))
     backbone_of(model).set_adapter("b")
@@ -275,7 +245,7 @@ def test_several_adapters_of_a_plain_save_are_a_guess_that_is_told(base: Path, t
 
 
 @pytest.mark.parametrize("method", ["p_tuning", "prefix_tuning_projection", "multitask_prompt_tuning", "lora"])
-def test_a_loaded_model_can_be_saved_again(base: Path, tmp_path: Path, method: str) -> None:
+def test_a_loaded_model_can_be_saved_again(base: Path, tmp_path: Path, method: str, build: Any) -> None:
     model = with_hooks(build(base, method), method)
     peft_hooks.save(model, tmp_path / "first")
     peft_hooks.save(peft_hooks.load(tmp_path / "first", device="cpu"), tmp_path / "second")
@@ -285,7 +255,7 @@ def test_a_loaded_model_can_be_saved_again(base: Path, tmp_path: Path, method: s
     assert card.count("peft_hooks.load(") == 1
 
 
-def test_options_given_to_load_go_before_the_saved_ones(base: Path, tmp_path: Path) -> None:
+def test_options_given_to_load_go_before_the_saved_ones(base: Path, tmp_path: Path, build: Any) -> None:
     model = with_hooks(build(base), virtual_tokens="strip", check=False)
     peft_hooks.save(model, tmp_path / "model")
     kept = adopt_handle(peft_hooks.load(tmp_path / "model", device="cpu")).options
@@ -296,7 +266,7 @@ def test_options_given_to_load_go_before_the_saved_ones(base: Path, tmp_path: Pa
         peft_hooks.load(tmp_path / "model", virtual_token="pool")
 
 
-def test_the_similarity_function_and_truncate_dim_are_kept(base: Path, tmp_path: Path) -> None:
+def test_the_similarity_function_and_truncate_dim_are_kept(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base)
     if RELEASE >= (3, 0):
         model.similarity_fn_name = "dot"
@@ -307,7 +277,9 @@ def test_the_similarity_function_and_truncate_dim_are_kept(base: Path, tmp_path:
     assert encoded(loaded).shape[1] == 7
 
 
-def test_a_folder_of_peft_with_an_adapter_alone_has_the_bases_pooling(base: Path, tmp_path: Path) -> None:
+def test_a_folder_of_peft_with_an_adapter_alone_has_the_bases_pooling(
+    base: Path, tmp_path: Path, put: Any, build: Any
+) -> None:
     whole = build(base, None, dense=SAFE)
     whole.save(str(tmp_path / "base"))
     put(whole, "prompt_tuning")
@@ -318,15 +290,21 @@ def test_a_folder_of_peft_with_an_adapter_alone_has_the_bases_pooling(base: Path
     assert distance(vectors(loaded), vectors(with_hooks(whole))) < 1e-6
 
 
-def given_bases(base: Path) -> dict[str, Any]:
-    from sentence_transformers import SentenceTransformer
+@pytest.fixture(scope="session")
+def given_bases(build: Any) -> Any:
+    """Return what makes it."""
 
-    whole = SentenceTransformer(modules=[*build(base, None)], device="cpu")
-    return {"folder": base, "text": str(base), "SentenceTransformer": whole, "transformer": backbone_of(whole)}
+    def make(base: Path) -> dict[str, Any]:
+        from sentence_transformers import SentenceTransformer
+
+        whole = SentenceTransformer(modules=[*build(base, None)], device="cpu")
+        return {"folder": base, "text": str(base), "SentenceTransformer": whole, "transformer": backbone_of(whole)}
+
+    return make
 
 
 @pytest.mark.parametrize("kind", ["folder", "text", "SentenceTransformer", "transformer"])
-def test_the_base_model_can_be_given(base: Path, tmp_path: Path, kind: str) -> None:
+def test_the_base_model_can_be_given(base: Path, tmp_path: Path, kind: str, build: Any, given_bases: Any) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(base, moved)
     model = with_hooks(build(moved))
@@ -342,7 +320,7 @@ def test_the_base_model_can_be_given(base: Path, tmp_path: Path, kind: str) -> N
 
 
 def test_the_base_models_path_is_kept_as_an_absolute_one(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Any
 ) -> None:
     shutil.copytree(base, tmp_path / "here" / "bert")
     monkeypatch.chdir(tmp_path / "here")
@@ -352,7 +330,7 @@ def test_the_base_models_path_is_kept_as_an_absolute_one(
     assert distance(vectors(peft_hooks.load("model", device="cpu")), vectors(model)) < 1e-6
 
 
-def test_a_base_model_with_an_adapter_or_of_another_kind_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_base_model_with_an_adapter_or_of_another_kind_is_refused(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base)
     peft_hooks.save(model, tmp_path / "model")
     with pytest.raises(LoadError, match=r"has an adapter itself: give the base model alone"):
@@ -363,7 +341,7 @@ def test_a_base_model_with_an_adapter_or_of_another_kind_is_refused(base: Path, 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning", "lora"])
 def test_an_adapter_that_does_not_fit_the_base_is_an_error_that_names_both(
-    base: Path, tmp_path: Path, method: str
+    base: Path, tmp_path: Path, method: str, build: Any
 ) -> None:
     peft_hooks.save(build(base, method), tmp_path / "model")
     other = tiny_transformer("bert", tmp_path / "other", hidden_size=16, num_attention_heads=2)
@@ -373,7 +351,7 @@ def test_an_adapter_that_does_not_fit_the_base_is_an_error_that_names_both(
     assert f"does not fit the base model {other}" in str(caught.value)
 
 
-def test_another_base_of_the_same_size_is_warned_of(base: Path, tmp_path: Path) -> None:
+def test_another_base_of_the_same_size_is_warned_of(base: Path, tmp_path: Path, build: Any) -> None:
     peft_hooks.save(build(base), tmp_path / "model")
     other = tiny_transformer("bert", tmp_path / "other", seed=1)
     with pytest.warns(UserWarning, match=r"its weights are not those that the adapter was saved with"):
@@ -390,7 +368,9 @@ CHANGED = ({"num_hidden_layers": 1}, {"hidden_act": "relu"}, {"is_decoder": True
 
 
 @pytest.mark.parametrize("settings", CHANGED, ids=lambda settings: next(iter(settings)))
-def test_settings_of_the_base_that_were_changed_come_back(base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_settings_of_the_base_that_were_changed_come_back(
+    base: Path, tmp_path: Path, settings: dict[str, Any], put: Any
+) -> None:
     """Layers cut, another activation: the base's folder knows nothing of them."""
     needs(RELEASE >= (3, 0), "has no config_args")
     from sentence_transformers import SentenceTransformer
@@ -409,7 +389,7 @@ def test_settings_of_the_base_that_were_changed_come_back(base: Path, tmp_path: 
     assert distance(vectors(peft_hooks.load(tmp_path / "again", device="cpu")), vectors(model)) < 1e-6
 
 
-def test_weighted_layers_that_the_config_asks_for_come_back(base: Path, tmp_path: Path) -> None:
+def test_weighted_layers_that_the_config_asks_for_come_back(base: Path, tmp_path: Path, put: Any) -> None:
     """``output_hidden_states`` is in the config in memory, and in none of a file."""
     needs(RELEASE >= (3, 0), "has no config_args")
     from sentence_transformers import SentenceTransformer
@@ -430,7 +410,7 @@ def test_weighted_layers_that_the_config_asks_for_come_back(base: Path, tmp_path
     assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), truth) < 1e-6
 
 
-def test_layers_cut_off_a_config_that_lists_its_layers_come_back(tmp_path: Path) -> None:
+def test_layers_cut_off_a_config_that_lists_its_layers_come_back(tmp_path: Path, put: Any) -> None:
     """Qwen3's config has a type for each layer, and transformers 5 reads none that has more types than layers."""
     needs(RELEASE >= (3, 0), "has no config_args")
     from sentence_transformers import SentenceTransformer
@@ -450,7 +430,9 @@ def test_layers_cut_off_a_config_that_lists_its_layers_come_back(tmp_path: Path)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_model_comes_back_in_its_own_type_of_numbers(base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_model_comes_back_in_its_own_type_of_numbers(
+    base: Path, tmp_path: Path, dtype: torch.dtype, build: Any
+) -> None:
     model = with_hooks(build(base).to(dtype))
     peft_hooks.save(model, tmp_path / "model")
     loaded = peft_hooks.load(tmp_path / "model", device="cpu")
@@ -459,7 +441,7 @@ def test_a_model_comes_back_in_its_own_type_of_numbers(base: Path, tmp_path: Pat
     assert distance(vectors(loaded), vectors(model)) < 1e-6
 
 
-def test_a_decoder_read_as_bfloat16_keeps_the_buffers_that_are_float32(tmp_path: Path) -> None:
+def test_a_decoder_read_as_bfloat16_keeps_the_buffers_that_are_float32(tmp_path: Path, put: Any) -> None:
     """Its rotary frequencies: cast with the weights they would be others."""
     from sentence_transformers import SentenceTransformer
 
@@ -476,7 +458,7 @@ def test_a_decoder_read_as_bfloat16_keeps_the_buffers_that_are_float32(tmp_path:
     assert torch.equal(vectors(loaded), vectors(model))
 
 
-def test_added_tokens_are_refused(base: Path, tmp_path: Path) -> None:
+def test_added_tokens_are_refused(base: Path, tmp_path: Path, put: Any, build: Any) -> None:
     """Their embeddings are the backbone's, and PEFT saves nothing of that."""
     model = build(base, None)
     backbone_of(model).resize_token_embeddings(backbone_of(model).config.vocab_size + 3)
@@ -510,7 +492,7 @@ def train_a_bias(backbone: Any) -> None:
     "change", [flip_rows, widen_epsilons, round_a_layer, train_a_bias], ids=lambda change: change.__name__
 )
 def test_a_base_that_was_changed_in_memory_is_not_saved(
-    base: Path, tmp_path: Path, change: Callable[[Any], None], method: str
+    base: Path, tmp_path: Path, change: Callable[[Any], None], method: str, build: Any
 ) -> None:
     """None of these is in a config, nor in the mean of the weights: embeddings were up to 1.9 off, in silence."""
     model = build(base, method)
@@ -524,7 +506,7 @@ def test_a_base_that_was_changed_in_memory_is_not_saved(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_the_refusal_says_to_do_saves_a_trained_base(base: Path, tmp_path: Path) -> None:
+def test_what_the_refusal_says_to_do_saves_a_trained_base(base: Path, tmp_path: Path, build: Any) -> None:
     model = with_hooks(build(base))
     with torch.no_grad():
         train_a_bias(backbone_of(model).get_base_model())
@@ -538,7 +520,7 @@ def test_what_the_refusal_says_to_do_saves_a_trained_base(base: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_another_attention_is_no_other_model(base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_another_attention_is_no_other_model(base: Path, tmp_path: Path, dtype: torch.dtype, put: Any) -> None:
     """It rounds in another way, in half precision by a hundredth, and is not lost work."""
     from sentence_transformers import SentenceTransformer
 
@@ -553,7 +535,7 @@ def test_another_attention_is_no_other_model(base: Path, tmp_path: Path, dtype: 
     peft_hooks.load(tmp_path / "model", device="cpu")
 
 
-def test_merged_lora_is_saved(base: Path, tmp_path: Path) -> None:
+def test_merged_lora_is_saved(base: Path, tmp_path: Path, build: Any) -> None:
     """Its base weights are others while it is merged, and the model that comes back gives the same."""
     model = with_hooks(build(base, "lora"), "lora")
     backbone_of(model).merge_adapter()
@@ -561,7 +543,7 @@ def test_merged_lora_is_saved(base: Path, tmp_path: Path) -> None:
     assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), vectors(model)) < 1e-5
 
 
-def test_a_base_whose_files_were_changed_later_is_told_of(base: Path, tmp_path: Path) -> None:
+def test_a_base_whose_files_were_changed_later_is_told_of(base: Path, tmp_path: Path, build: Any) -> None:
     own = Path(shutil.copytree(base, tmp_path / "base"))
     peft_hooks.save(build(own), tmp_path / "model")
     weights = load_file(own / "model.safetensors")
@@ -572,7 +554,7 @@ def test_a_base_whose_files_were_changed_later_is_told_of(base: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("sample", [{"ids": [5, 6]}, {"ids": [10**9], "rows": [[0.0] * 4]}, {"ids": "a", "rows": {}}])
-def test_a_damaged_sample_is_named(base: Path, tmp_path: Path, sample: dict[str, Any]) -> None:
+def test_a_damaged_sample_is_named(base: Path, tmp_path: Path, sample: dict[str, Any], build: Any) -> None:
     peft_hooks.save(build(base), tmp_path / "model")
     file = tmp_path / "model" / "peft_hooks.json"
     content = json.loads(file.read_text())
@@ -588,7 +570,7 @@ def test_a_damaged_sample_is_named(base: Path, tmp_path: Path, sample: dict[str,
 # --- several Transformers
 
 
-def test_a_model_with_two_transformers_is_the_same_after_loading(base: Path, tmp_path: Path) -> None:
+def test_a_model_with_two_transformers_is_the_same_after_loading(base: Path, tmp_path: Path, build: Any) -> None:
     from sentence_transformers import SentenceTransformer
 
     modules = pipeline_modules()
@@ -632,7 +614,7 @@ def test_a_multi_vector_encoder_comes_back_as_one(base: Path, tmp_path: Path) ->
 
 
 @pytest.fixture(scope="module")
-def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory, build: Any) -> Path:
     """Save a model once, to be copied and damaged."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     with quiet():
@@ -724,7 +706,7 @@ def test_a_damaged_or_hostile_folder_is_an_error_that_names_the_file(whole: Path
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_link_out_of_an_adapters_folder_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_link_out_of_an_adapters_folder_is_refused(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base)
     backbone_of(model).add_adapter("b", METHODS["prompt_tuning"](model))
     peft_hooks.save(model, tmp_path / "model")
@@ -744,7 +726,7 @@ def test_the_hubs_cache_whose_files_are_links_to_blobs_is_loaded(base: Path, who
     assert distance(vectors(loaded), vectors(direct)) == 0
 
 
-def test_a_base_model_of_links_is_loaded(base: Path, tmp_path: Path) -> None:
+def test_a_base_model_of_links_is_loaded(base: Path, tmp_path: Path, build: Any) -> None:
     (tmp_path / "base").mkdir()
     for file in base.iterdir():
         (tmp_path / "base" / file.name).symlink_to(file)
@@ -760,7 +742,7 @@ def test_a_cut_network_is_an_error_where_it_is_needed(whole: Path, tmp_path: Pat
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
-def test_a_network_of_another_save_is_found_out(base: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_network_of_another_save_is_found_out(base: Path, whole: Path, tmp_path: Path, build: Any) -> None:
     shutil.copytree(whole, tmp_path / "model")
     other = build(base, None)
     put_adapter(other, "p_tuning", seed=3)
@@ -781,7 +763,9 @@ def test_pickles_and_code_beside_the_weights_are_not_touched(whole: Path, tmp_pa
 
 
 @pytest.mark.parametrize("trainable", [False, True])
-def test_what_an_adapter_was_started_from_is_not_read_again(base: Path, tmp_path: Path, trainable: bool) -> None:
+def test_what_an_adapter_was_started_from_is_not_read_again(
+    base: Path, tmp_path: Path, trainable: bool, build: Any
+) -> None:
     """A config can name a tokenizer with code, or a pickle, that PEFT reads when it makes the prompt."""
     model = build(base, "multitask_prompt_tuning", dense=SAFE)
     model.save(str(tmp_path / "model"))
@@ -795,7 +779,7 @@ def test_what_an_adapter_was_started_from_is_not_read_again(base: Path, tmp_path
     assert backbone_of(loaded).active_peft_config.prompt_tuning_init == "AVERAGE_SOURCE_TASKS"
 
 
-def test_what_has_no_adapter_is_refused_on_both_sides(base: Path, tmp_path: Path) -> None:
+def test_what_has_no_adapter_is_refused_on_both_sides(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base, None, dense=SAFE)
     with pytest.raises(UnsupportedModelError, match=r"has no PEFT adapter: save it with model.save_pretrained"):
         peft_hooks.save(model, tmp_path / "model")
@@ -811,7 +795,9 @@ def test_what_has_no_adapter_is_refused_on_both_sides(base: Path, tmp_path: Path
         peft_hooks.load(tmp_path / "nowhere")
 
 
-def test_lora_layers_under_a_prompt_are_refused_for_peft_saves_nothing_of_them(base: Path, tmp_path: Path) -> None:
+def test_lora_layers_under_a_prompt_are_refused_for_peft_saves_nothing_of_them(
+    base: Path, tmp_path: Path, put: Any, build: Any
+) -> None:
     from peft import inject_adapter_in_model
 
     model = build(base, None)
@@ -822,7 +808,7 @@ def test_lora_layers_under_a_prompt_are_refused_for_peft_saves_nothing_of_them(b
     assert not any(tmp_path.iterdir())
 
 
-def test_an_adapters_name_that_leaves_the_folder_is_refused(base: Path, tmp_path: Path) -> None:
+def test_an_adapters_name_that_leaves_the_folder_is_refused(base: Path, tmp_path: Path, put: Any, build: Any) -> None:
     model = build(base, None)
     put(model, "prompt_tuning")
     backbone_of(model).peft_config["../up"] = backbone_of(model).peft_config["default"]
@@ -831,7 +817,7 @@ def test_an_adapters_name_that_leaves_the_folder_is_refused(base: Path, tmp_path
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\udcff", "~nobody-of-this-name/model", "loop"])
-def test_a_path_that_no_folder_can_have_is_an_error_in_words(base: Path, tmp_path: Path, name: str) -> None:
+def test_a_path_that_no_folder_can_have_is_an_error_in_words(base: Path, tmp_path: Path, name: str, build: Any) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     path = name if name.startswith("~") else f"{tmp_path}/{name}"
     with pytest.raises(SaveError, match=r"no folder can be made there"):
@@ -840,7 +826,7 @@ def test_a_path_that_no_folder_can_have_is_an_error_in_words(base: Path, tmp_pat
         peft_hooks.load(path, device="cpu")
 
 
-def test_a_saved_model_is_replaced_as_a_whole(base: Path, tmp_path: Path) -> None:
+def test_a_saved_model_is_replaced_as_a_whole(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base, "p_tuning")
     backbone_of(model).add_adapter("b", METHODS["p_tuning"](model))
     peft_hooks.save(model, tmp_path / "model")
@@ -860,7 +846,9 @@ def test_a_saved_model_is_replaced_as_a_whole(base: Path, tmp_path: Path) -> Non
         ("model", "diary.csv in it was not written by peft_hooks.save, which replaces nothing else: give a new or"),
     ],
 )
-def test_what_is_no_saved_model_is_never_replaced(base: Path, tmp_path: Path, name: str, message: str) -> None:
+def test_what_is_no_saved_model_is_never_replaced(
+    base: Path, tmp_path: Path, name: str, message: str, build: Any
+) -> None:
     model = build(base)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "notes").mkdir()
@@ -873,24 +861,8 @@ def test_what_is_no_saved_model_is_never_replaced(base: Path, tmp_path: Path, na
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@contextlib.contextmanager
-def failing(model: Any) -> Iterator[None]:
-    """Make the last module fail to be saved, after everything before it was written."""
-
-    class Broken(nn.Module):
-        def save(self, *_: Any, **__: Any) -> None:
-            raise OSError("no space left on device")
-
-        def forward(self, features: Any) -> Any:
-            return features
-
-    model.add_module("4", Broken())
-    yield
-    del model._modules["4"]
-
-
 @pytest.mark.parametrize("former", [False, True])
-def test_a_save_that_raises_leaves_what_was_there(base: Path, tmp_path: Path, former: bool) -> None:
+def test_a_save_that_raises_leaves_what_was_there(base: Path, tmp_path: Path, former: bool, build: Any) -> None:
     model = with_hooks(build(base))
     if former:
         peft_hooks.save(model, tmp_path / "model")
@@ -901,7 +873,7 @@ def test_a_save_that_raises_leaves_what_was_there(base: Path, tmp_path: Path, fo
     assert former or not any(tmp_path.iterdir())
 
 
-def test_save_leaves_the_model_as_it_was_and_the_card_says_how_to_load(base: Path, tmp_path: Path) -> None:
+def test_save_leaves_the_model_as_it_was_and_the_card_says_how_to_load(base: Path, tmp_path: Path, build: Any) -> None:
     model = with_hooks(build(base))
     before = vectors(model)
     frozen = [p.requires_grad for p in model.parameters()]

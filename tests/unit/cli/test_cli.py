@@ -18,7 +18,7 @@ from peft_hooks.cli import main as _cli
 from peft_hooks.compat.quiet import quiet
 from peft_hooks.testing import tiny_model
 
-from ...contract.support import RELEASE
+from ...tools.checks import RELEASE
 from ...tools.cross import tiny_cross_encoder
 from ...tools.methods import backbone_of, put_adapter
 

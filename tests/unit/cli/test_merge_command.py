@@ -13,7 +13,7 @@ import peft_hooks
 from peft_hooks.cli.main import main
 from peft_hooks.testing import TEXTS, tiny_model
 
-from ...contract.support import distance, encoded
+from ...tools.checks import distance, encoded
 from ...tools.methods import put_adapter
 
 

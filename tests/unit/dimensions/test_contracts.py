@@ -17,7 +17,7 @@ from peft_hooks.dimensions.contracts import checks
 from peft_hooks.testing import TEXTS, assert_no_hooks_left, tiny_model
 from peft_hooks.testing.models import pipeline_modules
 
-from ...contract.support import RELEASE, needs, plain, put
+from ...tools.checks import RELEASE, needs
 
 BATCH, WIDTH = len(TEXTS), 32
 
@@ -188,7 +188,7 @@ def test_features_of_flash_attention_are_laid_out_otherwise_and_not_checked() ->
     assert found["sentence_embedding"].shape == (2, WIDTH)
 
 
-def test_virtual_tokens_are_named_as_the_cause() -> None:
+def test_virtual_tokens_are_named_as_the_cause(plain: Any, put: Any) -> None:
     model = plain()
     put(model, "prompt_tuning", num_virtual_tokens=3)
     if (3, 3) <= RELEASE < (6, 2):
@@ -489,7 +489,7 @@ def test_modules_that_are_called_alone_are_forwards_of_their_own() -> None:
 # -- with the mask hooks -----------------------------------------------------------------------------------------------
 
 
-def test_the_mask_hooks_check_every_module_that_has_a_contract() -> None:
+def test_the_mask_hooks_check_every_module_that_has_a_contract(plain: Any, put: Any) -> None:
     model = plain(normalize=True)
     put(model, "prompt_tuning", num_virtual_tokens=3)
     with prompt_mask_hooks(model) as handle:
@@ -501,7 +501,7 @@ def test_the_mask_hooks_check_every_module_that_has_a_contract() -> None:
     assert str(caught.value).startswith("Normalize '2' output: sentence_embedding is ")
 
 
-def test_the_mask_hooks_check_nothing_when_told_so() -> None:
+def test_the_mask_hooks_check_nothing_when_told_so(plain: Any, put: Any) -> None:
     model = plain()
     put(model, "prompt_tuning")
     with prompt_mask_hooks(model, check=False) as handle:
@@ -509,7 +509,7 @@ def test_the_mask_hooks_check_nothing_when_told_so() -> None:
 
 
 @pytest.mark.parametrize("policy", ["auto", "pool", "ignore", "strip"])
-def test_weighted_layers_hold_with_virtual_tokens_where_there_are_layers(policy: Any) -> None:
+def test_weighted_layers_hold_with_virtual_tokens_where_there_are_layers(policy: Any, put: Any) -> None:
     """On some releases PEFT keeps the layers back: then the last one would pass for their mean without a word."""
     model = layered(2)
     put(model, "prompt_tuning", num_virtual_tokens=3)

@@ -13,7 +13,7 @@ from peft_hooks import UnsupportedModelError, diagnose, prompt_mask_hooks, regis
 from peft_hooks.testing import TEXTS
 from peft_hooks.testing.models import make_tokenizer, pipeline_modules
 
-from ...contract.support import adapted, needs, plain, unchanged
+from ...tools.checks import needs, unchanged
 from ...tools.methods import backbone_of
 
 WIDTH = 32
@@ -143,7 +143,9 @@ def with_part(part: Part, then_pooling: bool, model: Any) -> Any:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", WRONG)
-def test_the_module_that_does_it_is_named_with_what_it_does(name: str, side: str, dtype: torch.dtype) -> None:
+def test_the_module_that_does_it_is_named_with_what_it_does(
+    name: str, side: str, dtype: torch.dtype, plain: Any
+) -> None:
     make, then_pooling, code, reason = WRONG[name]
     torch.manual_seed(0)
     model = with_part(make(), then_pooling, plain("llama", padding_side=side)).to(dtype)
@@ -156,7 +158,7 @@ def test_the_module_that_does_it_is_named_with_what_it_does(name: str, side: str
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", RIGHT)
-def test_a_module_that_reads_its_own_text_alone_is_healthy(name: str, dtype: torch.dtype) -> None:
+def test_a_module_that_reads_its_own_text_alone_is_healthy(name: str, dtype: torch.dtype, plain: Any) -> None:
     make, then_pooling = RIGHT[name]
     torch.manual_seed(0)
     model = with_part(make(), then_pooling, plain("llama")).to(dtype)
@@ -179,7 +181,7 @@ class Encoder(nn.Module):
         return {**features, "token_embeddings": rows}
 
 
-def test_the_layer_inside_in_which_it_begins_is_named() -> None:
+def test_the_layer_inside_in_which_it_begins_is_named(plain: Any) -> None:
     torch.manual_seed(0)
     model = with_part(Encoder(True, False, True), True, plain())  # type: ignore[arg-type]
     (found,) = diagnose(model, TEXTS).findings
@@ -189,13 +191,13 @@ def test_the_layer_inside_in_which_it_begins_is_named() -> None:
     assert "'1.layers.1" in found.sentence
 
 
-def test_a_module_that_does_it_by_itself_blames_no_other() -> None:
+def test_a_module_that_does_it_by_itself_blames_no_other(plain: Any) -> None:
     model = with_part(WRONG["mean of all"][0](), False, plain())
     (found,) = diagnose(model, TEXTS).findings
     assert "begins" not in found.sentence
 
 
-def test_only_the_modules_that_do_it_are_named() -> None:
+def test_only_the_modules_that_do_it_are_named(plain: Any) -> None:
     """Two of four, each by what it does itself: what comes in is the same in every trial."""
     model = with_part(WRONG["lstm"][0](), True, plain())
     model.append(Part(lambda _, f: pooled(f["sentence_embedding"] * 2)))
@@ -204,7 +206,7 @@ def test_only_the_modules_that_do_it_are_named() -> None:
     assert [(one.code, one.place) for one in found] == [("PH011", "Part '1'"), ("PH011", "Part '4'")]
 
 
-def test_a_pooling_of_ones_own_that_reads_padding_is_named_behind_a_prompt_as_well() -> None:
+def test_a_pooling_of_ones_own_that_reads_padding_is_named_behind_a_prompt_as_well(adapted: Any) -> None:
     """With the hooks on, which give it a mask of the right length."""
     model = with_part(WRONG["mean of all"][0](), False, adapted("llama"))
     with prompt_mask_hooks(model):
@@ -212,7 +214,7 @@ def test_a_pooling_of_ones_own_that_reads_padding_is_named_behind_a_prompt_as_we
     assert (found.code, found.place) == ("PH002", "Part '1'")
 
 
-def test_a_backbone_that_takes_no_notice_of_the_mask_is_named() -> None:
+def test_a_backbone_that_takes_no_notice_of_the_mask_is_named(plain: Any) -> None:
     """The token embeddings themselves move."""
     model = plain()
 
@@ -240,7 +242,7 @@ class Odd(nn.Module):
         return {**features, "sentence_embedding": features["sentence_embedding"] * self.calls}
 
 
-def test_a_module_that_cannot_be_called_again_breaks_nothing() -> None:
+def test_a_module_that_cannot_be_called_again_breaks_nothing(plain: Any) -> None:
     model = plain()
     model.append(Odd())
     assert not diagnose(model, TEXTS[:3]).ok
@@ -320,7 +322,7 @@ class OwnInput(nn.Module):
 
 
 @pytest.mark.parametrize("mixes", [False, True])
-def test_an_input_module_of_ones_own_is_examined_too(mixes: bool) -> None:
+def test_an_input_module_of_ones_own_is_examined_too(mixes: bool, plain: Any) -> None:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(modules=[OwnInput(mixes), plain()[1]], device="cpu").eval()
