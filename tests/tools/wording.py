@@ -17,10 +17,16 @@ REWRITE = "--rewrite-golden"
 _TITLE = re.compile(r"^=== (.*)\n", re.MULTILINE)
 
 
-def assert_says(text: object, *facts: object) -> None:
-    """Assert that a message has every fact in it, whatever the words around them."""
-    missing = [str(fact) for fact in facts if str(fact) not in str(text)]
-    assert facts and not missing, f"{missing} not in: {text}"
+def assert_says(text: object, *facts: str) -> None:
+    """Assert that a message has every fact in it, whatever the words around them.
+
+    Args:
+        text: The message, or the exception that has it.
+        *facts: What has to be in it, several in one string with ``" | "`` between them.
+    """
+    wanted = [fact for several in facts for fact in several.split(" | ")]
+    missing = [fact for fact in wanted if fact not in str(text)]
+    assert all(wanted) and wanted and not missing, f"{missing} not in: {text}"
 
 
 def read_golden(file: Path) -> dict[str, str]:

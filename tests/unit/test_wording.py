@@ -1,4 +1,4 @@
-"""How messages are tested: golden texts differ with a diff and the command that rewrites them, facts by their absence."""
+"""How messages are tested: a golden text fails with a diff and the command that rewrites, a fact if it is missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_another_text_fails_with_the_difference_and_the_command_that_rewrites(tm
     golden(tmp_path)("note", "one\ntwo  \nthree")
     with pytest.raises(pytest.fail.Exception) as caught:
         golden(tmp_path)("note", "one\ntoo\nthree")
-    assert_says(caught.value, "note.txt", "'test_it'", "\n one\n-two\n+too\n three\n")
+    assert_says(caught.value, "note.txt | 'test_it' | \n one\n-two\n+too\n three\n")
     assert_says(caught.value, "`python -m pytest --rewrite-golden tests/test_here.py`")
 
 
@@ -50,11 +50,12 @@ def test_rewriting_leaves_the_texts_of_other_tests_and_tells_those_of_one_apart(
 
 
 def test_a_message_without_a_fact_is_found_out_and_so_is_a_check_of_none() -> None:
-    assert_says("Linear '0' takes 4", "Linear '0'", 4)
-    with pytest.raises(AssertionError, match=r"'5'.* not in: Linear '0' takes 4"):
-        assert_says("Linear '0' takes 4", "Linear '0'", 5)
-    with pytest.raises(AssertionError):
-        assert_says("Linear '0' takes 4")
+    assert_says("Linear '0' takes 4", "Linear '0' | 4", "takes")
+    with pytest.raises(AssertionError, match=r"\['5'\] not in: Linear '0' takes 4"):
+        assert_says("Linear '0' takes 4", "Linear '0' | 5")
+    for nothing in ((), ("",), ("4 | ",)):
+        with pytest.raises(AssertionError):
+            assert_says("Linear '0' takes 4", *nothing)
 
 
 @pytest.mark.parametrize("file", FILES)
