@@ -14,6 +14,7 @@ from peft_hooks.testing import TEXTS
 
 from ...tools.checks import RELEASE, needs, unchanged
 from ...tools.methods import backbone_of
+from ...tools.wording import assert_says
 
 HALF = [torch.float16, torch.bfloat16]
 DECODERS = [("llama", "lasttoken"), ("qwen3", "lasttoken"), ("gpt2", "lasttoken"), ("llama", "mean")]
@@ -79,7 +80,7 @@ def test_large_components_with_the_hooks_are_the_same_in_every_dtype(
         assert diagnose(model, TEXTS).ok
     if report.largest_difference > report.tolerance:  # some releases round alike in every batch
         assert dtype in HALF
-        assert f"what rounding in {str(dtype)[6:]} makes of this model, measured" in str(report)
+        assert_says(report, f"rounding in {str(dtype)[6:]} | measured")
         assert report.allowed < 25  # half of a component: a wrong embedding is off by more
     if RELEASE >= (6, 2):
         assert not check_padding_invariance(model, TEXTS)
@@ -95,8 +96,8 @@ def test_a_plain_decoder_in_half_precision_is_healthy(
     side = "right" if architecture == "gpt2" else "left"
     diagnosis = diagnose(enlarged(architecture, side, pooling).to(dtype), TEXTS)
     assert diagnosis.ok, str(diagnosis)
-    assert "what rounding in" in diagnosis.runs[0].judged_by
-    assert f"what rounding in {str(dtype)[6:]}" in " ".join(str(diagnosis).split())
+    assert_says(diagnosis.runs[0].judged_by, "rounding in")
+    assert_says(" ".join(str(diagnosis).split()), f"rounding in {str(dtype)[6:]}")
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -129,7 +130,7 @@ def test_a_tolerance_that_is_asked_for_goes_by_the_size_of_the_embeddings(tuned:
         assert report
         assert report.tolerance == 1e-2
         assert 0.1 < report.allowed < 1
-        assert "tolerance 1e-02 times the largest component, " in str(report)
+        assert_says(report, "tolerance 1e-02 | the largest component")
         assert not check_padding_invariance(model, TEXTS, tolerance=1e-7)
         assert not diagnose(model, TEXTS, tolerance=1e-7).ok
     if RELEASE >= (6, 2):
