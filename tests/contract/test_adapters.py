@@ -131,11 +131,11 @@ def test_removing_the_last_adapter_gives_the_base_model_back_without_hooks(
 
 def test_an_adapter_that_is_not_there_cannot_be_removed(plain: Any, adapted: Any) -> None:
     model = adapted("bert")
-    with pytest.raises(ValueError, match=r"there is no adapter named 'defualt' on this model; there are: 'default'"):
+    with pytest.raises(ValueError, match=r"'defualt'.*'default'"):
         remove_prompt_adapter(model, "defualt")
-    with pytest.raises(ValueError, match="no adapter named 'default' on this model; there are: none"):
+    with pytest.raises(ValueError, match=r"'default'.* none"):
         remove_prompt_adapter(plain("bert"))
-    with pytest.raises(TypeError, match="expected a SentenceTransformer, got the str 'model'"):
+    with pytest.raises(TypeError, match=r"a SentenceTransformer.* the str 'model'"):
         remove_prompt_adapter("model")  # type: ignore[arg-type]
 
 
@@ -285,10 +285,10 @@ def test_without_adapter_leaves_a_model_without_one_and_refuses_what_is_none(pla
     model = plain("bert")
     with unchanged(model), without_adapter(model):
         assert distance(encoded(model), expected(model)) < 1e-4
-    with pytest.raises(TypeError, match="expected a SentenceTransformer, got None: load it first"):
+    with pytest.raises(TypeError, match=r"a SentenceTransformer.* None.* load it first"):
         with without_adapter(None):  # type: ignore[arg-type]
             pass
-    with pytest.raises(UnsupportedModelError, match="got a Linear, which has no Transformer module"):
+    with pytest.raises(UnsupportedModelError, match=r"a Linear.* no Transformer module"):
         with without_adapter(nn.Linear(2, 2)):
             pass
 

@@ -26,6 +26,7 @@ from peft_hooks.testing import assert_no_hooks_left
 from ..tools.checks import RELEASE, TASK, TEXTS, distance, unchanged
 from ..tools.methods import CACHE_METHODS
 from ..tools.reference import reference_token_embeddings, wrapped_backbone
+from ..tools.wording import assert_says
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DECODER = "qwen3" if RELEASE >= (4, 1) else "llama"
@@ -104,14 +105,15 @@ def test_the_mask_that_is_too_short_is_explained(example: Any, of_transformers: 
         model.encode(TEXTS)
     said = str(trace.failure)
     assert "MeanPool 'pool'" in said
-    assert "num_virtual_tokens of the active PROMPT_TUNING adapter 'default'" in said
+    assert_says(said, "num_virtual_tokens | active PROMPT_TUNING | 'default'")
     virtual = backbone.active_peft_config.num_virtual_tokens
     with pytest.raises(DimensionError) as caught:
         with assert_dimensions(model, {"pool": {"rows": "float: batch seq hidden", "mask!": "batch seq"}}):
             model.encode(TEXTS)
-    assert str(caught.value).endswith(
-        f"{virtual} = num_virtual_tokens of the PROMPT_TUNING adapter 'default': extend the mask on the left, "
-        f"torch.nn.functional.pad(mask, (virtual_tokens, 0), value=1)"
+    assert_says(
+        caught.value,
+        f"{virtual} = num_virtual_tokens | PROMPT_TUNING | 'default'",
+        "torch.nn.functional.pad(mask, (virtual_tokens, 0), value=1)",
     )
 
 
@@ -187,9 +189,7 @@ def test_dimensions_of_a_plain_module_are_asserted() -> None:
         assert distance(module(rows, weight=weight).detach(), truth) < 1e-6
         with pytest.raises(DimensionError) as caught:
             module(rows, weight=weight[:, 1:])
-    assert str(caught.value).startswith(
-        "Gate '' input: weight is [2, 4], but seq = 5 was bound by rows [2, 5, 4]: 1 fewer"
-    )
+    assert_says(caught.value, "Gate '' input | weight | [2, 4] | seq = 5 | rows [2, 5, 4] | 1 fewer")
 
 
 def test_the_shapes_of_a_plain_module_are_traced() -> None:

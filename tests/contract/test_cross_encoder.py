@@ -294,7 +294,7 @@ def test_max_length_makes_room_for_virtual_tokens() -> None:
     length = "max_seq_length" if RELEASE >= (5, 4) else "max_length"
     former = getattr(model, length)
     long = ("a cat " * 40, "the dog " * 40)
-    with pytest.warns(UserWarning, match="max_seq_length is lowered from .* to 36"):
+    with pytest.warns(UserWarning, match=r"max_seq_length is lowered from .* to 36"):
         handle = register_prompt_mask_hooks(model)
     assert cross.scores(model, [long]).shape == (1, cross.LABELS)
     handle.remove()

@@ -13,6 +13,7 @@ from peft_hooks import PaddingReport, check_padding_invariance, prompt_mask_hook
 
 from ..tools.checks import RELEASE, TEXTS, assert_right, distance, encoded, needs, options_for, unchanged, with_pooling
 from ..tools.methods import METHODS, backbone_of
+from ..tools.wording import assert_says
 
 EMPTY = ("a cat", "", "the dog sleeps on the warm sofa")
 LONG = " ".join(TEXTS * 40)
@@ -34,7 +35,7 @@ def test_with_hooks_every_method_passes_the_check(method: str, shared: Any) -> N
     assert [row.text for row in report.differences] == list(TEXTS)
     assert report.tolerance == 1e-4
     assert 0 <= report.largest_difference <= 1e-4
-    assert str(report).startswith("6 embeddings are the same alone and in any batch tried: largest difference ")
+    assert_says(report, "6 embeddings are the same")
     assert "(tolerance 1e-04)" in str(report)
 
 
@@ -49,9 +50,7 @@ def test_without_hooks_the_check_finds_a_batch_that_moves_an_embedding(adapted: 
     assert report.largest_difference == report.worst.difference > 1e-2
     assert report.worst in report.differences
     assert report.worst.batch_size > 1
-    assert str(report).startswith(
-        f"6 embeddings depend on their batch: largest difference {report.worst.difference:.2e} "
-    )
+    assert_says(str(report), f"6 embeddings depend on their batch | {report.worst.difference}")
     assert repr(report.worst.text) in str(report) or "..." in str(report)
     assert str(report).endswith(f"in a batch of {report.worst.batch_size}")
 
@@ -95,20 +94,20 @@ def test_the_check_works_with_numpy_and_normalized_embeddings(adapted: Any) -> N
 @pytest.mark.parametrize("text", ["one text", ""])
 def test_one_string_is_a_type_error(text: str, shared: Any) -> None:
     """It would be taken for a list of letters."""
-    with pytest.raises(TypeError, match="texts is one string: give a list of at least two texts, of different lengths"):
+    with pytest.raises(TypeError, match=r"texts .*one string.* list of at least two texts"):
         check_padding_invariance(shared("bert", "right", None), text)
 
 
 @pytest.mark.parametrize(("texts", "shown"), [([], "got 0 texts"), (["alone"], "got 1 text")])
 def test_fewer_than_two_texts_are_an_error(texts: list[str], shown: str, shared: Any) -> None:
     """One text makes no batch."""
-    with pytest.raises(ValueError, match=f"^{shown}.*: at least two are needed to make a batch"):
+    with pytest.raises(ValueError, match=rf"^{shown}.*at least two"):
         check_padding_invariance(shared("bert", "right", None), texts)
 
 
 def test_a_model_that_cannot_encode_is_a_type_error() -> None:
     """The message names what was given."""
-    with pytest.raises(TypeError, match=r"expected a SentenceTransformer, got a Linear: it has no encode\(\)"):
+    with pytest.raises(TypeError, match=r"a SentenceTransformer.* a Linear.* encode\(\)"):
         check_padding_invariance(nn.Linear(1, 1), TEXTS)
 
 

@@ -23,6 +23,7 @@ from ..tools.checks import TEXTS, assert_right, distance, encoded, expected, for
 from ..tools.matrix import POOLINGS
 from ..tools.methods import VIRTUAL_TOKENS, backbone_of
 from ..tools.sharing import BATCH, DECODERS, EVERY_ROW, METHODS, ONCE, layers_of, look, put_second, remark, runs
+from ..tools.wording import assert_says
 
 AGAIN = [(BATCH, 0)]  # what runs where the prompt is kept: the text
 
@@ -55,7 +56,7 @@ def test_embeddings_are_those_made_by_hand_with_the_virtual_tokens_computed_once
         assert seen == [*ONCE, *AGAIN]
         assert_right(model, tolerance=1e-5, task_id=options.get("task_id"))
         assert [rows for rows, _ in seen[3:]] == [BATCH] + [1] * BATCH
-        assert "once for all rows of a batch, and kept between forwards in inference" in remark(handle)
+        assert_says(remark(handle), "once for all rows | kept between forwards")
 
 
 @pytest.mark.parametrize("policy", ["auto", "pool", "ignore", "strip"])

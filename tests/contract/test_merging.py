@@ -167,7 +167,7 @@ def test_a_task_has_to_be_named(adapted: Any) -> None:
     with refused(model, ValueError, "task_id=3"):
         merge_and_unload(model, task_id=3)
     single = adapted("bert")
-    with refused(single, ValueError, "task_id=0 is given, but no adapter has tasks"):
+    with refused(single, ValueError, "task_id=0 .*no adapter has tasks"):
         merge_and_unload(single, task_id=0)
     with refused(single, ValueError, "virtual_tokens='all' is not a policy"):
         merge_and_unload(single, virtual_tokens="all")  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ def test_what_is_not_a_prompt_is_refused(plain: Any, adapted: Any) -> None:
     with refused(lora, UnsupportedModelError, "the adapter is LORA", "PeftModel.merge_and_unload()"):
         merge_and_unload(lora)
     none = plain("bert")
-    with refused(none, UnsupportedModelError, "has no PEFT adapter, so it is plain already"):
+    with refused(none, UnsupportedModelError, "no PEFT adapter.* plain already"):
         merge_and_unload(none)
     with pytest.raises(TypeError, match="expected a SentenceTransformer"):
         merge_and_unload("minilm")  # type: ignore[arg-type]
@@ -262,7 +262,7 @@ def test_lengths_have_room_for_the_virtual_tokens(adapted: Any) -> None:
 def test_positions_that_virtual_tokens_take_are_not_there_for_text(adapted: Any) -> None:
     """A text is cut where the hooks cut it: the backbone has 132 positions."""
     model = adapted("bert", max_seq_length=132)
-    with pytest.warns(UserWarning, match="max_seq_length is lowered from 132 to 128"):
+    with pytest.warns(UserWarning, match=r"max_seq_length .*from 132 to 128"):
         merged = merge_and_unload(model)
     assert merged.max_seq_length == 132 == model.max_seq_length
 

@@ -12,6 +12,7 @@ from peft_hooks import UnsupportedModelError, add_prompt_adapter, check_padding_
 
 from ..tools.checks import RELEASE, TASK, TEXTS, distance, options_for
 from ..tools.reference import reference_rows_of_padded, reference_token_embeddings
+from ..tools.wording import assert_says
 
 pytestmark = pytest.mark.skipif(RELEASE < (6, 0), reason="MultiVectorEncoder came with Sentence Transformers 6.0")
 METHODS = ("prompt_tuning", "p_tuning", "multitask_prompt_tuning", "prefix_tuning", "cartridge", "lora")
@@ -143,8 +144,9 @@ def test_the_doctor_names_what_compares_several_vectors_of_a_text(multi_vector: 
     """It compares single vectors alone."""
     with pytest.raises(UnsupportedModelError) as caught:
         diagnose(multi_vector())
-    assert str(caught.value) == (
-        "a MultiVectorEncoder gives several vectors for a text, which are not compared here: diagnose a "
-        "SentenceTransformer, or use peft_hooks.check_padding_invariance(model, texts) and "
-        "peft_hooks.trace_shapes(model)"
+    assert_says(
+        caught.value,
+        "MultiVectorEncoder | several vectors | SentenceTransformer",
+        "peft_hooks.check_padding_invariance(model, texts)",
+        "peft_hooks.trace_shapes(model)",
     )

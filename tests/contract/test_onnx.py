@@ -21,6 +21,7 @@ from peft_hooks.testing.models import pipeline_modules
 from ..tools import cross
 from ..tools.checks import OTHERS, RELEASE, TASK, options_for
 from ..tools.methods import Unavailable
+from ..tools.wording import assert_says
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
@@ -195,14 +196,14 @@ def test_a_multi_vector_encoder_is_refused(tmp_path: Path, multi_vector: Any) ->
 def test_routes_are_refused(tmp_path: Path, adapted: Any, routed: Any) -> None:
     one, other = adapted("bert", "prompt_tuning"), adapted("bert", "prompt_tuning")
     model = routed([], [one[1]], query=[one[0]], document=[other[0]])
-    with pytest.raises(UnsupportedModelError, match="has a Router, which chooses the modules of a text by its task"):
+    with pytest.raises(UnsupportedModelError, match=r"a Router.* by its task"):
         export_onnx(model, tmp_path / "model.onnx")
 
 
 def test_a_folder_is_made_of_sentence_embeddings_only(tmp_path: Path) -> None:
     model = cross.tiny_cross_encoder("bert")
     cross.put_adapter(model, "prompt_tuning")
-    with pytest.raises(UnsupportedModelError, match=r"a folder can be made of a SentenceTransformer, .* a file"):
+    with pytest.raises(UnsupportedModelError, match=r"a folder .*a SentenceTransformer.* a file"):
         export_onnx(model, tmp_path / "served")
     assert not list(tmp_path.iterdir())
 
@@ -225,7 +226,7 @@ def test_the_command_says_what_was_compared(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "out").mkdir()
     assert main(["export", str(tmp_path / "tuned"), str(tmp_path / "out" / "model.onnx")]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("Compared 6 texts of up to 64 tokens in 8 batches, padded left and right: largest diff")
+    assert_says(said.out, "6 texts | 64 tokens | 8 batches")
     assert f"Wrote {tmp_path / 'out' / 'model.onnx'}" in said.err
     assert far(tmp_path / "out", model, OTHERS) < 1e-5
     handle.remove()
@@ -291,7 +292,7 @@ def test_what_cannot_be_exported_is_refused_in_words_and_leaves_nothing(tmp_path
     model = SentenceTransformer(modules=[inner[0], inner[1], Breaks()], device="cpu").train()
     register_prompt_mask_hooks(model)
     before = state_of(model)
-    with pytest.raises(UnsupportedModelError, match=r"cannot export the backbone 'bert' of transformers"):
+    with pytest.raises(UnsupportedModelError, match=r"cannot export .*'bert' of transformers"):
         export_onnx(model, tmp_path / "new" / "model.onnx")
     assert not list(tmp_path.iterdir())
     assert state_of(model) == before
@@ -305,7 +306,7 @@ def test_a_tokenizer_that_no_file_says_is_refused_by_the_comparison(tmp_path: Pa
     name = "preprocess" if hasattr(model[0], "preprocess") else "tokenize"
     original = getattr(model[0], name)
     setattr(model[0], name, lambda texts, *more, **named: original([str(t).lower() for t in texts], *more, **named))
-    with pytest.raises(UnsupportedModelError, match=r"is not the hooked model: sentence_embedding differs by"):
+    with pytest.raises(UnsupportedModelError, match=r"not the hooked model.* sentence_embedding differs by"):
         export_onnx(model, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -313,7 +314,7 @@ def test_a_tokenizer_that_no_file_says_is_refused_by_the_comparison(tmp_path: Pa
 def test_only_what_an_export_wrote_is_replaced(tmp_path: Path, adapted: Any) -> None:
     model = adapted("bert", "prompt_tuning")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(peft_hooks.SaveError, match=r"tokenizer\.json: it was not written by peft_hooks\.export_onnx"):
+    with pytest.raises(peft_hooks.SaveError, match=r"tokenizer\.json: .*not written by peft_hooks\.export_onnx"):
         export_onnx(model, tmp_path / "model.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
     (tmp_path / "tokenizer.json").unlink()

@@ -34,6 +34,7 @@ from ..tools.checks import (
     unchanged,
 )
 from ..tools.methods import VIRTUAL_TOKENS, backbone_of, prompt_tuning, put_adapter
+from ..tools.wording import assert_says
 
 ATTACH = pytest.mark.parametrize("attach", ["register", "block"])
 
@@ -294,9 +295,10 @@ def test_max_seq_length_is_lowered_with_a_warning_and_put_back(
     before = snapshot(model)
     with pytest.warns(UserWarning, match="max_seq_length is lowered") as caught:
         handle = register_prompt_mask_hooks(model)
-    assert str(caught[0].message) == (
-        f"max_seq_length is lowered from 28 to {room}: the backbone {architecture!r} has {room + VIRTUAL_TOKENS} "
-        f"positions, and {VIRTUAL_TOKENS} of them go to virtual tokens"
+    assert_says(
+        str(caught[0].message),
+        f"max_seq_length | from 28 to {room} | {architecture!r} | {room + VIRTUAL_TOKENS} positions",
+        f"{VIRTUAL_TOKENS} of them | virtual tokens",
     )
     assert caught[0].filename == __file__
     assert model.max_seq_length == model[0].max_seq_length == room

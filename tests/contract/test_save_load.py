@@ -114,16 +114,14 @@ def test_what_save_pretrained_wrote_without_its_network_is_refused_for_training(
 ) -> None:
     build(base, method, dense=SAFE).save(str(tmp_path / "model"))
     name = "PREFIX_TUNING" if "prefix" in method else "P_TUNING"
-    with pytest.raises(
-        LoadError, match=f"PEFT saves {name} as the rows that its network computes, without the network"
-    ):
+    with pytest.raises(LoadError, match=rf"PEFT saves {name} as the rows .*without the network"):
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
 def test_the_pickles_of_2_7_are_refused_by_name(base: Path, tmp_path: Path, build: Any) -> None:
     needs(not SAFE, "saves no pickles")
     build(base).save(str(tmp_path / "model"))
-    with pytest.raises(LoadError, match=r"2_Dense: weights are in pytorch_model.bin, which can run code"):
+    with pytest.raises(LoadError, match=r"2_Dense: .*pytorch_model.bin, which can run code"):
         peft_hooks.load(tmp_path / "model")
 
 
@@ -140,7 +138,7 @@ def test_what_was_cast_to_half_and_saved_can_be_trained_on(
     put_adapter(other, method, seed=3)
     peft_hooks.save(other.to(dtype), tmp_path / "other")
     shutil.copy(tmp_path / "other" / "prompt_encoder.safetensors", tmp_path / "model")
-    with pytest.raises(LoadError, match=r"is not that of prompt_encoder.safetensors: they are of different saves"):
+    with pytest.raises(LoadError, match=r"prompt_encoder.safetensors.* different saves"):
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
@@ -168,7 +166,7 @@ def test_rows_that_overflow_in_half_are_not_saved(base: Path, tmp_path: Path, bu
         network.mlp_head[0].weight.fill_(1.0)
         network.mlp_head[2].weight.fill_(1.0)
         network.mlp_head[4].weight.fill_(1.0)
-    with pytest.raises(SaveError, match=r"what the prompt's network of the adapter 'default' computes is NaN or inf"):
+    with pytest.raises(SaveError, match=r"adapter 'default' computes is NaN or inf"):
         peft_hooks.save(model.half(), tmp_path / "model")
     assert not any(tmp_path.iterdir())
 
@@ -218,7 +216,7 @@ def test_several_adapters_of_different_lengths_and_the_active_one_are_kept(
     assert distance(vectors(loaded), wanted["default"]) < 1e-6
     chosen = peft_hooks.load(tmp_path / "model", adapter_name="default", device="cpu")
     assert distance(vectors(chosen), wanted["default"]) < 1e-6
-    with pytest.raises(LoadError, match=r"there is no adapter 'short' in it, only 'default', 'long'"):
+    with pytest.raises(LoadError, match=r"no adapter 'short' .*'default', 'long'"):
         peft_hooks.load(tmp_path / "model", adapter_name="short")
 
 
@@ -229,7 +227,7 @@ def test_adapters_without_a_default_of_a_plain_save_need_a_choice(base: Path, tm
     assert backbone_of(peft_hooks.load(tmp_path / "one", device="cpu")).active_adapter == "a"
     backbone_of(model).add_adapter("b", METHODS["prompt_tuning"](model, num_virtual_tokens=6))
     model.save(str(tmp_path / "two"))
-    with pytest.raises(LoadError, match=r"nothing says which of the adapters 'a', 'b' was active: .* adapter_name="):
+    with pytest.raises(LoadError, match=r"adapters 'a', 'b' .*adapter_name="):
         peft_hooks.load(tmp_path / "two")
     assert backbone_of(peft_hooks.load(tmp_path / "two", adapter_name="b", device="cpu")).active_adapter == "b"
 
@@ -239,7 +237,7 @@ def test_several_adapters_of_a_plain_save_are_a_guess_that_is_told(base: Path, t
     backbone_of(model).add_adapter("b", METHODS["prompt_tuning"](model))
     backbone_of(model).set_adapter("b")
     model.save(str(tmp_path / "model"))
-    with pytest.warns(UserWarning, match=r"nothing says which of the adapters 'default', 'b' was active"):
+    with pytest.warns(UserWarning, match=r"adapters 'default', 'b' "):
         loaded = peft_hooks.load(tmp_path / "model", device="cpu")
     assert backbone_of(loaded).active_adapter == "default"
 
@@ -310,7 +308,7 @@ def test_the_base_model_can_be_given(base: Path, tmp_path: Path, kind: str, buil
     model = with_hooks(build(moved))
     peft_hooks.save(model, tmp_path / "model")
     shutil.rmtree(moved)
-    with pytest.raises(LoadError, match=r"(?s)no such path .the base model that .*give another with base_model="):
+    with pytest.raises(LoadError, match=r"(?s)no such path .*base model .*with base_model="):
         peft_hooks.load(tmp_path / "model")
     given = given_bases(base)[kind]
     loaded = peft_hooks.load(tmp_path / "model", base_model=given, device="cpu")
@@ -333,9 +331,9 @@ def test_the_base_models_path_is_kept_as_an_absolute_one(
 def test_a_base_model_with_an_adapter_or_of_another_kind_is_refused(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base)
     peft_hooks.save(model, tmp_path / "model")
-    with pytest.raises(LoadError, match=r"has an adapter itself: give the base model alone"):
+    with pytest.raises(LoadError, match=r"has an adapter itself.* base model alone"):
         peft_hooks.load(tmp_path / "model", base_model=model)
-    with pytest.raises(LoadError, match=r"base_model is a Linear: expected a folder, a name, a SentenceTransformer"):
+    with pytest.raises(LoadError, match=r"base_model is a Linear.* a folder, a name, a SentenceTransformer"):
         peft_hooks.load(tmp_path / "model", base_model=nn.Linear(2, 2))
 
 
@@ -354,7 +352,7 @@ def test_an_adapter_that_does_not_fit_the_base_is_an_error_that_names_both(
 def test_another_base_of_the_same_size_is_warned_of(base: Path, tmp_path: Path, build: Any) -> None:
     peft_hooks.save(build(base), tmp_path / "model")
     other = tiny_transformer("bert", tmp_path / "other", seed=1)
-    with pytest.warns(UserWarning, match=r"its weights are not those that the adapter was saved with"):
+    with pytest.warns(UserWarning, match=r"weights are not those .*saved with"):
         peft_hooks.load(tmp_path / "model", base_model=other, device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -463,7 +461,7 @@ def test_added_tokens_are_refused(base: Path, tmp_path: Path, put: Any, build: A
     model = build(base, None)
     backbone_of(model).resize_token_embeddings(backbone_of(model).config.vocab_size + 3)
     put(model, "prompt_tuning")
-    with pytest.raises(UnsupportedModelError, match=r"nothing saves the embeddings of the others"):
+    with pytest.raises(UnsupportedModelError, match=r"the embeddings of the others"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
 
@@ -500,7 +498,7 @@ def test_a_base_that_was_changed_in_memory_is_not_saved(
         change(backbone_of(model).get_base_model())
     before = torch.get_rng_state()
     what = "eps=0.1" if change is widen_epsilons else r"layer\.0\."
-    with pytest.raises(SaveError, match=rf"would be loaded again is another model.*{what}"):
+    with pytest.raises(SaveError, match=rf"loaded again is another model.*{what}"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
     assert torch.equal(torch.get_rng_state(), before)
@@ -560,10 +558,10 @@ def test_a_damaged_sample_is_named(base: Path, tmp_path: Path, sample: dict[str,
     content = json.loads(file.read_text())
     content["transformers"][0]["sample"] = sample
     file.write_text(json.dumps(content))
-    with pytest.raises(LoadError, match=r"peft_hooks\.json: what peft_hooks.save measured was changed since"):
+    with pytest.raises(LoadError, match=r"peft_hooks\.json: .*peft_hooks.save.* changed since"):
         peft_hooks.load(tmp_path / "model", device="cpu")
     file.write_text(json.dumps({key: value for key, value in content.items() if key != "checksum"}))
-    with pytest.raises(LoadError, match=r"peft_hooks\.json: damaged: its sample is none"):
+    with pytest.raises(LoadError, match=r"peft_hooks\.json: damaged.* sample"):
         peft_hooks.load(tmp_path / "model", device="cpu")
 
 
@@ -643,7 +641,7 @@ def link(folder: Path, name: str) -> None:
 
 
 DAMAGE: dict[str, tuple[Any, str]] = {
-    "no modules.json": (lambda at: (at / "modules.json").unlink(), "modules.json: it is missing though there is a"),
+    "no modules.json": (lambda at: (at / "modules.json").unlink(), "modules.json: .*missing"),
     "a cut modules.json": (lambda at: cut(at / "modules.json"), "modules.json: damaged, not JSON"),
     "cut weights": (lambda at: cut(at / "adapter_model.safetensors"), "adapter_model.safetensors: could not be loaded"),
     "no weights": (lambda at: (at / "adapter_model.safetensors").unlink(), "there is no adapter_model.safetensors"),
@@ -656,16 +654,16 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     ),
     "a later format": (lambda at: set_json(at / "peft_hooks.json", format=9), "its format is 9, and this peft_hooks"),
     "a save that was cut off": (lambda at: set_json(at / "peft_hooks.json", complete=False), "saving .* was cut off"),
-    "no pooling": (lambda at: shutil.rmtree(at / "1_Pooling"), "1_Pooling: there is no config of the module Pooling"),
+    "no pooling": (lambda at: shutil.rmtree(at / "1_Pooling"), "1_Pooling: .*no config of the module Pooling"),
     "no tokenizer": (lambda at: (at / "tokenizer.json").unlink(), "model: could not be loaded"),
     "a path above": (lambda at: first_module(at, path="../1_Pooling"), "the path '../1_Pooling' leaves the model's"),
-    "an absolute path": (lambda at: first_module(at, path="/tmp"), "the path '/tmp' leaves the model's folder"),
+    "an absolute path": (lambda at: first_module(at, path="/tmp"), "'/tmp' leaves the model's"),
     "a Windows path": (lambda at: first_module(at, path="C:\\tmp"), "leaves the model's folder"),
     "a module of its own": (lambda at: first_module(at, type="evil.Pooling"), "no code of it is run"),
     "a link out": (lambda at: link(at, "tokenizer_config.json"), "tokenizer_config.json: a link that leaves"),
     "an activation of its own": (
         lambda at: set_json(at / "2_Dense" / "config.json", activation_function="os.abort"),
-        "its activation function os.abort is not of torch.nn",
+        "os.abort is not of torch.nn",
     ),
     "trust in its code": (
         lambda at: set_json(at / "sentence_bert_config.json", tokenizer_args={"trust_remote_code": True}),
@@ -677,7 +675,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     ),
     "an option of a later PEFT": (
         lambda at: set_json(at / "adapter_config.json", peft_type="NEW_TUNING"),
-        "adapter_config.json: could not be loaded: .* it may be of a later PEFT than",
+        "adapter_config.json: could not be loaded: .*later PEFT",
     ),
     "a setting that is code": (
         lambda at: set_json(
@@ -687,7 +685,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
                 for each in json.loads((at / "peft_hooks.json").read_text())["transformers"]
             ],
         ),
-        "peft_hooks.json: its settings have attn_implementation, which could name code",
+        "peft_hooks.json: .*attn_implementation",
     ),
     "an import in the adapter": (
         lambda at: set_json(at / "adapter_config.json", megatron_config={"a": 1}, megatron_core="evil"),
@@ -711,7 +709,7 @@ def test_a_link_out_of_an_adapters_folder_is_refused(base: Path, tmp_path: Path,
     backbone_of(model).add_adapter("b", METHODS["prompt_tuning"](model))
     peft_hooks.save(model, tmp_path / "model")
     link(tmp_path / "model", "b/adapter_config.json")
-    with pytest.raises(LoadError, match=r"b/adapter_config.json: a link that leaves the model's folder"):
+    with pytest.raises(LoadError, match=r"b/adapter_config.json: a link .*leaves the model's"):
         peft_hooks.load(tmp_path / "model")
 
 
@@ -748,7 +746,7 @@ def test_a_network_of_another_save_is_found_out(base: Path, whole: Path, tmp_pat
     put_adapter(other, "p_tuning", seed=3)
     peft_hooks.save(other, tmp_path / "other")
     shutil.copy(tmp_path / "other" / "prompt_encoder.safetensors", tmp_path / "model")
-    with pytest.raises(LoadError, match=r"not that of prompt_encoder.safetensors: they are of different saves"):
+    with pytest.raises(LoadError, match=r"prompt_encoder.safetensors.* different saves"):
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
@@ -756,7 +754,7 @@ def test_pickles_and_code_beside_the_weights_are_not_touched(whole: Path, tmp_pa
     shutil.copytree(whole, tmp_path / "model")
     for name in ("pytorch_model.bin", "adapter_model.bin", "1_Pooling/pytorch_model.bin", "modeling.py"):
         (tmp_path / "model" / name).write_text("raise SystemExit('ran')")
-    with pytest.raises(LoadError, match=r"1_Pooling: weights are in pytorch_model.bin, which can run code"):
+    with pytest.raises(LoadError, match=r"1_Pooling: .*pytorch_model.bin, which can run code"):
         peft_hooks.load(tmp_path / "model")
     (tmp_path / "model" / "1_Pooling" / "pytorch_model.bin").unlink()
     assert vectors(peft_hooks.load(tmp_path / "model", device="cpu")).shape[1] == 24
@@ -781,15 +779,15 @@ def test_what_an_adapter_was_started_from_is_not_read_again(
 
 def test_what_has_no_adapter_is_refused_on_both_sides(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base, None, dense=SAFE)
-    with pytest.raises(UnsupportedModelError, match=r"has no PEFT adapter: save it with model.save_pretrained"):
+    with pytest.raises(UnsupportedModelError, match=r"no PEFT adapter.* model.save_pretrained"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
     model.save(str(tmp_path / "plain"))
-    with pytest.raises(LoadError, match=r"there is no adapter in it: load it with SentenceTransformer"):
+    with pytest.raises(LoadError, match=r"no adapter in it.* SentenceTransformer"):
         peft_hooks.load(tmp_path / "plain", device="cpu")
-    with pytest.raises(TypeError, match=r"expected a SentenceTransformer, got the str 'model'"):
+    with pytest.raises(TypeError, match=r"a SentenceTransformer.* the str 'model'"):
         peft_hooks.save("model", tmp_path / "model")  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedModelError, match=r"got a Linear, which has no Transformer module"):
+    with pytest.raises(UnsupportedModelError, match=r"a Linear.* no Transformer module"):
         peft_hooks.save(nn.Linear(2, 2), tmp_path / "model")
     with pytest.raises(LoadError, match=r"no such path"):
         peft_hooks.load(tmp_path / "nowhere")
@@ -803,7 +801,7 @@ def test_lora_layers_under_a_prompt_are_refused_for_peft_saves_nothing_of_them(
     model = build(base, None)
     inject_adapter_in_model(METHODS["lora"](model), backbone_of(model))
     put(model, "prompt_tuning")
-    with pytest.raises(UnsupportedModelError, match=r"LoRA layers are in the backbone under the prompt"):
+    with pytest.raises(UnsupportedModelError, match=r"LoRA layers .*under the prompt"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
 
@@ -812,7 +810,7 @@ def test_an_adapters_name_that_leaves_the_folder_is_refused(base: Path, tmp_path
     model = build(base, None)
     put(model, "prompt_tuning")
     backbone_of(model).peft_config["../up"] = backbone_of(model).peft_config["default"]
-    with pytest.raises(SaveError, match=r"the adapter '../up' cannot be saved: PEFT saves it in a folder of its name"):
+    with pytest.raises(SaveError, match=r"'../up' cannot be saved.* folder"):
         peft_hooks.save(model, tmp_path / "model")
 
 
@@ -842,8 +840,8 @@ def test_a_saved_model_is_replaced_as_a_whole(base: Path, tmp_path: Path, build:
     ("name", "message"),
     [
         ("file", "a file is there: give a folder"),
-        ("notes", "diary.csv in it was not written by peft_hooks.save, which replaces nothing else: give a new or"),
-        ("model", "diary.csv in it was not written by peft_hooks.save, which replaces nothing else: give a new or"),
+        ("notes", "diary.csv .*not written by peft_hooks.save"),
+        ("model", "diary.csv .*not written by peft_hooks.save"),
     ],
 )
 def test_what_is_no_saved_model_is_never_replaced(

@@ -208,18 +208,18 @@ STRANGERS: dict[str, tuple[Callable[[Any, Path, Path], Any], str]] = {
     "the layout with 0_Transformer": (old_layout, "the base model is there, in "),
     "the folder given as base_model=": (given_to_load, "the base model is there, in "),
     "a folder above the base's": (above_the_base, "the base model is there, in "),
-    "an unrelated model": (unrelated, "config.json in it was not written by peft_hooks.save"),
-    "weights in parts": (sharded, "config.json in it was not written by peft_hooks.save"),
-    "weights and nothing else": (weights_alone, "model.safetensors in it was not written by peft_hooks.save"),
-    "a save of the library's own": (plain_save, "in it was not written by peft_hooks.save"),
-    "a base added to a saved model": (base_added, "config.json in it was not written by peft_hooks.save"),
-    "the same, of an earlier version": (no_list, "config.json in it was not written by peft_hooks.save"),
-    "notes in an earlier version's": (notes_in_a_module, "1_Pooling/notes.txt in it was not written by"),
-    "git's history": (git, r".git/HEAD in it was not written by peft_hooks.save"),
-    "an edited card": (card_edited, "README.md in it was changed since peft_hooks.save wrote it and would be lost"),
-    "another adapter": (weights_exchanged, "in it was (changed since peft_hooks.save wrote it|not written by)"),
-    "a link in the place of a file": (file_linked, "adapter_model.safetensors in it was changed since"),
-    "a link to a folder": (folder_linked, "base in it was not written by peft_hooks.save"),
+    "an unrelated model": (unrelated, "config.json .*not written by peft_hooks.save"),
+    "weights in parts": (sharded, "config.json .*not written by peft_hooks.save"),
+    "weights and nothing else": (weights_alone, "model.safetensors .*not written by peft_hooks.save"),
+    "a save of the library's own": (plain_save, "not written by peft_hooks.save"),
+    "a base added to a saved model": (base_added, "config.json .*not written by peft_hooks.save"),
+    "the same, of an earlier version": (no_list, "config.json .*not written by peft_hooks.save"),
+    "notes in an earlier version's": (notes_in_a_module, "1_Pooling/notes.txt .*not written by"),
+    "git's history": (git, r".git/HEAD .*not written by peft_hooks.save"),
+    "an edited card": (card_edited, "README.md .*changed since peft_hooks.save wrote it"),
+    "another adapter": (weights_exchanged, "(changed since peft_hooks.save wrote it|not written by)"),
+    "a link in the place of a file": (file_linked, "adapter_model.safetensors .*changed since"),
+    "a link to a folder": (folder_linked, "base .*not written by peft_hooks.save"),
 }
 
 
@@ -274,7 +274,7 @@ def test_a_model_is_saved_beside_its_base_or_in_a_folder_of_it(base: Path, tmp_p
 
 def test_no_folder_where_none_can_be_made_is_said(base: Path, tmp_path: Path, build: Any) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(SaveError, match=r"file/model: no folder can be made there: NotADirectoryError"):
+    with pytest.raises(SaveError, match=r"file/model: .*NotADirectoryError"):
         peft_hooks.save(build(base), tmp_path / "file" / "model")
 
 
@@ -418,7 +418,7 @@ def test_saves_that_are_killed_pile_nothing_up_and_leave_the_former_model(
             assert distance(vectors(peft_hooks.load(target, device="cpu")), wanted) < 1e-6
             continue
         for path in (target, target / STAGE):
-            with pytest.raises(LoadError, match=r"the saving of this folder was cut off, so it is incomplete"):
+            with pytest.raises(LoadError, match=r"cut off.* incomplete"):
                 peft_hooks.load(path)
     del model._modules["4"]
     peft_hooks.save(model, target)
@@ -462,7 +462,7 @@ def test_what_was_written_over_a_save_that_was_cut_off_is_not_passed_over(
     (tmp_path / "stage").rename(target / STAGE)
     assert distance(vectors(peft_hooks.load(target, device="cpu")), vectors(model)) < 1e-6
     (target / "adapter_model.safetensors").write_bytes(b"another")
-    with pytest.raises(LoadError, match=r"was cut off, and it was changed since: load .*peft_hooks.saving"):
+    with pytest.raises(LoadError, match=r"cut off.* changed since.*peft_hooks.saving"):
         peft_hooks.load(target)
 
 

@@ -18,6 +18,7 @@ from peft_hooks.compat.kv_cache import NO_LAYERS, can_be_traced
 from ..tools.checks import TEXTS, distance, encoded, expected, needs, options_for, pipeline_of
 from ..tools.methods import VIRTUAL_TOKENS, backbone_of
 from ..tools.sharing import METHODS, layers_of, look, put_second, remark
+from ..tools.wording import assert_says
 
 # Of two rows and more: a graph of its own is compiled for one row, hooks or not.
 BATCHES = (TEXTS, TEXTS[:2], TEXTS[1:5], TEXTS[:3])
@@ -151,4 +152,4 @@ def test_where_caches_have_no_layers_it_steps_aside_and_says_so(adapted: Any) ->
     with prompt_mask_hooks(model) as handle, torch.no_grad():
         compiled = torch.compile(pipeline_of(model), backend="eager")
         assert distance(compiled(given(model, TEXTS)), expected(model)) <= 1e-4
-        assert remark(handle).endswith(f"once for all rows of a batch; in torch.compile for every row: {NO_LAYERS}")
+        assert_says(remark(handle), f"once for all rows | torch.compile for every row | {NO_LAYERS}")

@@ -43,6 +43,7 @@ from ..tools.checks import (
 from ..tools.matrix import POOLINGS
 from ..tools.methods import VIRTUAL_TOKENS, backbone_of
 from ..tools.sharing import BATCH, DECODERS, EVERY_ROW, METHODS, ONCE, layers_of, look, put_second, remark, runs
+from ..tools.wording import assert_says
 
 # --- the same embeddings ----------------------------------------------------------------------------------------------
 
@@ -59,7 +60,7 @@ def test_embeddings_are_those_made_by_hand_with_the_virtual_tokens_computed_once
         with runs(model) as seen:
             encoded(model)
         assert seen == ONCE
-        assert remark(handle).startswith("virtual tokens of Transformer '0': computed once for all rows of a batch")
+        assert_says(remark(handle), "Transformer '0' | once for all rows")
         assert_right(model, tolerance=1e-5, task_id=options.get("task_id"))
 
 
@@ -331,7 +332,7 @@ def test_encoders_compute_every_row_and_say_so(architecture: str, shared: Any) -
     with prompt_mask_hooks(model) as handle:
         assert "share:0" not in handle.registry
         assert not [name for name in handle.registry if name.startswith("text:")]
-        assert remark(handle).startswith("virtual tokens of Transformer '0': computed for every row: ")
+        assert_says(remark(handle), "Transformer '0' | for every row")
         assert remark(handle) in str(handle.describe())
 
 
@@ -340,10 +341,7 @@ def test_demanded_where_it_is_not_exact_it_is_refused(shared: Any) -> None:
     model = shared("bert", "right", "prompt_tuning")
     with refused(model, UnsupportedModelError) as caught:
         register_prompt_mask_hooks(model, share_prompt=True)
-    assert str(caught.value) == (
-        "Transformer '0': share_prompt=True, but bert attends to both sides, so that virtual tokens see the text: "
-        'leave it at "auto", which computes the virtual tokens for every row where they cannot be shared'
-    )
+    assert_says(caught.value, "Transformer '0' | share_prompt=True | bert attends to both sides | \"auto\"")
 
 
 def test_a_decoder_whose_layers_were_switched_to_both_sides_is_refused(adapted: Any) -> None:
@@ -392,9 +390,7 @@ def test_a_decoder_that_looks_ahead_unseen_is_found_by_the_probe(adapted: Any) -
     model = adapted("llama")
     mlp = layers_of(model)[0].mlp
     mlp.down_proj = nn.Sequential(mlp.down_proj, SeesAhead())
-    assert why_not_shared(model[0]) == (
-        "llama attends to both sides: a token's hidden state depends on those that come after it"
-    )
+    assert_says(why_not_shared(model[0]), "llama attends to both sides")
     with refused(model, UnsupportedModelError, "'llama' reads padding"):  # the mean is over padding, too
         register_prompt_mask_hooks(model)
 
@@ -412,7 +408,7 @@ def test_a_decoder_that_is_wrong_after_a_cache_is_found_by_the_probe(adapted: An
     mlp = layers_of(model)[0].mlp
     mlp.down_proj = nn.Sequential(mlp.down_proj, CountsPositions())
     with prompt_mask_hooks(model) as handle:
-        assert "llama gives other hidden states after a cache, by " in remark(handle)
+        assert_says(remark(handle), "llama | other hidden states after a cache")
         with runs(model) as seen:
             encoded(model)
         assert seen == EVERY_ROW
@@ -427,7 +423,7 @@ def test_an_unknown_choice_is_an_error(choice: Any, shared: Any) -> None:
     model = shared("llama", "left", "prompt_tuning")
     with refused(model, ValueError) as caught:
         register_prompt_mask_hooks(model, share_prompt=choice)
-    assert str(caught.value) == f"share_prompt={choice!r} is not a choice: take one of 'auto', 'keep', True, False"
+    assert_says(caught.value, f"share_prompt={choice!r} | 'auto', 'keep', True, False")
 
 
 def test_switched_off_every_row_is_computed(shared: Any) -> None:
@@ -704,9 +700,8 @@ def test_the_remark_names_the_hook_and_its_module(adapted: Any) -> None:
     layer = layers_of(model)[1]
     path = next(path for path, module in model.named_modules() if module is layer)
     with prompt_mask_hooks(model) as handle, layer.register_forward_hook(look):
-        assert remark(handle) == (
-            f"virtual tokens of Transformer '0': computed for every row: a forward hook that is not of these hooks is "
-            f"on {type(layer).__name__} {path!r}, and would see the layers run twice"
+        assert_says(
+            remark(handle), f"Transformer '0' | for every row | a forward hook | {type(layer).__name__} {path!r}"
         )
 
 

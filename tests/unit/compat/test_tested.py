@@ -16,6 +16,8 @@ from peft_hooks.compat import tested
 from peft_hooks.compat.tested import PACKAGES, STACKS, Stack, in_words, newer_than_tested
 from peft_hooks.testing import TEXTS
 
+from ...tools.wording import assert_says
+
 ROOT = Path(__file__).parents[3]
 NEWEST = dict(zip(PACKAGES, STACKS[-1]))
 
@@ -130,7 +132,7 @@ def test_a_newer_release_is_warned_of_once_when_hooks_are_attached(installed: An
     model, other = adapted(), adapted()
     installed("Version: 99.0.1")
     (one,) = said_when(lambda: register_prompt_mask_hooks(model))
-    assert "tested with peft up to 0.21; installed are sentence-transformers " in str(one.message)
+    assert_says(str(one.message), "tested with peft up to 0.21 | installed are sentence-transformers ")
     assert "peft 99.0.1" in str(one.message)
     assert "`peft-hooks doctor`" in str(one.message)
     assert one.filename == __file__
@@ -174,4 +176,4 @@ def test_the_doctor_says_it_as_well(installed: Any, adapted: Any) -> None:
     model = adapted()
     assert "was tested with" not in str(diagnose(model, TEXTS[:2])).replace("\n", " ")
     installed("Version: 99.0.1")
-    assert "peft_hooks was tested with peft up to 0.21" in str(diagnose(model, TEXTS[:2])).replace("\n", " ")
+    assert_says(str(diagnose(model, TEXTS[:2])).replace("\n", " "), "tested with peft up to 0.21")

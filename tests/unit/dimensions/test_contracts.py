@@ -257,9 +257,9 @@ def test_what_keeps_the_width_is_held_to_it(name: str) -> None:
     model = built(*tiny_model(), own(name)(WIDTH) if name == "LayerNorm" else own(name)())
     right(model, WIDTH)
     known = (
-        "dimension = 32 is declared"
+        "dimension = 32"
         if name == "LayerNorm"
-        else (f"width = {WIDTH} was bound by sentence_embedding [{BATCH}, {WIDTH}]: 1 fewer")
+        else (f"width = {WIDTH} | sentence_embedding [{BATCH}, {WIDTH}] | 1 fewer")
     )
     assert_says(
         message(model, at=2, sentence_embedding=lambda x: x[:, 1:]),
