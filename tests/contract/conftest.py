@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from peft_hooks.compat.quiet import quiet
 from peft_hooks.testing import tiny_transformer
 from peft_hooks.testing.models import config_arguments, fill_weights, make_tokenizer, pipeline_modules
 
@@ -21,6 +22,13 @@ from ..tools.methods import METHODS, Unavailable, fill_adapter
 from ..tools.training import ANCHORS, POSITIVES, SCORES, losses_of_the_release
 
 Make = Callable[..., Any]
+
+
+@pytest.fixture
+def quietly() -> Iterator[None]:
+    """Let transformers say nothing of what it loads."""
+    with quiet():
+        yield
 
 
 @pytest.fixture(scope="module")

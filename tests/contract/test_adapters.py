@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from torch import nn
 
 import peft_hooks
 from peft_hooks import UnsupportedModelError, register_prompt_mask_hooks, remove_prompt_adapter, without_adapter
-from peft_hooks.compat.quiet import quiet
 from peft_hooks.prompts.handle import adopt_handle
 from peft_hooks.testing import TEXTS, assert_no_hooks_left, tiny_model
 from peft_hooks.testing.models import pipeline_modules
@@ -23,10 +21,7 @@ from ..tools.reference import reference_embedding
 PROMPTS = tuple(name for name in METHODS if name != "lora")
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with quiet():
-        yield
+pytestmark = pytest.mark.usefixtures("quietly")
 
 
 def second(model: Any, method: str, name: str = "second", tokens: int = 7) -> Any:

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,7 @@ from ..tools.saved import vectors, with_hooks
 ADAPTER, WEIGHTS, TOKENIZER = "adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with quiet():
-        yield
+pytestmark = pytest.mark.usefixtures("quietly")
 
 
 @pytest.fixture(scope="module", params=["save", "save_pretrained"])

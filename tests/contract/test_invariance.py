@@ -50,7 +50,7 @@ def test_without_hooks_the_check_finds_a_batch_that_moves_an_embedding(adapted: 
     assert report.largest_difference == report.worst.difference > 1e-2
     assert report.worst in report.differences
     assert report.worst.batch_size > 1
-    assert_says(str(report), f"6 embeddings depend on their batch | {report.worst.difference}")
+    assert_says(str(report), f"6 embeddings depend on their batch | {report.worst.difference:.2e}")
     assert repr(report.worst.text) in str(report) or "..." in str(report)
     assert str(report).endswith(f"in a batch of {report.worst.batch_size}")
 

@@ -167,7 +167,7 @@ def test_a_task_has_to_be_named(adapted: Any) -> None:
     with refused(model, ValueError, "task_id=3"):
         merge_and_unload(model, task_id=3)
     single = adapted("bert")
-    with refused(single, ValueError, "task_id=0 .*no adapter has tasks"):
+    with refused(single, ValueError, "task_id=0", "no adapter has tasks"):
         merge_and_unload(single, task_id=0)
     with refused(single, ValueError, "virtual_tokens='all' is not a policy"):
         merge_and_unload(single, virtual_tokens="all")  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ def test_what_is_not_a_prompt_is_refused(plain: Any, adapted: Any) -> None:
     with refused(lora, UnsupportedModelError, "the adapter is LORA", "PeftModel.merge_and_unload()"):
         merge_and_unload(lora)
     none = plain("bert")
-    with refused(none, UnsupportedModelError, "no PEFT adapter.* plain already"):
+    with refused(none, UnsupportedModelError, "no PEFT adapter", "plain already"):
         merge_and_unload(none)
     with pytest.raises(TypeError, match="expected a SentenceTransformer"):
         merge_and_unload("minilm")  # type: ignore[arg-type]

@@ -81,7 +81,7 @@ def test_a_prefix_that_does_not_come_to_its_place_is_refused(
     with torch.no_grad():
         wrapped.prompt_encoder["default"].embedding.weight.zero_()
     setattr(model[0], "model" if "model" in model[0]._modules else "auto_model", wrapped)
-    message = ("PREFIX_TUNING adapter 'default'", "other rows than .*keys and values")
+    message = ("PREFIX_TUNING adapter 'default'", "other rows than", "keys and values")
     with refused(model, UnsupportedModelError, *message):
         register_prompt_mask_hooks(model)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,7 @@ ALL = (*METHODS, *VARIANTS)
 COMPUTED = ("p_tuning", "p_tuning_lstm", "prefix_tuning_projection")
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with quiet():
-        yield
+pytestmark = pytest.mark.usefixtures("quietly")
 
 
 SAFE = RELEASE >= (3, 0)

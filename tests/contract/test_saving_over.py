@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import peft_hooks
 from peft_hooks import LoadError, SaveError
 from peft_hooks.checkpoints import replacing
 from peft_hooks.checkpoints.folder import STAGE
-from peft_hooks.compat.quiet import quiet
 from peft_hooks.testing import tiny_transformer
 
 from ..tools.checks import RELEASE, distance
@@ -29,11 +28,7 @@ from ..tools.methods import METHODS, backbone_of, put_adapter
 from ..tools.saved import failing, vectors, with_hooks
 from ..tools.stress import dying
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with quiet():
-        yield
+pytestmark = pytest.mark.usefixtures("quietly")
 
 
 @pytest.fixture
