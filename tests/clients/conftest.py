@@ -13,16 +13,8 @@ from torch.nn.functional import normalize
 
 import peft_hooks
 
+from ..tools.clients import TEXTS
 from ..tools.reference import reference_embedding
-
-# Lengths differ much, so that a batch of them has padding.
-TEXTS = (
-    "A refund takes five days.",
-    "Trains.",
-    "To change your password, open the settings page, choose Security, type the old one once and the new one twice.",
-    "How do I get my money back for the shoes that I returned in March?",
-)
-TOLERANCE = 1e-6
 
 
 @pytest.fixture(scope="session")
@@ -58,13 +50,6 @@ def by_hand(saved: str) -> NDArray[np.float64]:
     tuned = peft_hooks.load(saved, device="cpu")
     rows = torch.stack([reference_embedding(tuned, text) for text in TEXTS])
     return np.asarray(normalize(rows, dim=1))
-
-
-def assert_equal(embeddings: Any, expected: Any) -> None:
-    """Assert that no component differs."""
-    found = np.asarray(embeddings)
-    assert found.shape == np.shape(expected)
-    assert np.abs(found - np.asarray(expected)).max() <= TOLERANCE
 
 
 @pytest.fixture(scope="session", autouse=True)

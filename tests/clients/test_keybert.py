@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .conftest import TEXTS, assert_equal
+from ..tools.clients import TEXTS, assert_equal
 
 pytest.importorskip("keybert", reason="a client: `tox run -e clients`")
 from keybert import KeyBERT

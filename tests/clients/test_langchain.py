@@ -9,7 +9,7 @@ import pytest
 
 import peft_hooks
 
-from .conftest import TEXTS, assert_equal
+from ..tools.clients import TEXTS, assert_equal
 
 pytest.importorskip("langchain_huggingface", reason="a client: `tox run -e clients`")
 from langchain_core.vectorstores import InMemoryVectorStore

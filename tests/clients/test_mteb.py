@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .conftest import TEXTS, assert_equal
+from ..tools.clients import TEXTS, assert_equal
 
 pytest.importorskip("mteb", reason="a client: `tox run -e clients`")
 import mteb

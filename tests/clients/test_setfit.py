@@ -10,7 +10,7 @@ import torch
 
 import peft_hooks
 
-from .conftest import TEXTS, assert_equal
+from ..tools.clients import TEXTS, assert_equal
 
 pytest.importorskip("setfit", reason="a client: `tox run -e clients`")
 from datasets import Dataset

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,36 +10,18 @@ from torch import nn
 
 import peft_hooks
 from peft_hooks import UnsupportedModelError, register_prompt_mask_hooks, remove_prompt_adapter, without_adapter
-from peft_hooks.compat.quiet import quiet
 from peft_hooks.prompts.handle import adopt_handle
 from peft_hooks.testing import TEXTS, assert_no_hooks_left, tiny_model
 from peft_hooks.testing.models import pipeline_modules
 
+from ..tools.checks import RELEASE, assert_right, distance, encoded, expected, needs, options_for, snapshot, unchanged
 from ..tools.methods import CACHE_METHODS, METHODS, VARIANTS, backbone_of, fill_adapter
 from ..tools.reference import reference_embedding
-from .support import (
-    RELEASE,
-    adapted,
-    add_adapter,
-    assert_right,
-    distance,
-    encoded,
-    expected,
-    needs,
-    options_for,
-    plain,
-    put,
-    snapshot,
-    unchanged,
-)
 
 PROMPTS = tuple(name for name in METHODS if name != "lora")
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with quiet():
-        yield
+pytestmark = pytest.mark.usefixtures("quietly")
 
 
 def second(model: Any, method: str, name: str = "second", tokens: int = 7) -> Any:
@@ -61,7 +42,7 @@ def how(method: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", PROMPTS)
-def test_adapters_of_different_lengths_are_switched_between_calls(method: str) -> None:
+def test_adapters_of_different_lengths_are_switched_between_calls(method: str, adapted: Any) -> None:
     """PEFT's own `set_adapter` is enough: the hooks measure what comes out."""
     model = adapted("bert", method)
     peft_model = second(model, method)
@@ -71,7 +52,7 @@ def test_adapters_of_different_lengths_are_switched_between_calls(method: str) -
         assert_right(model, **how(method))
 
 
-def test_sentence_transformers_own_set_adapter_refuses_a_peft_model() -> None:
+def test_sentence_transformers_own_set_adapter_refuses_a_peft_model(adapted: Any) -> None:
     """So adapters are switched on the PeftModel, `model[0].auto_model`; if this fails, there is another way."""
     needs(RELEASE >= (3, 3), "has no set_adapter")
     model = adapted("bert")
@@ -81,7 +62,7 @@ def test_sentence_transformers_own_set_adapter_refuses_a_peft_model() -> None:
 
 
 @pytest.mark.parametrize("method", PROMPTS)
-def test_the_prompts_that_are_not_active_are_not_trained(method: str) -> None:
+def test_the_prompts_that_are_not_active_are_not_trained(method: str, adapted: Any) -> None:
     """They keep `requires_grad`, as PEFT leaves it, get no gradient, and no optimizer moves them."""
     model = adapted("bert", method)
     peft_model = second(model, method)
@@ -102,7 +83,7 @@ def test_the_prompts_that_are_not_active_are_not_trained(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", [*PROMPTS, "lora"])
-def test_removing_the_active_adapter_makes_the_other_active(method: str) -> None:
+def test_removing_the_active_adapter_makes_the_other_active(method: str, adapted: Any) -> None:
     model = adapted("bert", method)
     if method == "lora":
         backbone_of(model).add_adapter("second", METHODS["lora"](model, r=2))
@@ -117,7 +98,7 @@ def test_removing_the_active_adapter_makes_the_other_active(method: str) -> None
 
 
 @pytest.mark.parametrize("method", PROMPTS)
-def test_removing_an_adapter_that_is_not_active_leaves_the_active_one(method: str) -> None:
+def test_removing_an_adapter_that_is_not_active_leaves_the_active_one(method: str, adapted: Any) -> None:
     model = adapted("bert", method)
     second(model, method)
     hooked(model, method)
@@ -128,7 +109,9 @@ def test_removing_an_adapter_that_is_not_active_leaves_the_active_one(method: st
 
 @pytest.mark.parametrize("method", [*PROMPTS, "lora"])
 @pytest.mark.parametrize("hooks", [True, False])
-def test_removing_the_last_adapter_gives_the_base_model_back_without_hooks(method: str, hooks: bool) -> None:
+def test_removing_the_last_adapter_gives_the_base_model_back_without_hooks(
+    method: str, hooks: bool, adapted: Any, put: Any
+) -> None:
     model, base = adapted("bert", method), tiny_model("bert")
     if hooks:
         hooked(model, method)
@@ -141,17 +124,17 @@ def test_removing_the_last_adapter_gives_the_base_model_back_without_hooks(metho
     assert_right(model)
 
 
-def test_an_adapter_that_is_not_there_cannot_be_removed() -> None:
+def test_an_adapter_that_is_not_there_cannot_be_removed(plain: Any, adapted: Any) -> None:
     model = adapted("bert")
-    with pytest.raises(ValueError, match=r"there is no adapter named 'defualt' on this model; there are: 'default'"):
+    with pytest.raises(ValueError, match=r"'defualt'.*'default'"):
         remove_prompt_adapter(model, "defualt")
-    with pytest.raises(ValueError, match="no adapter named 'default' on this model; there are: none"):
+    with pytest.raises(ValueError, match=r"'default'.* none"):
         remove_prompt_adapter(plain("bert"))
-    with pytest.raises(TypeError, match="expected a SentenceTransformer, got the str 'model'"):
+    with pytest.raises(TypeError, match=r"a SentenceTransformer.* the str 'model'"):
         remove_prompt_adapter("model")  # type: ignore[arg-type]
 
 
-def test_deleting_the_active_adapter_with_pefts_own_method_is_right_where_it_can() -> None:
+def test_deleting_the_active_adapter_with_pefts_own_method_is_right_where_it_can(adapted: Any) -> None:
     model = adapted("bert")
     peft_model = second(model, "prompt_tuning")
     hooked(model, "prompt_tuning")
@@ -165,14 +148,14 @@ def test_deleting_the_active_adapter_with_pefts_own_method_is_right_where_it_can
 # --- LoRA and a prompt
 
 
-def test_peft_refuses_lora_and_a_prompt_in_one_peft_model() -> None:
+def test_peft_refuses_lora_and_a_prompt_in_one_peft_model(adapted: Any) -> None:
     model = adapted("bert")
     with pytest.raises(ValueError, match="Cannot combine adapters with different peft types"):
         backbone_of(model).add_adapter("lora", METHODS["lora"](model))
 
 
 @pytest.mark.parametrize("method", PROMPTS)
-def test_a_prompt_over_lora_layers_in_the_backbone_is_right(method: str) -> None:
+def test_a_prompt_over_lora_layers_in_the_backbone_is_right(method: str, plain: Any, adapted: Any, put: Any) -> None:
     """`inject_adapter_in_model` puts LoRA into the backbone itself, and a PeftModel with a prompt goes around it."""
     from peft import inject_adapter_in_model
 
@@ -198,7 +181,9 @@ def test_a_prompt_over_lora_layers_in_the_backbone_is_right(method: str) -> None
 
 @pytest.mark.parametrize("method", [*METHODS, *VARIANTS])
 @pytest.mark.parametrize("hooks", [True, False])
-def test_without_adapter_gives_the_base_models_embeddings_and_leaves_no_trace(method: str, hooks: bool) -> None:
+def test_without_adapter_gives_the_base_models_embeddings_and_leaves_no_trace(
+    method: str, hooks: bool, adapted: Any
+) -> None:
     model = adapted("bert", method)
     base = expected(tiny_model("bert"))
     if hooks:
@@ -222,7 +207,7 @@ def assert_within(model: Any, base: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "lora"])
-def test_without_adapter_puts_everything_back_when_the_block_raises(method: str) -> None:
+def test_without_adapter_puts_everything_back_when_the_block_raises(method: str, adapted: Any) -> None:
     model = adapted("bert", method)
     hooked(model, method)
     before = encoded(model)
@@ -232,7 +217,7 @@ def test_without_adapter_puts_everything_back_when_the_block_raises(method: str)
 
 
 @pytest.mark.parametrize(("architecture", "side"), [("gpt2", "left"), ("mpnet", "right"), ("llama", "left")])
-def test_without_adapter_on_other_backbones(architecture: str, side: str) -> None:
+def test_without_adapter_on_other_backbones(architecture: str, side: str, plain: Any, adapted: Any) -> None:
     model = adapted(architecture, padding_side=side)
     hooked(model, "prompt_tuning")
     base = plain(architecture, padding_side=side)
@@ -241,7 +226,7 @@ def test_without_adapter_on_other_backbones(architecture: str, side: str) -> Non
         assert distance(encoded(model), alone) < 1e-5
 
 
-def test_without_adapter_is_in_force_in_training_too_and_gives_no_gradient() -> None:
+def test_without_adapter_is_in_force_in_training_too_and_gives_no_gradient(adapted: Any) -> None:
     model = adapted("bert")
     hooked(model, "prompt_tuning")
     features = {key: value for key, value in model.tokenize(list(TEXTS)).items() if torch.is_tensor(value)}
@@ -252,7 +237,7 @@ def test_without_adapter_is_in_force_in_training_too_and_gives_no_gradient() -> 
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_without_adapter_takes_lora_that_add_adapter_put_in(frozen: bool) -> None:
+def test_without_adapter_takes_lora_that_add_adapter_put_in(frozen: bool, plain: Any, add_adapter: Any) -> None:
     needs(RELEASE >= (3, 3), "has no add_adapter")
     model = plain("bert")
     add_adapter(model, METHODS["lora"](model))
@@ -270,7 +255,7 @@ def test_without_adapter_takes_lora_that_add_adapter_put_in(frozen: bool) -> Non
     assert [parameter.requires_grad for parameter in model.parameters()] == trainable
 
 
-def test_without_adapter_takes_every_transformer_of_a_router() -> None:
+def test_without_adapter_takes_every_transformer_of_a_router(adapted: Any) -> None:
     needs(RELEASE >= (5, 0), "has no Router")
     from sentence_transformers import SentenceTransformer
 
@@ -291,19 +276,19 @@ def test_without_adapter_takes_every_transformer_of_a_router() -> None:
         assert distance(encoded(model, task=route), base) > 1e-3
 
 
-def test_without_adapter_leaves_a_model_without_one_and_refuses_what_is_none() -> None:
+def test_without_adapter_leaves_a_model_without_one_and_refuses_what_is_none(plain: Any) -> None:
     model = plain("bert")
     with unchanged(model), without_adapter(model):
         assert distance(encoded(model), expected(model)) < 1e-4
-    with pytest.raises(TypeError, match="expected a SentenceTransformer, got None: load it first"):
+    with pytest.raises(TypeError, match=r"a SentenceTransformer.* None.* load it first"):
         with without_adapter(None):  # type: ignore[arg-type]
             pass
-    with pytest.raises(UnsupportedModelError, match="got a Linear, which has no Transformer module"):
+    with pytest.raises(UnsupportedModelError, match=r"a Linear.* no Transformer module"):
         with without_adapter(nn.Linear(2, 2)):
             pass
 
 
-def test_pefts_own_disable_adapter_raises_or_leaves_a_trace() -> None:
+def test_pefts_own_disable_adapter_raises_or_leaves_a_trace(adapted: Any) -> None:
     """Why there is `without_adapter`; if this fails, PEFT has mended it."""
     model = adapted("bert")
     peft_model = backbone_of(model)
@@ -316,7 +301,7 @@ def test_pefts_own_disable_adapter_raises_or_leaves_a_trace() -> None:
     assert "forward" in set(vars(peft_model)) - before
 
 
-def test_the_handle_stays_the_models_own_after_the_block() -> None:
+def test_the_handle_stays_the_models_own_after_the_block(adapted: Any) -> None:
     model = adapted("bert")
     handle = hooked(model, "prompt_tuning")
     with without_adapter(model):

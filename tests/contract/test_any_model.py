@@ -23,8 +23,10 @@ from peft_hooks import (
 )
 from peft_hooks.testing import assert_no_hooks_left
 
+from ..tools.checks import RELEASE, TASK, TEXTS, distance, unchanged
+from ..tools.methods import CACHE_METHODS
 from ..tools.reference import reference_token_embeddings, wrapped_backbone
-from .support import CACHE_METHODS, RELEASE, TASK, TEXTS, adapted, distance, unchanged
+from ..tools.wording import assert_says
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DECODER = "qwen3" if RELEASE >= (4, 1) else "llama"
@@ -38,10 +40,15 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("any_model")
 
 
-def of_transformers(architecture: str, side: str, method: str) -> tuple[Any, Any, Any]:
+@pytest.fixture(scope="session")
+def of_transformers(adapted: Any) -> Any:
     """Return a PeftModel of a plain AutoModel, its tokenizer, and what the reference knows them by."""
-    model = adapted(architecture, method, padding_side=side)
-    return wrapped_backbone(model), model.tokenizer, model
+
+    def make(architecture: str, side: str, method: str) -> tuple[Any, Any, Any]:
+        model = adapted(architecture, method, padding_side=side)
+        return wrapped_backbone(model), model.tokenizer, model
+
+    return make
 
 
 def by_hand(known: Any, method: str) -> list[Tensor]:
@@ -56,7 +63,9 @@ def by_hand(known: Any, method: str) -> list[Tensor]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("architecture", ["bert", DECODER])
-def test_a_pooling_by_hand_is_right_in_any_batch(example: Any, architecture: str, side: str, method: str) -> None:
+def test_a_pooling_by_hand_is_right_in_any_batch(
+    example: Any, architecture: str, side: str, method: str, of_transformers: Any
+) -> None:
     backbone, tokenizer, known = of_transformers(architecture, side, method)
     model = example.Embedder(backbone, tokenizer)
     registry = example.pooling_by_hand(model)
@@ -70,7 +79,7 @@ def test_a_pooling_by_hand_is_right_in_any_batch(example: Any, architecture: str
     assert_no_hooks_left(model, foreign=True)
 
 
-def test_where_padding_stays_in_front_it_moves_a_text(example: Any) -> None:
+def test_where_padding_stays_in_front_it_moves_a_text(example: Any, of_transformers: Any) -> None:
     """The twin of the above: a mask that is right is not enough."""
     backbone, tokenizer, _ = of_transformers(DECODER, "left", "prompt_tuning")
     model = example.Embedder(backbone, tokenizer)
@@ -78,7 +87,7 @@ def test_where_padding_stays_in_front_it_moves_a_text(example: Any) -> None:
     assert check_padding_invariance(model, TEXTS).largest_difference > 1e-2
 
 
-def test_a_roberta_which_counts_positions_from_two_needs_nothing_more(example: Any) -> None:
+def test_a_roberta_which_counts_positions_from_two_needs_nothing_more(example: Any, of_transformers: Any) -> None:
     backbone, tokenizer, known = of_transformers("xlm-roberta", "left", "prompt_tuning")
     model = example.Embedder(backbone, tokenizer)
     registry = HookRegistry(model)
@@ -88,7 +97,7 @@ def test_a_roberta_which_counts_positions_from_two_needs_nothing_more(example: A
     assert distance(model.encode(TEXTS), truth) < 1e-4
 
 
-def test_the_mask_that_is_too_short_is_explained(example: Any) -> None:
+def test_the_mask_that_is_too_short_is_explained(example: Any, of_transformers: Any) -> None:
     """PyTorch names two sizes; the note names the module, the tensors, and the virtual tokens between them."""
     backbone, tokenizer, _ = of_transformers("bert", "right", "prompt_tuning")
     model = example.Embedder(backbone, tokenizer)
@@ -96,14 +105,15 @@ def test_the_mask_that_is_too_short_is_explained(example: Any) -> None:
         model.encode(TEXTS)
     said = str(trace.failure)
     assert "MeanPool 'pool'" in said
-    assert "num_virtual_tokens of the active PROMPT_TUNING adapter 'default'" in said
+    assert_says(said, "num_virtual_tokens | active PROMPT_TUNING | 'default'")
     virtual = backbone.active_peft_config.num_virtual_tokens
     with pytest.raises(DimensionError) as caught:
         with assert_dimensions(model, {"pool": {"rows": "float: batch seq hidden", "mask!": "batch seq"}}):
             model.encode(TEXTS)
-    assert str(caught.value).endswith(
-        f"{virtual} = num_virtual_tokens of the PROMPT_TUNING adapter 'default': extend the mask on the left, "
-        f"torch.nn.functional.pad(mask, (virtual_tokens, 0), value=1)"
+    assert_says(
+        caught.value,
+        f"{virtual} = num_virtual_tokens | PROMPT_TUNING | 'default'",
+        "torch.nn.functional.pad(mask, (virtual_tokens, 0), value=1)",
     )
 
 
@@ -113,7 +123,9 @@ def test_the_mask_that_is_too_short_is_explained(example: Any) -> None:
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_pipeline_gives_the_texts_own_rows(example: Any, side: str, method: str, batch_size: int) -> None:
+def test_a_pipeline_gives_the_texts_own_rows(
+    example: Any, side: str, method: str, batch_size: int, of_transformers: Any
+) -> None:
     """One row for each token, equal to the reference's. The rows of padding, which come, too, are not looked at."""
     from transformers import pipeline
 
@@ -177,9 +189,7 @@ def test_dimensions_of_a_plain_module_are_asserted() -> None:
         assert distance(module(rows, weight=weight).detach(), truth) < 1e-6
         with pytest.raises(DimensionError) as caught:
             module(rows, weight=weight[:, 1:])
-    assert str(caught.value).startswith(
-        "Gate '' input: weight is [2, 4], but seq = 5 was bound by rows [2, 5, 4]: 1 fewer"
-    )
+    assert_says(caught.value, "Gate '' input | weight | [2, 4] | seq = 5 | rows [2, 5, 4] | 1 fewer")
 
 
 def test_the_shapes_of_a_plain_module_are_traced() -> None:

@@ -13,8 +13,8 @@ from peft_hooks import add_prompt_adapter, check_padding_invariance, prompt_mask
 from peft_hooks.errors import UnsupportedModelError
 
 from ..tools import cross
+from ..tools.checks import RELEASE, TASK, break_graph, distance, interrupt, needs, options_for
 from ..tools.methods import METHODS, NO_CACHE, Unavailable
-from .support import RELEASE, TASK, break_graph, clean_dynamo, distance, interrupt, needs, options_for
 
 FIRST = ("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
 LAST = ("gemma", "gpt2", "llama", "mistral", "opt", "phi3", "qwen3")
@@ -294,7 +294,7 @@ def test_max_length_makes_room_for_virtual_tokens() -> None:
     length = "max_seq_length" if RELEASE >= (5, 4) else "max_length"
     former = getattr(model, length)
     long = ("a cat " * 40, "the dog " * 40)
-    with pytest.warns(UserWarning, match="max_seq_length is lowered from .* to 36"):
+    with pytest.warns(UserWarning, match=r"max_seq_length is lowered from .* to 36"):
         handle = register_prompt_mask_hooks(model)
     assert cross.scores(model, [long]).shape == (1, cross.LABELS)
     handle.remove()
@@ -329,6 +329,7 @@ def test_after_ctrl_c_a_backbone_that_is_called_by_itself_gives_all_its_rows() -
             assert_scores(model)
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 def test_the_hooks_add_no_graph_break() -> None:
     """A hooked encoder classifier is one graph for torch.compile, and scores the same."""
     needs(RELEASE >= (6, 0), "the backbones of older transformers break graphs themselves")
@@ -336,10 +337,11 @@ def test_the_hooks_add_no_graph_break() -> None:
     register_prompt_mask_hooks(model)
     features = dict(model.tokenizer([list(pair) for pair in cross.PAIRS], padding=True, return_tensors="pt"))
     compiled = torch.compile(lambda: model[0](dict(features))["scores"], backend="eager", fullgraph=True)
-    with clean_dynamo(), torch.no_grad():
+    with torch.no_grad():
         assert distance(compiled(), cross.scores(model).double()) <= 1e-5
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 @pytest.mark.slow
 def test_a_graph_that_breaks_inside_gives_the_same_scores() -> None:
     """What one hook notes for another holds on both sides of the break."""
@@ -351,5 +353,5 @@ def test_a_graph_that_breaks_inside_gives_the_same_scores() -> None:
     def scored() -> Any:
         return model[0](dict(features))["scores"] if RELEASE >= (5, 4) else model.model(**features).logits
 
-    with clean_dynamo(), torch.no_grad():
+    with torch.no_grad():
         assert distance(torch.compile(scored, backend="eager")(), cross.scores(model).double()) <= 1e-5

@@ -24,8 +24,9 @@ from peft_hooks import (
 from peft_hooks.testing import tiny_transformer
 
 from ..tools import cross
+from ..tools.checks import RELEASE, distance, needs
 from ..tools.methods import Unavailable
-from .support import RELEASE, distance, needs
+from ..tools.wording import assert_says
 
 PAIRS = [list(pair) for pair in cross.PAIRS]
 HAS_FOLDER = RELEASE >= (5, 4)
@@ -62,7 +63,7 @@ def test_the_check_of_a_user_compares_the_scores_of_pairs() -> None:
     model = adapted(architecture="llama")
     report = check_padding_invariance(model, PAIRS)
     assert not report
-    assert str(report).startswith("4 scores depend on their batch: largest difference ")
+    assert_says(str(report), "4 scores depend on their batch")
     assert report.worst.text in [" | ".join(pair) for pair in PAIRS]
     with prompt_mask_hooks(model):
         assert check_padding_invariance(model, PAIRS)
@@ -74,9 +75,7 @@ def test_the_check_of_a_user_wants_pairs(pairs: Any) -> None:
     wrong = pairs[-1] if isinstance(pairs[0], list) else pairs[0]
     with pytest.raises(TypeError) as caught:
         check_padding_invariance(adapted(), pairs)
-    assert str(caught.value) == (
-        f"a CrossEncoder scores pairs, got {wrong!r}: give a list of at least two (text, text) pairs"
-    )
+    assert_says(caught.value, f"CrossEncoder | pairs | got {wrong!r} | at least two (text, text) pairs")
 
 
 def test_a_trace_shows_the_virtual_tokens() -> None:
@@ -84,7 +83,7 @@ def test_a_trace_shows_the_virtual_tokens() -> None:
     model = adapted()
     with prompt_mask_hooks(model), trace_shapes(model) as trace:
         cross.scores(model)
-    assert "4 virtual tokens in front of 21 positions of text: 25" in str(trace)
+    assert_says(str(trace), "4 virtual tokens | 21 positions | 25")
     assert trace.failure is None
 
 
@@ -136,10 +135,7 @@ def test_saving_says_what_to_do_where_a_folder_would_not_say_what_it_is(tmp_path
     needs(not HAS_FOLDER, "a CrossEncoder is saved")
     with pytest.raises(UnsupportedModelError) as caught:
         peft_hooks.save(adapted(), tmp_path / "tuned")
-    assert str(caught.value) == (
-        "a CrossEncoder of this release of Sentence Transformers saves no folder that says what it is: use "
-        f"`model.model.save_pretrained(path)`, and later {TO_LOAD}"
-    )
+    assert_says(caught.value, f"CrossEncoder | `model.model.save_pretrained(path)` | {TO_LOAD}")
     assert not any(tmp_path.iterdir())
 
 
@@ -152,10 +148,7 @@ def test_an_adapter_alone_is_refused_with_the_lines_that_load_it_and_they_do(tmp
     cross.backbone_of(model).save_pretrained(tmp_path / "tuned")
     with pytest.raises(LoadError) as caught:
         peft_hooks.load(tmp_path / "tuned", device="cpu")
-    assert str(caught.value) == (
-        f"{tmp_path / 'tuned'}: an adapter of a classifier, and nothing else is there of its CrossEncoder: use "
-        f"{TO_LOAD}"
-    )
+    assert_says(caught.value, f"{tmp_path / 'tuned'} | CrossEncoder | {TO_LOAD}")
     again = CrossEncoder(str(tmp_path / "base"), device="cpu")
     cross.put_backbone(again, PeftModel.from_pretrained(cross.backbone_of(again), str(tmp_path / "tuned")).eval())
     with prompt_mask_hooks(again), prompt_mask_hooks(model):
@@ -166,9 +159,10 @@ def test_the_doctor_names_what_compares_scores() -> None:
     """It compares embeddings alone."""
     with pytest.raises(UnsupportedModelError) as caught:
         diagnose(adapted())
-    assert str(caught.value) == (
-        "a CrossEncoder gives no embeddings to compare: diagnose a SentenceTransformer, or use "
-        "peft_hooks.check_padding_invariance(model, texts) and peft_hooks.trace_shapes(model)"
+    assert_says(
+        caught.value,
+        "CrossEncoder | no embeddings | SentenceTransformer | peft_hooks.check_padding_invariance(model, texts)",
+        "peft_hooks.trace_shapes(model)",
     )
 
 
@@ -186,10 +180,10 @@ def test_prompt_trainer_names_the_trainer_of_a_cross_encoder() -> None:
 
     with pytest.raises(UnsupportedModelError) as caught:
         PromptTrainer(model=adapted())
-    assert str(caught.value) == (
-        "PromptTrainer trains a SentenceTransformer, got a CrossEncoder: train it with CrossEncoderTrainer, which "
-        "needs nothing of peft_hooks but the hooks. It can neither resume nor load the best checkpoint: it reads both "
-        "with CrossEncoder(path), which refuses prompts"
+    assert_says(
+        caught.value,
+        "PromptTrainer | a SentenceTransformer | got a CrossEncoder",
+        "CrossEncoderTrainer | resume | CrossEncoder(path)",
     )
 
 

@@ -25,8 +25,8 @@ from peft_hooks.prompts.hidden_states import KeepHiddenStates, ReplayLayers
 from peft_hooks.prompts.mask import PreparePooling
 from peft_hooks.prompts.task import SelectTask
 
+from ..tools.checks import TEXTS, distance, forward, options_for, with_pooling
 from ..tools.methods import METHODS
-from .support import TEXTS, distance, forward, options_for, plain, put, shared, with_pooling
 
 POLICIES = ("auto", "pool", "ignore", "strip")
 POOLING = ("cls", "max", "mean", "weightedmean", "lasttoken")
@@ -151,7 +151,9 @@ def test_a_task_is_selected_without_a_look_at_the_prompt(place: Place) -> None:
 
 
 @pytest.mark.parametrize(("policy", "include_prompt"), [*((policy, True) for policy in POLICIES), ("auto", False)])
-def test_pooling_is_prepared_without_a_look_at_the_mask(policy: Any, include_prompt: bool, place: Place) -> None:
+def test_pooling_is_prepared_without_a_look_at_the_mask(
+    policy: Any, include_prompt: bool, place: Place, plain: Any
+) -> None:
     """The hook on Pooling, which leaves a prompt out itself where virtual tokens count; elsewhere Pooling may read."""
     model = with_pooling(plain("bert"), POOLING, include_prompt)[1]
     HookRegistry(model).attach(PreparePooling(policy), to="")
@@ -169,7 +171,7 @@ def test_pooling_is_prepared_without_a_look_at_the_mask(policy: Any, include_pro
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_half_behind_the_backbone_is_one_graph(policy: Any) -> None:
+def test_the_half_behind_the_backbone_is_one_graph(policy: Any, shared: Any) -> None:
     """What ``fullgraph=True`` asks for: the mask's hook on the Transformer, and those of Pooling, checks on."""
     model = shared("bert", "right", "prompt_tuning")
     features = dict(model.tokenize(list(TEXTS)))
@@ -186,19 +188,24 @@ def test_the_half_behind_the_backbone_is_one_graph(policy: Any) -> None:
 # --- on a GPU --------------------------------------------------------------------------------------------------------
 
 
-def on_gpu(method: str) -> tuple[Any, dict[str, Any]]:
+@pytest.fixture(scope="session")
+def on_gpu(plain: Any, put: Any) -> Any:
     """Return a model with an adapter and the hooks, and features, on the GPU."""
-    model = plain("bert", pooling=("cls", "mean"))
-    put(model, method)
-    model.to("cuda")
-    register_prompt_mask_hooks(model, **options_for(method))
-    tokens = model.tokenize(list(TEXTS))
-    return model, {key: value.to("cuda") for key, value in tokens.items() if isinstance(value, Tensor)}
+
+    def make(method: str) -> tuple[Any, dict[str, Any]]:
+        model = plain("bert", pooling=("cls", "mean"))
+        put(model, method)
+        model.to("cuda")
+        register_prompt_mask_hooks(model, **options_for(method))
+        tokens = model.tokenize(list(TEXTS))
+        return model, {key: value.to("cuda") for key, value in tokens.items() if isinstance(value, Tensor)}
+
+    return make
 
 
 @needs_gpu
 @pytest.mark.parametrize("method", METHODS)
-def test_embeddings_on_a_gpu_are_those_of_the_cpu(method: str) -> None:
+def test_embeddings_on_a_gpu_are_those_of_the_cpu(method: str, on_gpu: Any) -> None:
     """To what its arithmetic gives."""
     model, features = on_gpu(method)
     with torch.no_grad():
@@ -209,7 +216,7 @@ def test_embeddings_on_a_gpu_are_those_of_the_cpu(method: str) -> None:
 
 
 @needs_gpu
-def test_a_cuda_graph_of_the_half_behind_the_backbone_gives_what_it_gives_alone() -> None:
+def test_a_cuda_graph_of_the_half_behind_the_backbone_gives_what_it_gives_alone(on_gpu: Any) -> None:
     """Captured once with the hooks on, replayed on other values."""
     model, features = on_gpu("prompt_tuning")
     with torch.no_grad():

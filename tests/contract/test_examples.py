@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sentence_transformers
 
-from .support import RELEASE, needs
+from ..tools.checks import RELEASE, needs
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ("custom_hook", "debug_shapes", "distributed", "quickstart", "train_prompt")

@@ -13,7 +13,7 @@ from peft_hooks import (
     without_adapter,
 )
 
-from .support import TEXTS, adapted, assert_right, encoded, refused
+from ..tools.checks import TEXTS, assert_right, encoded, refused
 
 _LINEAR = {
     "head_dim": 16,
@@ -54,12 +54,17 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 _SIZES = {"num_hidden_layers": 4, "num_key_value_heads": 2}
 
 
-def hybrid(architecture: str, side: str) -> Any:
+@pytest.fixture(scope="session")
+def hybrid(adapted: Any) -> Any:
     """Return a tiny model with a prompt, or skip where the release has no such architecture."""
-    try:
-        return adapted(architecture, "prompt_tuning", padding_side=side, **_SIZES, **HYBRIDS[architecture])
-    except (ValueError, KeyError, ImportError, AttributeError, NotImplementedError) as error:
-        pytest.skip(f"{architecture} is not in this release, or not in this size: {error}")
+
+    def make(architecture: str, side: str) -> Any:
+        try:
+            return adapted(architecture, "prompt_tuning", padding_side=side, **_SIZES, **HYBRIDS[architecture])
+        except (ValueError, KeyError, ImportError, AttributeError, NotImplementedError) as error:
+            pytest.skip(f"{architecture} is not in this release, or not in this size: {error}")
+
+    return make
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -67,7 +72,7 @@ def hybrid(architecture: str, side: str) -> Any:
     "architecture",  # Kimi Linear's chunks of 64 positions are a loop in Python
     [pytest.param(name, marks=[pytest.mark.slow] * (name == "kimi_linear")) for name in HYBRIDS],
 )
-def test_a_text_is_the_same_alone_and_in_a_batch_on_either_side(architecture: str, side: str) -> None:
+def test_a_text_is_the_same_alone_and_in_a_batch_on_either_side(architecture: str, side: str, hybrid: Any) -> None:
     """And equal to one made by hand from a single text in float64, with no padding and no PEFT."""
     model = hybrid(architecture, side)
     try:
@@ -102,7 +107,7 @@ READERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "lora"])
 @pytest.mark.parametrize("architecture", READERS)
-def test_a_backbone_that_reads_padding_is_refused_by_name(architecture: str, method: str) -> None:
+def test_a_backbone_that_reads_padding_is_refused_by_name(architecture: str, method: str, adapted: Any) -> None:
     """Its plain model does, too: no hook can help, and nothing is said of any other."""
     if method == "lora" and architecture == "fnet":
         pytest.skip("FNet has no layers that LoRA's defaults name")

@@ -11,21 +11,9 @@ from torch import nn
 
 from peft_hooks import PaddingReport, check_padding_invariance, prompt_mask_hooks
 
+from ..tools.checks import RELEASE, TEXTS, assert_right, distance, encoded, needs, options_for, unchanged, with_pooling
 from ..tools.methods import METHODS, backbone_of
-from .support import (
-    RELEASE,
-    TEXTS,
-    adapted,
-    assert_right,
-    distance,
-    encoded,
-    needs,
-    options_for,
-    plain,
-    shared,
-    unchanged,
-    with_pooling,
-)
+from ..tools.wording import assert_says
 
 EMPTY = ("a cat", "", "the dog sleeps on the warm sofa")
 LONG = " ".join(TEXTS * 40)
@@ -35,7 +23,7 @@ LONG = " ".join(TEXTS * 40)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_with_hooks_every_method_passes_the_check(method: str) -> None:
+def test_with_hooks_every_method_passes_the_check(method: str, shared: Any) -> None:
     """The report is true, says so, and names every text."""
     model = shared("llama", "left", method)
     with prompt_mask_hooks(model, **options_for(method)):
@@ -47,11 +35,11 @@ def test_with_hooks_every_method_passes_the_check(method: str) -> None:
     assert [row.text for row in report.differences] == list(TEXTS)
     assert report.tolerance == 1e-4
     assert 0 <= report.largest_difference <= 1e-4
-    assert str(report).startswith("6 embeddings are the same alone and in any batch tried: largest difference ")
+    assert_says(report, "6 embeddings are the same")
     assert "(tolerance 1e-04)" in str(report)
 
 
-def test_without_hooks_the_check_finds_a_batch_that_moves_an_embedding() -> None:
+def test_without_hooks_the_check_finds_a_batch_that_moves_an_embedding(adapted: Any) -> None:
     """Left-padded prompt tuning depends on its batch on every release that does not crash."""
     model = adapted("gpt2", padding_side="left")
     needs(RELEASE >= (3, 3), "Pooling crashes without hooks")
@@ -62,32 +50,30 @@ def test_without_hooks_the_check_finds_a_batch_that_moves_an_embedding() -> None
     assert report.largest_difference == report.worst.difference > 1e-2
     assert report.worst in report.differences
     assert report.worst.batch_size > 1
-    assert str(report).startswith(
-        f"6 embeddings depend on their batch: largest difference {report.worst.difference:.2e} "
-    )
+    assert_says(str(report), f"6 embeddings depend on their batch | {report.worst.difference:.2e}")
     assert repr(report.worst.text) in str(report) or "..." in str(report)
     assert str(report).endswith(f"in a batch of {report.worst.batch_size}")
 
 
-def test_without_hooks_the_check_finds_the_mask_that_the_newest_release_makes_up() -> None:
+def test_without_hooks_the_check_finds_the_mask_that_the_newest_release_makes_up(adapted: Any) -> None:
     """Since 6.2 Pooling averages padding over a mask of ones."""
     needs(RELEASE >= (6, 2), "extends the mask itself, or crashes")
     assert not check_padding_invariance(adapted("bert"), TEXTS)
 
 
-def test_without_hooks_the_crash_of_pooling_is_not_hidden() -> None:
+def test_without_hooks_the_crash_of_pooling_is_not_hidden(adapted: Any) -> None:
     """The check raises what encoding raises."""
     needs(RELEASE < (3, 3), "does not crash")
     with pytest.raises(RuntimeError, match="The expanded size of the tensor"):
         check_padding_invariance(adapted("bert"), TEXTS)
 
 
-def test_a_plain_model_passes_the_check() -> None:
+def test_a_plain_model_passes_the_check(plain: Any) -> None:
     """Right-padded and without PEFT, every release is right."""
     assert check_padding_invariance(plain("bert"), TEXTS)
 
 
-def test_the_tolerance_and_the_batch_sizes_can_be_chosen() -> None:
+def test_the_tolerance_and_the_batch_sizes_can_be_chosen(shared: Any) -> None:
     """And options of ``encode`` are passed on."""
     model = shared("bert", "right", "prompt_tuning")
     with prompt_mask_hooks(model):
@@ -98,7 +84,7 @@ def test_the_tolerance_and_the_batch_sizes_can_be_chosen() -> None:
         assert not check_padding_invariance(model, TEXTS, tolerance=-1.0)
 
 
-def test_the_check_works_with_numpy_and_normalized_embeddings() -> None:
+def test_the_check_works_with_numpy_and_normalized_embeddings(adapted: Any) -> None:
     """Whatever ``encode`` is told to return, short of token embeddings."""
     model = adapted("bert", normalize=True)
     with prompt_mask_hooks(model):
@@ -106,22 +92,22 @@ def test_the_check_works_with_numpy_and_normalized_embeddings() -> None:
 
 
 @pytest.mark.parametrize("text", ["one text", ""])
-def test_one_string_is_a_type_error(text: str) -> None:
+def test_one_string_is_a_type_error(text: str, shared: Any) -> None:
     """It would be taken for a list of letters."""
-    with pytest.raises(TypeError, match="texts is one string: give a list of at least two texts, of different lengths"):
+    with pytest.raises(TypeError, match=r"texts .*one string.* list of at least two texts"):
         check_padding_invariance(shared("bert", "right", None), text)
 
 
 @pytest.mark.parametrize(("texts", "shown"), [([], "got 0 texts"), (["alone"], "got 1 text")])
-def test_fewer_than_two_texts_are_an_error(texts: list[str], shown: str) -> None:
+def test_fewer_than_two_texts_are_an_error(texts: list[str], shown: str, shared: Any) -> None:
     """One text makes no batch."""
-    with pytest.raises(ValueError, match=f"^{shown}.*: at least two are needed to make a batch"):
+    with pytest.raises(ValueError, match=rf"^{shown}.*at least two"):
         check_padding_invariance(shared("bert", "right", None), texts)
 
 
 def test_a_model_that_cannot_encode_is_a_type_error() -> None:
     """The message names what was given."""
-    with pytest.raises(TypeError, match=r"expected a SentenceTransformer, got a Linear: it has no encode\(\)"):
+    with pytest.raises(TypeError, match=r"a SentenceTransformer.* a Linear.* encode\(\)"):
         check_padding_invariance(nn.Linear(1, 1), TEXTS)
 
 
@@ -155,7 +141,7 @@ def test_a_stand_in_without_a_fault_passes() -> None:
     assert check_padding_invariance(Broken(99), ["a", "b b", "c c c", "d"])
 
 
-def test_a_model_with_nan_in_its_weights_does_not_pass() -> None:
+def test_a_model_with_nan_in_its_weights_does_not_pass(adapted: Any) -> None:
     """As half precision gives now and then."""
     model = adapted("bert")
     with torch.no_grad():
@@ -178,7 +164,9 @@ def outcome(model: Any, texts: Any, **options: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("options", [{}, {"convert_to_tensor": True}, {"convert_to_numpy": False}], ids=str)
 @pytest.mark.parametrize("texts", [[], "a cat", ["a cat"], ["a cat", "rain falls"]], ids=str)
-def test_no_text_one_text_and_a_string_give_what_they_give_without_peft(texts: Any, options: dict[str, Any]) -> None:
+def test_no_text_one_text_and_a_string_give_what_they_give_without_peft(
+    texts: Any, options: dict[str, Any], shared: Any
+) -> None:
     """The same type and shape."""
     model = shared("bert", "right", "prompt_tuning")
     with prompt_mask_hooks(model):
@@ -190,7 +178,7 @@ def test_no_text_one_text_and_a_string_give_what_they_give_without_peft(texts: A
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 @pytest.mark.parametrize(("architecture", "side"), [("bert", "right"), ("llama", "left")])
 def test_an_empty_string_among_the_texts_is_right_and_moves_no_other(
-    architecture: str, side: str, method: str, pooling: str
+    architecture: str, side: str, method: str, pooling: str, shared: Any
 ) -> None:
     """It has special tokens only."""
     model = with_pooling(shared(architecture, side, method), pooling)
@@ -199,7 +187,7 @@ def test_an_empty_string_among_the_texts_is_right_and_moves_no_other(
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_text_of_no_tokens_at_all_moves_no_other(side: str) -> None:
+def test_a_text_of_no_tokens_at_all_moves_no_other(side: str, shared: Any) -> None:
     """A tokenizer without special tokens gives an empty row; its embedding is that of the virtual tokens."""
     model = shared("gpt2", side, "prompt_tuning")
     with prompt_mask_hooks(model):
@@ -210,7 +198,7 @@ def test_a_text_of_no_tokens_at_all_moves_no_other(side: str) -> None:
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 @pytest.mark.parametrize(("architecture", "side"), [("bert", "right"), ("llama", "left")])
-def test_a_very_long_text_is_cut_and_right(architecture: str, side: str, method: str) -> None:
+def test_a_very_long_text_is_cut_and_right(architecture: str, side: str, method: str, shared: Any) -> None:
     """Thousands of words, beside short ones."""
     model = shared(architecture, side, method)
     with prompt_mask_hooks(model):

@@ -19,22 +19,11 @@ import peft_hooks
 from peft_hooks import prompt_mask_hooks, register_prompt_mask_hooks, trace_shapes
 from peft_hooks.prompts.sharing import EncodePromptOnce, SharePrompt
 
+from ..tools.checks import TEXTS, assert_right, distance, encoded, expected, forward, needs, options_for, with_pooling
 from ..tools.matrix import POOLINGS
 from ..tools.methods import VIRTUAL_TOKENS, backbone_of
-from .support import (
-    TEXTS,
-    adapted,
-    assert_right,
-    distance,
-    encoded,
-    expected,
-    forward,
-    needs,
-    options_for,
-    shared,
-    with_pooling,
-)
-from .test_share_prompt import BATCH, DECODERS, EVERY_ROW, METHODS, ONCE, layers_of, look, put_second, remark, runs
+from ..tools.sharing import BATCH, DECODERS, EVERY_ROW, METHODS, ONCE, layers_of, look, put_second, remark, runs
+from ..tools.wording import assert_says
 
 AGAIN = [(BATCH, 0)]  # what runs where the prompt is kept: the text
 
@@ -57,7 +46,7 @@ def kept_by(handle: Any) -> list[Any]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("architecture", DECODERS)
 def test_embeddings_are_those_made_by_hand_with_the_virtual_tokens_computed_once_in_all(
-    architecture: str, method: str
+    architecture: str, method: str, shared: Any
 ) -> None:
     """In one batch and each text alone: a batch of one row uses what is kept, too."""
     model, options = shared(architecture, "left", method), options_for(method)
@@ -67,19 +56,19 @@ def test_embeddings_are_those_made_by_hand_with_the_virtual_tokens_computed_once
         assert seen == [*ONCE, *AGAIN]
         assert_right(model, tolerance=1e-5, task_id=options.get("task_id"))
         assert [rows for rows, _ in seen[3:]] == [BATCH] + [1] * BATCH
-        assert "once for all rows of a batch, and kept between forwards in inference" in remark(handle)
+        assert_says(remark(handle), "once for all rows | kept between forwards")
 
 
 @pytest.mark.parametrize("policy", ["auto", "pool", "ignore", "strip"])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_every_pooling_and_policy_is_right(pooling: str, policy: str) -> None:
+def test_every_pooling_and_policy_is_right(pooling: str, policy: str, shared: Any) -> None:
     model = with_pooling(shared("qwen2", "left", "prompt_tuning"), pooling)
     with keeping(model, virtual_tokens=policy):
         encoded(model)
         assert_right(model, pooling=pooling, virtual_tokens=policy)
 
 
-def test_one_row_computes_the_prompt_once_for_those_that_follow() -> None:
+def test_one_row_computes_the_prompt_once_for_those_that_follow(shared: Any) -> None:
     """A search service embeds one query at a time."""
     model = shared("llama", "left", "prompt_tuning")
     with keeping(model), runs(model, length=1000) as seen:
@@ -90,7 +79,7 @@ def test_one_row_computes_the_prompt_once_for_those_that_follow() -> None:
 
 
 @pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
-def test_what_one_kind_of_inference_keeps_the_other_may_use(block: Any) -> None:
+def test_what_one_kind_of_inference_keeps_the_other_may_use(block: Any, adapted: Any) -> None:
     """And neither what comes out nor its gradients depend on it."""
     model = adapted("llama", padding_side="left")
     features = dict(model.tokenize(list(TEXTS)))
@@ -107,14 +96,14 @@ def test_what_one_kind_of_inference_keeps_the_other_may_use(block: Any) -> None:
 
 
 @pytest.mark.parametrize("window", [6, 12])
-def test_a_sliding_window_is_kept(window: int) -> None:
+def test_a_sliding_window_is_kept(window: int, adapted: Any) -> None:
     model = adapted("mistral", sliding_window=window)
     with keeping(model):
         for _ in range(3):
             assert_right(model)
 
 
-def test_hidden_states_come_out_when_they_are_asked_for() -> None:
+def test_hidden_states_come_out_when_they_are_asked_for(adapted: Any) -> None:
     """What was kept without them does not do."""
     model = adapted("qwen2", padding_side="left")
     features = model.tokenize(list(TEXTS))
@@ -129,7 +118,7 @@ def test_hidden_states_come_out_when_they_are_asked_for() -> None:
         assert max(distance(*pair) for pair in zip(layers, truth)) <= 1e-5
 
 
-def test_a_caller_who_changes_what_comes_out_changes_nothing_that_is_kept() -> None:
+def test_a_caller_who_changes_what_comes_out_changes_nothing_that_is_kept(adapted: Any) -> None:
     model = adapted("llama", padding_side="left")
     with keeping(model), torch.no_grad():
         for _ in range(2):
@@ -299,7 +288,7 @@ def rows_of(model: Any) -> Tensor:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("change", CHANGES)
-def test_after_a_change_no_row_is_stale(change: Any, method: str) -> None:
+def test_after_a_change_no_row_is_stale(change: Any, method: str, adapted: Any) -> None:
     """Rows are those of a model that keeps nothing, and they did move."""
     model, options = adapted("llama", method, padding_side="left"), options_for(method)
     with keeping(model, **options):
@@ -315,7 +304,7 @@ def test_after_a_change_no_row_is_stale(change: Any, method: str) -> None:
     assert change in (doubles, halves) or distance(found, before) > 1e-3
 
 
-def test_a_lora_inside_that_is_scaled_or_switched_off_is_seen() -> None:
+def test_a_lora_inside_that_is_scaled_or_switched_off_is_seen(adapted: Any) -> None:
     """A number and a name in the layers, of which no tensor tells."""
     model = adapted("llama", padding_side="left")
     adds_lora(model)
@@ -329,7 +318,7 @@ def test_a_lora_inside_that_is_scaled_or_switched_off_is_seen() -> None:
             assert distance(found[-1], found[-2]) > 1e-4
 
 
-def test_autocast_and_its_end_are_seen() -> None:
+def test_autocast_and_its_end_are_seen(adapted: Any) -> None:
     model = adapted("llama", padding_side="left")
     with keeping(model), runs(model) as seen:
         exact = encoded(model)
@@ -340,7 +329,7 @@ def test_autocast_and_its_end_are_seen() -> None:
     assert 0 < distance(rough.float(), exact) < 0.5
 
 
-def test_dropout_in_training_is_not_kept_and_nothing_of_before_is_used_after() -> None:
+def test_dropout_in_training_is_not_kept_and_nothing_of_before_is_used_after(adapted: Any) -> None:
     """In training mode, though without gradients."""
     model = adapted("qwen2", attention_dropout=0.1)
     with keeping(model), runs(model) as seen, torch.no_grad():
@@ -351,7 +340,7 @@ def test_dropout_in_training_is_not_kept_and_nothing_of_before_is_used_after() -
     assert seen == [*ONCE, *EVERY_ROW, *AGAIN, *AGAIN] or seen == [*ONCE, *EVERY_ROW, *ONCE, *AGAIN]
 
 
-def test_each_adapter_has_its_own() -> None:
+def test_each_adapter_has_its_own(adapted: Any) -> None:
     """Switching between them computes nothing again, and one that is deleted leaves nothing behind."""
     model = adapted("qwen2", padding_side="left")
     put_second(model)
@@ -372,7 +361,7 @@ def test_each_adapter_has_its_own() -> None:
         assert seen == AGAIN
 
 
-def test_each_task_has_its_own() -> None:
+def test_each_task_has_its_own(adapted: Any) -> None:
     """A block with another task begins anew, and the one around it goes on."""
     model = adapted("llama", "multitask_prompt_tuning", padding_side="left")
     with keeping(model, task_id=0) as handle:
@@ -384,7 +373,7 @@ def test_each_task_has_its_own() -> None:
         assert seen[0][0] == 1
 
 
-def test_in_training_nothing_is_kept() -> None:
+def test_in_training_nothing_is_kept(adapted: Any) -> None:
     """With gradients, each step computes its own; and they are the plain ones."""
     model = adapted("llama", padding_side="left")
     features = dict(model.tokenize(list(TEXTS)))
@@ -401,7 +390,7 @@ def test_in_training_nothing_is_kept() -> None:
     assert distance(*found) <= 1e-5 * max(1.0, float(found[0].abs().max()))
 
 
-def test_weights_that_tell_no_version_are_not_kept() -> None:
+def test_weights_that_tell_no_version_are_not_kept(adapted: Any) -> None:
     """Made in inference mode: nothing would show that they were written to."""
     model = adapted("llama", padding_side="left")
     with torch.inference_mode():
@@ -412,7 +401,7 @@ def test_weights_that_tell_no_version_are_not_kept() -> None:
         assert seen == [*ONCE, *ONCE]
 
 
-def test_after_a_write_that_nothing_shows_refresh_computes_anew() -> None:
+def test_after_a_write_that_nothing_shows_refresh_computes_anew(adapted: Any) -> None:
     """What the option asks of its user."""
     model = adapted("llama", padding_side="left")
     handle = register_prompt_mask_hooks(model, share_prompt="keep")
@@ -445,7 +434,7 @@ class Notes(nn.Module):
 
 @pytest.mark.parametrize("method", NETWORKS)
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
-def test_a_network_runs_on_no_row_again(architecture: str, method: str) -> None:
+def test_a_network_runs_on_no_row_again(architecture: str, method: str, adapted: Any) -> None:
     """On encoders, too; until its weights change."""
     model, options = adapted(architecture, method), options_for(method)
     encoder = backbone_of(model).prompt_encoder["default"]
@@ -465,7 +454,7 @@ def test_a_network_runs_on_no_row_again(architecture: str, method: str) -> None:
 # --- life -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_network_or_a_layer_that_is_watched_runs() -> None:
+def test_a_network_or_a_layer_that_is_watched_runs(adapted: Any) -> None:
     model = adapted("llama", "p_tuning")
     calls: list[int] = []
     with keeping(model):
@@ -486,7 +475,7 @@ def test_a_network_or_a_layer_that_is_watched_runs() -> None:
 
 
 @pytest.mark.parametrize("how", ["remove", "refresh", "block"])
-def test_what_is_kept_goes(how: str) -> None:
+def test_what_is_kept_goes(how: str, adapted: Any) -> None:
     """With the hooks, and with a refresh."""
     model = adapted("llama", padding_side="left")
     with contextlib.ExitStack() as stack:
@@ -505,7 +494,7 @@ def test_what_is_kept_goes(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_begins_with_nothing(how: Any) -> None:
+def test_a_copy_begins_with_nothing(how: Any, adapted: Any) -> None:
     """And keeps its own."""
     model = adapted("llama", padding_side="left")
     register_prompt_mask_hooks(model, share_prompt="keep")
@@ -524,7 +513,7 @@ def test_a_copy_begins_with_nothing(how: Any) -> None:
     assert [len(kept) for kept in kept_by(handle)] == [1]
 
 
-def test_threads_keep_one_for_all() -> None:
+def test_threads_keep_one_for_all(shared: Any) -> None:
     model = shared("llama", "left", "p_tuning")
     batches = [model.tokenize(list(TEXTS[:number])) for number in range(1, BATCH + 1)]
     with prompt_mask_hooks(model, share_prompt=False):
@@ -535,7 +524,7 @@ def test_threads_keep_one_for_all() -> None:
         assert distance(embedding, truth[number % BATCH]) <= 1e-5
 
 
-def test_a_replica_keeps_nothing() -> None:
+def test_a_replica_keeps_nothing(adapted: Any) -> None:
     """It is there for one forward."""
     model = adapted("llama")
     with keeping(model) as handle, torch.no_grad():
@@ -549,7 +538,7 @@ def test_a_replica_keeps_nothing() -> None:
         assert len(kept_by(handle)[0]) == 1
 
 
-def test_it_is_saved_and_loaded(tmp_path: Any) -> None:
+def test_it_is_saved_and_loaded(tmp_path: Any, adapted: Any) -> None:
     model = adapted("llama", path=tmp_path / "base")
     register_prompt_mask_hooks(model, share_prompt="keep")
     truth = encoded(model)
@@ -562,7 +551,7 @@ def test_it_is_saved_and_loaded(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "t5"])
-def test_an_encoder_computes_every_row_and_says_so(architecture: str) -> None:
+def test_an_encoder_computes_every_row_and_says_so(architecture: str, shared: Any) -> None:
     """As with "auto": its virtual tokens see the text."""
     model = shared(architecture, "right", "prompt_tuning")
     with keeping(model) as handle:
@@ -571,7 +560,7 @@ def test_an_encoder_computes_every_row_and_says_so(architecture: str) -> None:
         assert_right(model)
 
 
-def test_on_a_gpu_nothing_is_stale_either() -> None:
+def test_on_a_gpu_nothing_is_stale_either(adapted: Any) -> None:
     """There the prompt's rows are not looked at."""
     needs(torch.cuda.is_available(), "no GPU")
     model = adapted("llama", "p_tuning", padding_side="left")

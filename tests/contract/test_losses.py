@@ -22,8 +22,9 @@ from peft_hooks.testing import TEXTS, tiny_model
 
 from ..tools import formulas
 from ..tools.by_hand import ByHand, stand_in
+from ..tools.checks import RELEASE, needs
 from ..tools.methods import put_adapter
-from .support import RELEASE, needs
+from ..tools.training import losses_of_the_release
 
 PAIRS, TRIPLES, SINGLES = (TEXTS[:3], TEXTS[3:]), (TEXTS[:2], TEXTS[2:4], TEXTS[4:]), (TEXTS,)
 WIDTH, LAYERS, DIMS = 32, 2, (32, 16)
@@ -147,16 +148,6 @@ BY_LAYER = {
     "AdaptiveLayerLoss": formulas.multiple_negatives,
     "Matryoshka2dLoss": formulas.matryoshka(formulas.multiple_negatives, DIMS),
 }
-
-
-@functools.cache
-def losses_of_the_release() -> Any:
-    """Import the namespace of the losses, which has moved in Sentence Transformers 5.4."""
-    if RELEASE >= (5, 4):
-        from sentence_transformers.sentence_transformer import losses
-    else:
-        from sentence_transformers import losses
-    return losses
 
 
 def test_every_loss_of_the_release_is_in_the_table() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from peft_hooks import prompt_mask_hooks
 
+from ..tools.checks import TEXTS, forward, options_for
 from ..tools.matrix import BACKBONES, POOLINGS, broken_in_peft, measure, why_not
 from ..tools.methods import METHODS
-from .support import TEXTS, forward, options_for, shared
 
 # With --dist loadgroup one worker builds a model once and runs all its cells.
 MODELS = [
@@ -33,7 +35,9 @@ def test_an_embedding_is_the_reference_alone_in_a_batch_and_again_or_it_is_refus
 
 
 @pytest.mark.parametrize(("architecture", "side", "method"), MODELS)
-def test_features_passed_twice_are_unchanged_and_give_the_same(architecture: str, side: str, method: str) -> None:
+def test_features_passed_twice_are_unchanged_and_give_the_same(
+    architecture: str, side: str, method: str, shared: Any
+) -> None:
     """The caller's dict keeps its keys, its tensors and their values."""
     if broken_in_peft(architecture, method):
         pytest.skip(f"{method} on {architecture} is refused")

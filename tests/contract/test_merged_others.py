@@ -10,9 +10,9 @@ import torch
 
 from peft_hooks import UnsupportedModelError, merge_and_unload, prompt_mask_hooks
 
+from ..tools.checks import TEXTS, distance, needs
 from ..tools.cross import PAIRS, RELEASE, put_adapter, scores, tiny_cross_encoder, tiny_reranker
 from ..tools.methods import VIRTUAL_TOKENS, Unavailable
-from .support import TEXTS, distance, needs
 
 pytestmark = [
     pytest.mark.slow,  # as in test_merging
@@ -92,14 +92,12 @@ def test_a_reranker_that_scores_by_logits() -> None:
 @pytest.mark.parametrize("strategy", ["max", "sum"])
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "mpnet", "modernbert"])
 def test_a_sparse_encoder_has_zeros_for_its_new_words(
-    architecture: str, strategy: str, policy: Any, tmp_path: Path
+    architecture: str, strategy: str, policy: Any, tmp_path: Path, sparse: Any, put_sparse: Any
 ) -> None:
     """Its other components are the hooked one's."""
     needs(RELEASE >= (5, 0), "SparseEncoder came with 5.0")
-    from .test_sparse_encoder import put, sparse
-
     model = sparse(architecture, strategy)
-    put(model[0], "prompt_tuning")
+    put_sparse(model[0], "prompt_tuning")
     merged = merge_and_unload(model, virtual_tokens=policy)
     merged.save_pretrained(str(tmp_path / "merged"))
     kind: Any = type(model)
@@ -115,12 +113,10 @@ def test_a_sparse_encoder_has_zeros_for_its_new_words(
 @pytest.mark.parametrize("policy", ["auto", "pool", "strip", "ignore"])
 @pytest.mark.parametrize("skiplist", [{}, {"skiplist_words": ["the", "a"], "skiplist_tasks": ["query", "document"]}])
 def test_a_multi_vector_encoder_skips_its_new_words(
-    skiplist: dict[str, Any], policy: Any, side: str, tmp_path: Path
+    skiplist: dict[str, Any], policy: Any, side: str, tmp_path: Path, multi_vector: Any
 ) -> None:
     """Of queries and documents, beside those that it skips already; with ``"pool"`` it keeps them."""
     needs(RELEASE >= (6, 0), "MultiVectorEncoder came with 6.0")
-    from .test_multi_vector import multi_vector
-
     model = multi_vector("bert", padding_side=side, **skiplist)
     merged = merge_and_unload(model, virtual_tokens=policy)
     merged.save_pretrained(str(tmp_path / "merged"))
@@ -134,11 +130,9 @@ def test_a_multi_vector_encoder_skips_its_new_words(
             )
 
 
-def test_a_skiplist_of_documents_alone_is_refused() -> None:
+def test_a_skiplist_of_documents_alone_is_refused(multi_vector: Any) -> None:
     """Virtual tokens would have to be skipped in queries, too, and its words would be with them."""
     needs(RELEASE >= (6, 0), "MultiVectorEncoder came with 6.0")
-    from .test_multi_vector import multi_vector
-
     model = multi_vector("bert", skiplist_words=["the"])
     with pytest.raises(UnsupportedModelError, match="a skiplist of its own for document alone"):
         merge_and_unload(model)

@@ -26,21 +26,9 @@ from peft_hooks import (
 from peft_hooks.testing import TEXTS
 from peft_hooks.testing.models import make_pooling, pipeline_modules
 
+from ..tools.checks import RELEASE, distance, encoded, needs, options_for, refused, unchanged, with_pooling
 from ..tools.methods import ROW_METHODS, VIRTUAL_TOKENS, backbone_of
 from ..tools.tokenizers import model_with, post_processors, trained
-from .support import (
-    RELEASE,
-    adapted,
-    distance,
-    encoded,
-    needs,
-    options_for,
-    plain,
-    put,
-    refused,
-    unchanged,
-    with_pooling,
-)
 
 LONG = (*TEXTS, "", " ".join(TEXTS * 4))
 POLICIES = ("auto", "pool", "ignore", "strip")
@@ -76,7 +64,9 @@ def assert_plain(merged: Any) -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("method", ROW_METHODS)
 @pytest.mark.parametrize("architecture", ["bert", "distilbert", "t5", "llama", "gemma3_text", "gpt2"])
-def test_it_is_plain_and_gives_what_the_hooked_one_gives(architecture: str, method: str, side: str) -> None:
+def test_it_is_plain_and_gives_what_the_hooked_one_gives(
+    architecture: str, method: str, side: str, adapted: Any
+) -> None:
     """With every method whose virtual tokens are words to the backbone, and the model itself stays as it is."""
     model = adapted(architecture, method, padding_side=side)
     moved = method == "p_tuning_lstm" and RELEASE < (5, 4)  # whose encode() moves a model, and an LSTM with it
@@ -89,7 +79,9 @@ def test_it_is_plain_and_gives_what_the_hooked_one_gives(architecture: str, meth
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken", "weightedmean", ("cls", "mean", "lasttoken")])
-def test_every_policy_and_pooling_is_exact_or_refused(pooling: str | tuple[str, ...], policy: Any) -> None:
+def test_every_policy_and_pooling_is_exact_or_refused(
+    pooling: str | tuple[str, ...], policy: Any, adapted: Any
+) -> None:
     """Only a maximum and a weighted mean cannot leave virtual tokens out."""
     model = with_pooling(adapted("bert"), pooling)
     if policy in ("ignore", "strip") and pooling in ("max", "weightedmean"):
@@ -101,7 +93,7 @@ def test_every_policy_and_pooling_is_exact_or_refused(pooling: str | tuple[str, 
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "albert", "distilbert"])
-def test_cls_is_exact_where_learned_positions_are_added_to_the_words(architecture: str) -> None:
+def test_cls_is_exact_where_learned_positions_are_added_to_the_words(architecture: str, adapted: Any) -> None:
     """The text's own first token stands before the virtual ones, and is what it was behind them."""
     model = with_pooling(adapted(architecture), "cls")
     merged = merge_and_unload(model)
@@ -114,7 +106,7 @@ def test_cls_is_exact_where_learned_positions_are_added_to_the_words(architectur
 
 
 @pytest.mark.parametrize("architecture", ["mpnet", "deberta-v2", "modernbert", "llama", "opt"])
-def test_cls_is_refused_elsewhere_with_what_to_use(architecture: str) -> None:
+def test_cls_is_refused_elsewhere_with_what_to_use(architecture: str, adapted: Any) -> None:
     """Where positions are relative, rotary, or a token does not see those behind it."""
     model = with_pooling(adapted(architecture), "cls")
     with refused(model, UnsupportedModelError, 'virtual_tokens="pool"', "mean", "peft_hooks.export_onnx"):
@@ -122,7 +114,7 @@ def test_cls_is_refused_elsewhere_with_what_to_use(architecture: str) -> None:
     assert apart(model, merge_and_unload(model, virtual_tokens="pool"), virtual_tokens="pool") <= 1e-5
 
 
-def test_no_special_token_in_front_of_a_text_is_named() -> None:
+def test_no_special_token_in_front_of_a_text_is_named(adapted: Any) -> None:
     """A GPT-2 tokenizer puts none there, so that cls is a word of the text."""
     model = with_pooling(adapted("gpt2"), "cls")
     with refused(model, UnsupportedModelError, "puts no special token there"):
@@ -130,7 +122,7 @@ def test_no_special_token_in_front_of_a_text_is_named() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "bert"])
-def test_left_padding_that_moves_a_text_is_replaced_and_said(architecture: str) -> None:
+def test_left_padding_that_moves_a_text_is_replaced_and_said(architecture: str, adapted: Any) -> None:
     """Where the backbone counts positions from the first column, padding or not."""
     model = adapted(architecture, padding_side="left")
     with pytest.warns(UserWarning, match="pads on the right: its backbone's own left padding moves a text"):
@@ -139,7 +131,7 @@ def test_left_padding_that_moves_a_text_is_replaced_and_said(architecture: str) 
 
 
 @pytest.mark.parametrize("architecture", ["llama", "t5", "roberta", "qwen2"])
-def test_left_padding_stays_where_it_is_right(architecture: str) -> None:
+def test_left_padding_stays_where_it_is_right(architecture: str, adapted: Any) -> None:
     """And there is nothing to say."""
     model = adapted(architecture, padding_side="left", pooling="lasttoken")
     merged = merge_and_unload(model)
@@ -148,13 +140,13 @@ def test_left_padding_stays_where_it_is_right(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["weightedmean", "cls"])
-def test_pooling_that_counts_columns_pads_on_the_right(pooling: str) -> None:
+def test_pooling_that_counts_columns_pads_on_the_right(pooling: str, adapted: Any) -> None:
     """As releases before this one count from the first column, whatever this one does."""
     model = with_pooling(adapted("roberta", padding_side="left"), pooling)
     assert merge_and_unload(model).tokenizer.padding_side == "right"
 
 
-def test_what_the_hooks_on_the_model_were_asked_for_holds() -> None:
+def test_what_the_hooks_on_the_model_were_asked_for_holds(adapted: Any) -> None:
     """Their policy and task, unless others are given; the hooks stay."""
     model = adapted("bert", "multitask_prompt_tuning")
     handle = register_prompt_mask_hooks(model, task_id=2, virtual_tokens="ignore")
@@ -167,7 +159,7 @@ def test_what_the_hooks_on_the_model_were_asked_for_holds() -> None:
     assert distance(encoded(merge_and_unload(model, virtual_tokens="auto")), before) > 1e-3
 
 
-def test_a_task_has_to_be_named() -> None:
+def test_a_task_has_to_be_named(adapted: Any) -> None:
     """One of those that there are."""
     model = adapted("bert", "multitask_prompt_tuning")
     with refused(model, ValueError, "each of its 3 tasks", "task_id=0"):
@@ -175,14 +167,14 @@ def test_a_task_has_to_be_named() -> None:
     with refused(model, ValueError, "task_id=3"):
         merge_and_unload(model, task_id=3)
     single = adapted("bert")
-    with refused(single, ValueError, "task_id=0 is given, but no adapter has tasks"):
+    with refused(single, ValueError, "task_id=0", "no adapter has tasks"):
         merge_and_unload(single, task_id=0)
     with refused(single, ValueError, "virtual_tokens='all' is not a policy"):
         merge_and_unload(single, virtual_tokens="all")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "prefix_tuning_projection", "cartridge"])
-def test_keys_and_values_are_no_words(method: str) -> None:
+def test_keys_and_values_are_no_words(method: str, adapted: Any) -> None:
     """They are refused by name, with what serves them."""
     model = adapted("bert", method)
     name = "CARTRIDGE" if method == "cartridge" else "PREFIX_TUNING"
@@ -190,13 +182,13 @@ def test_keys_and_values_are_no_words(method: str) -> None:
         merge_and_unload(model)
 
 
-def test_what_is_not_a_prompt_is_refused() -> None:
+def test_what_is_not_a_prompt_is_refused(plain: Any, adapted: Any) -> None:
     """LoRA, no adapter, no model, no values."""
     lora = adapted("bert", "lora")
     with refused(lora, UnsupportedModelError, "the adapter is LORA", "PeftModel.merge_and_unload()"):
         merge_and_unload(lora)
     none = plain("bert")
-    with refused(none, UnsupportedModelError, "has no PEFT adapter, so it is plain already"):
+    with refused(none, UnsupportedModelError, "no PEFT adapter", "plain already"):
         merge_and_unload(none)
     with pytest.raises(TypeError, match="expected a SentenceTransformer"):
         merge_and_unload("minilm")  # type: ignore[arg-type]
@@ -204,7 +196,7 @@ def test_what_is_not_a_prompt_is_refused() -> None:
         merge_and_unload(nn.Linear(2, 2))
 
 
-def test_a_pooling_that_leaves_the_prompt_out_is_refused() -> None:
+def test_a_pooling_that_leaves_the_prompt_out_is_refused(adapted: Any) -> None:
     """It would leave the virtual tokens out with it."""
     model = with_pooling(adapted("bert"), "mean", include_prompt=False)
     for policy in POLICIES:
@@ -212,7 +204,7 @@ def test_a_pooling_that_leaves_the_prompt_out_is_refused() -> None:
             merge_and_unload(model, virtual_tokens=policy)  # type: ignore[arg-type]
 
 
-def test_a_slow_tokenizer_is_refused() -> None:
+def test_a_slow_tokenizer_is_refused(adapted: Any) -> None:
     """It has no post-processor."""
     from transformers import CanineTokenizer
 
@@ -229,7 +221,7 @@ class Larger(Hook):
         return {**output, "token_embeddings": output["token_embeddings"] * 2}
 
 
-def test_what_differs_is_refused_with_the_numbers() -> None:
+def test_what_differs_is_refused_with_the_numbers(adapted: Any) -> None:
     """A hook of the user's own changes the embeddings, which no plain model does; everything is left as it was."""
     model = adapted("bert")
     registry = HookRegistry(model)
@@ -240,7 +232,7 @@ def test_what_differs_is_refused_with_the_numbers() -> None:
     assert apart(model, merge_and_unload(model)) <= 1e-5
 
 
-def test_an_exception_leaves_the_model_as_it_was() -> None:
+def test_an_exception_leaves_the_model_as_it_was(adapted: Any) -> None:
     """Wherever it is raised: here in the model's own forward, the third time."""
     model = adapted("bert").train()
     calls: list[int] = []
@@ -257,7 +249,7 @@ def test_an_exception_leaves_the_model_as_it_was() -> None:
     assert model.training and model[0].training
 
 
-def test_lengths_have_room_for_the_virtual_tokens() -> None:
+def test_lengths_have_room_for_the_virtual_tokens(adapted: Any) -> None:
     """``max_seq_length`` and ``model_max_length``: a text is cut where it was."""
     model = adapted("bert", max_seq_length=20)
     merged = merge_and_unload(model)
@@ -267,15 +259,15 @@ def test_lengths_have_room_for_the_virtual_tokens() -> None:
     assert apart(model, merged) <= 1e-5
 
 
-def test_positions_that_virtual_tokens_take_are_not_there_for_text() -> None:
+def test_positions_that_virtual_tokens_take_are_not_there_for_text(adapted: Any) -> None:
     """A text is cut where the hooks cut it: the backbone has 132 positions."""
     model = adapted("bert", max_seq_length=132)
-    with pytest.warns(UserWarning, match="max_seq_length is lowered from 132 to 128"):
+    with pytest.warns(UserWarning, match=r"max_seq_length .*from 132 to 128"):
         merged = merge_and_unload(model)
     assert merged.max_seq_length == 132 == model.max_seq_length
 
 
-def test_what_follows_pooling_and_all_settings_stay() -> None:
+def test_what_follows_pooling_and_all_settings_stay(adapted: Any) -> None:
     """Modules, prompts, similarity, truncation of embeddings, the card."""
     model = adapted("bert")
     modules = pipeline_modules()
@@ -298,7 +290,7 @@ def test_what_follows_pooling_and_all_settings_stay() -> None:
         assert merged.model_card_data is not model.model_card_data
 
 
-def test_word_weights_of_ones_own_know_the_new_tokens() -> None:
+def test_word_weights_of_ones_own_know_the_new_tokens(adapted: Any) -> None:
     """They weigh what unknown words weigh; nothing where virtual tokens do not count."""
     base = adapted("bert")
     names = list(base.tokenizer.get_vocab())
@@ -312,7 +304,7 @@ def test_word_weights_of_ones_own_know_the_new_tokens() -> None:
         assert apart(model, merged, virtual_tokens=policy) <= 1e-5
 
 
-def test_hidden_layers_are_merged_too() -> None:
+def test_hidden_layers_are_merged_too(adapted: Any) -> None:
     """A module that weighs layers is given the virtual tokens' rows in each."""
     needs(RELEASE >= (3, 0), "WeightedLayerPooling needs a config that keeps hidden states")
     base = adapted("bert", output_hidden_states=True)
@@ -323,7 +315,7 @@ def test_hidden_layers_are_merged_too() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_types_of_numbers(dtype: torch.dtype) -> None:
+def test_other_types_of_numbers(dtype: torch.dtype, adapted: Any) -> None:
     """The rows are rounded to them, as the hooked model does."""
     model = adapted("bert").to(dtype)
     merged = merge_and_unload(model)
@@ -333,7 +325,7 @@ def test_other_types_of_numbers(dtype: torch.dtype) -> None:
     assert distance(encoded(merged), truth) <= 4 * torch.finfo(dtype).eps * float(truth.abs().max())
 
 
-def test_embeddings_that_are_multiplied_are_divided() -> None:
+def test_embeddings_that_are_multiplied_are_divided(adapted: Any) -> None:
     """Gemma 3's module multiplies its rows by the root of its width, and not what is given as embeddings."""
     model = adapted("gemma3_text")
     rows = backbone_of(model).prompt_encoder["default"].embedding.weight.detach()
@@ -356,7 +348,7 @@ def test_embeddings_that_are_multiplied_are_divided() -> None:
     ],
 )
 def test_real_tokenizers_of_each_kind(
-    architecture: str, kind: str, post: str, of_class: str | None, tmp_path: Path
+    architecture: str, kind: str, post: str, of_class: str | None, tmp_path: Path, put: Any
 ) -> None:
     """Merged, saved and loaded, as the class that writes a post-processor of its own when it is loaded."""
     tokenizer = trained(kind)
@@ -373,7 +365,7 @@ def test_real_tokenizers_of_each_kind(
     assert apart(model, kind_of_model(str(tmp_path / "merged"), device="cpu")) <= 1e-5
 
 
-def test_it_is_saved_and_loaded_without_peft_and_this_library(tmp_path: Path) -> None:
+def test_it_is_saved_and_loaded_without_peft_and_this_library(tmp_path: Path, adapted: Any) -> None:
     """In a process in which neither can be imported."""
     model = adapted("bert")
     merged = merge_and_unload(model)
@@ -390,7 +382,7 @@ def test_it_is_saved_and_loaded_without_peft_and_this_library(tmp_path: Path) ->
     assert float(run.stdout.split()[-1]) <= 1e-6
 
 
-def test_copies_and_a_second_prompt() -> None:
+def test_copies_and_a_second_prompt(adapted: Any) -> None:
     """A merged model can be copied, and tuned and merged again."""
     model = adapted("bert")
     merged = copy.deepcopy(merge_and_unload(model))
@@ -403,7 +395,7 @@ def test_copies_and_a_second_prompt() -> None:
     assert again.max_seq_length == model.max_seq_length + VIRTUAL_TOKENS + 2
 
 
-def test_the_random_state_stays() -> None:
+def test_the_random_state_stays(adapted: Any) -> None:
     """Growing the vocabulary draws numbers for rows that are then replaced."""
     model = adapted("bert")
     torch.manual_seed(1)
@@ -413,7 +405,7 @@ def test_the_random_state_stays() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_one_of_a_router_is_merged_alone() -> None:
+def test_one_of_a_router_is_merged_alone(adapted: Any) -> None:
     """Two Transformers have two tokenizers, and each is a model of its own."""
     needs(RELEASE >= (5, 0), "Router came with 5.0")
     router = getattr(pipeline_modules(), "Router", None)

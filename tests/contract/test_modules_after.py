@@ -13,8 +13,8 @@ from peft_hooks import prompt_mask_hooks, register_prompt_mask_hooks
 from peft_hooks.errors import DimensionError, UnsupportedModelError
 from peft_hooks.testing.models import VOCABULARY, pipeline_modules
 
+from ..tools.checks import RELEASE, TEXTS, distance, encoded, needs
 from ..tools.reference import reference_rows_of_padded, reference_token_embeddings, wrapped_backbone
-from .support import RELEASE, TEXTS, adapted, distance, encoded, needs
 
 WEIGHTS = {"cat": 3.0, "the": 0.2, "dog": 2.5, "boat": 1.5, "moon": 4.0, "[CLS]": 0.1}
 UNKNOWN = 0.7
@@ -61,7 +61,7 @@ def word_weights() -> nn.Module:
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_word_weights_give_virtual_tokens_the_weight_of_unknown_words(policy: str, side: str) -> None:
+def test_word_weights_give_virtual_tokens_the_weight_of_unknown_words(policy: str, side: str, adapted: Any) -> None:
     """A weighted mean counts virtual tokens as unknown words, or not at all."""
     model = piped(adapted("bert", padding_side=side), word_weights())
     truth = []
@@ -75,7 +75,7 @@ def test_word_weights_give_virtual_tokens_the_weight_of_unknown_words(policy: st
         assert_embeddings(model, torch.stack(truth))
 
 
-def test_word_weights_crash_without_hooks() -> None:
+def test_word_weights_crash_without_hooks(adapted: Any) -> None:
     """What this is about: virtual tokens have no ids to look weights up by."""
     model = piped(adapted("bert"), word_weights())
     with pytest.raises(RuntimeError):
@@ -83,7 +83,7 @@ def test_word_weights_crash_without_hooks() -> None:
 
 
 @pytest.mark.parametrize("output", ["token_embeddings", None])
-def test_word_weights_leave_one_row_per_token_of_the_text(output: str | None) -> None:
+def test_word_weights_leave_one_row_per_token_of_the_text(output: str | None, adapted: Any) -> None:
     """What follows sees the text's rows, ids and mask of one length."""
     model = piped(adapted("bert"), word_weights())
     with prompt_mask_hooks(model):
@@ -101,7 +101,7 @@ class Following(nn.Module):
         return features
 
 
-def test_padding_that_a_module_reads_has_the_positions_that_follow_the_text() -> None:
+def test_padding_that_a_module_reads_has_the_positions_that_follow_the_text(adapted: Any) -> None:
     """As it has without an adapter: only where nothing reads padding may its positions be anything."""
     model = piped(adapted("bert"), Following())
     shortest, *_, longest = sorted(TEXTS, key=len)
@@ -130,7 +130,7 @@ def convolved(rows: Tensor, cnn: Any) -> Tensor:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "lora"])
-def test_a_cnn_reads_no_padding(method: str, policy: str, side: str) -> None:
+def test_a_cnn_reads_no_padding(method: str, policy: str, side: str, adapted: Any) -> None:
     """Beside the text's first and last token a kernel finds virtual tokens or zeros, never another text's padding."""
     cnn = made("CNN", 32, out_channels=8, kernel_sizes=[1, 3, 5])
     model = piped(adapted("bert", method, padding_side=side), cnn)
@@ -165,7 +165,7 @@ def _of_depth(model: Any, text: str, depth: int, total: int) -> Tensor:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_weighted_layers_get_every_layer(method: str, policy: str, side: str) -> None:
+def test_weighted_layers_get_every_layer(method: str, policy: str, side: str, adapted: Any) -> None:
     """Hidden states come out although PEFT switches them off, and virtual tokens in them follow the policy."""
     weights = torch.tensor([0.3, 1.7])
     pool = made("WeightedLayerPooling", 32, num_hidden_layers=2, layer_start=1, layer_weights=nn.Parameter(weights))
@@ -179,14 +179,14 @@ def test_weighted_layers_get_every_layer(method: str, policy: str, side: str) ->
         assert_embeddings(model, torch.stack(truth))
 
 
-def test_weighted_layers_without_layers_are_told_so() -> None:
+def test_weighted_layers_without_layers_are_told_so(adapted: Any) -> None:
     """A backbone that is not asked for hidden states: 5.4 and later pool the last layer silently, the check raises."""
     model = piped(adapted("bert"), made("WeightedLayerPooling", 32, num_hidden_layers=2, layer_start=1))
     with prompt_mask_hooks(model), pytest.raises((DimensionError, KeyError), match="all_layer_embeddings"):
         encoded(model)
 
 
-def test_an_lstm_after_a_transformer_is_refused() -> None:
+def test_an_lstm_after_a_transformer_is_refused(adapted: Any) -> None:
     """No release gives an LSTM the lengths that it needs after a Transformer: refused with the way out."""
     model = piped(adapted("bert"), made("LSTM", 32, 8))
     with pytest.raises(UnsupportedModelError) as caught:
@@ -206,7 +206,7 @@ class Lengths(nn.Module):
 
 
 @pytest.mark.parametrize("policy", ["auto", "pool", "strip"])
-def test_an_lstm_reads_virtual_tokens_and_the_whole_text(policy: str) -> None:
+def test_an_lstm_reads_virtual_tokens_and_the_whole_text(policy: str, adapted: Any) -> None:
     """With lengths from a module of the user's, the LSTM runs over virtual tokens and text, not cut at the end."""
     from sentence_transformers import SentenceTransformer
 
@@ -221,7 +221,7 @@ def test_an_lstm_reads_virtual_tokens_and_the_whole_text(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_dense_normalize_and_layer_norm_come_after_pooling(policy: str) -> None:
+def test_dense_normalize_and_layer_norm_come_after_pooling(policy: str, adapted: Any) -> None:
     """What follows Pooling maps the pooled embedding, whatever virtual tokens there were."""
     dense, norm = made("Dense", 32, 12), made("LayerNorm", 12)
     model = piped(adapted("bert"), after=(dense, norm, made("Normalize")))
@@ -236,7 +236,7 @@ def test_dense_normalize_and_layer_norm_come_after_pooling(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_dense_maps_tokens_before_pooling(policy: str) -> None:
+def test_dense_maps_tokens_before_pooling(policy: str, adapted: Any) -> None:
     """A Dense on token embeddings maps every row, virtual tokens among them, before the mean."""
     needs(RELEASE >= (5, 4), "Dense maps sentence embeddings only before 5.4")
     dense = made("Dense", 32, 32, module_input_name="token_embeddings", module_output_name="token_embeddings")

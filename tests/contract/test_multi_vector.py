@@ -9,36 +9,14 @@ import torch
 from torch import Tensor
 
 from peft_hooks import UnsupportedModelError, add_prompt_adapter, check_padding_invariance, diagnose, prompt_mask_hooks
-from peft_hooks.testing import tiny_model
 
+from ..tools.checks import RELEASE, TASK, TEXTS, distance, options_for
 from ..tools.reference import reference_rows_of_padded, reference_token_embeddings
-from .support import RELEASE, TASK, TEXTS, distance, options_for, put
+from ..tools.wording import assert_says
 
 pytestmark = pytest.mark.skipif(RELEASE < (6, 0), reason="MultiVectorEncoder came with Sentence Transformers 6.0")
 METHODS = ("prompt_tuning", "p_tuning", "multitask_prompt_tuning", "prefix_tuning", "cartridge", "lora")
 SKIPPED = ["the", "a", ","]
-
-
-def multi_vector(architecture: str = "bert", method: str | None = "prompt_tuning", **options: Any) -> Any:
-    """Build a tiny MultiVectorEncoder: a Transformer, a Dense on tokens, a mask and Normalize."""
-    from sentence_transformers import MultiVectorEncoder
-    from sentence_transformers.base.modules import Dense
-    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-    from sentence_transformers.sentence_transformer.modules import Normalize
-
-    expansion = options.pop("query_expansion", None)
-    side = options.pop("padding_side", "right")
-    base = tiny_model(architecture, padding_side=side)
-    if method is not None:
-        put(base, method)
-    torch.manual_seed(0)
-    names = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
-    dense = Dense(32, 8, bias=False, activation_function=torch.nn.Identity(), **names)
-    modules = [base[0], dense, MultiVectorMask(**options), Normalize(module_input_name="token_embeddings")]
-    model = MultiVectorEncoder(modules=modules, device="cpu").eval()
-    if expansion is not None:
-        model[0].query_expansion = expansion
-    return model
 
 
 def projected(model: Any, rows: Tensor) -> Tensor:
@@ -68,7 +46,7 @@ def assert_vectors(encode: Any, truths: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("method", METHODS)
-def test_one_vector_per_token_of_the_text(method: str, side: str) -> None:
+def test_one_vector_per_token_of_the_text(method: str, side: str, multi_vector: Any) -> None:
     """Documents and queries have the vectors of their tokens, with every method and padding."""
     model = multi_vector("bert", method, padding_side=side)
     truths = [by_hand(model, text) for text in TEXTS]
@@ -79,7 +57,7 @@ def test_one_vector_per_token_of_the_text(method: str, side: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "modernbert", "qwen3"])
-def test_other_backbones(architecture: str) -> None:
+def test_other_backbones(architecture: str, multi_vector: Any) -> None:
     """The same on backbones that count positions otherwise."""
     model = multi_vector(architecture)
     with prompt_mask_hooks(model):
@@ -87,7 +65,7 @@ def test_other_backbones(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["auto", "strip", "ignore", "pool"])
-def test_a_skiplist_drops_tokens_of_the_text(policy: str) -> None:
+def test_a_skiplist_drops_tokens_of_the_text(policy: str, multi_vector: Any) -> None:
     """Words of the skiplist are dropped from documents; virtual tokens are vectors with "pool" only."""
     model = multi_vector(skiplist_words=SKIPPED)
     with prompt_mask_hooks(model, virtual_tokens=policy):
@@ -110,7 +88,9 @@ def expanded(model: Any, text: str, pooled: bool) -> Tensor:
 @pytest.mark.parametrize("policy", ["auto", "pool", "ignore"])
 @pytest.mark.parametrize("attend", [False, True])
 @pytest.mark.parametrize("strategy", ["fixed", "min"])
-def test_query_expansion_is_scored_at_its_own_positions(strategy: str, attend: bool, policy: str) -> None:
+def test_query_expansion_is_scored_at_its_own_positions(
+    strategy: str, attend: bool, policy: str, multi_vector: Any
+) -> None:
     """An expansion that nothing attends to is read at the positions that follow the text, behind virtual tokens."""
     expansion = {"strategy": strategy, "length": 12, "attend": attend, "token": "[UNK]"}
     model = multi_vector(query_expansion=expansion)
@@ -119,7 +99,7 @@ def test_query_expansion_is_scored_at_its_own_positions(strategy: str, attend: b
         assert_vectors(model.encode_query, truths)
 
 
-def test_similarity_is_that_of_the_vectors() -> None:
+def test_similarity_is_that_of_the_vectors(multi_vector: Any) -> None:
     """MaxSim over the vectors computed by hand."""
     model = multi_vector()
     with prompt_mask_hooks(model):
@@ -130,14 +110,14 @@ def test_similarity_is_that_of_the_vectors() -> None:
     assert distance(found, truth) <= 1e-3
 
 
-def test_without_hooks_it_crashes_or_scores_virtual_tokens() -> None:
+def test_without_hooks_it_crashes_or_scores_virtual_tokens(multi_vector: Any) -> None:
     """What this is about."""
     model = multi_vector(skiplist_words=SKIPPED)
     with pytest.raises((RuntimeError, IndexError)):
         model.encode_document(list(TEXTS))
 
 
-def test_add_prompt_adapter() -> None:
+def test_add_prompt_adapter(multi_vector: Any) -> None:
     """The adapter and the hooks in one call."""
     from peft import PromptTuningConfig
 
@@ -147,7 +127,7 @@ def test_add_prompt_adapter() -> None:
     assert_vectors(model.encode_document, [by_hand(model, text) for text in TEXTS])
 
 
-def test_the_check_of_a_user_compares_one_vector_per_token() -> None:
+def test_the_check_of_a_user_compares_one_vector_per_token(multi_vector: Any) -> None:
     """``check_padding_invariance`` is content with hooks; a number of vectors that depends on the batch is infinite."""
     model = multi_vector()
     with prompt_mask_hooks(model):
@@ -160,12 +140,13 @@ def test_the_check_of_a_user_compares_one_vector_per_token() -> None:
     assert check_padding_invariance(Longer(), TEXTS).largest_difference == float("inf")
 
 
-def test_the_doctor_names_what_compares_several_vectors_of_a_text() -> None:
+def test_the_doctor_names_what_compares_several_vectors_of_a_text(multi_vector: Any) -> None:
     """It compares single vectors alone."""
     with pytest.raises(UnsupportedModelError) as caught:
         diagnose(multi_vector())
-    assert str(caught.value) == (
-        "a MultiVectorEncoder gives several vectors for a text, which are not compared here: diagnose a "
-        "SentenceTransformer, or use peft_hooks.check_padding_invariance(model, texts) and "
-        "peft_hooks.trace_shapes(model)"
+    assert_says(
+        caught.value,
+        "MultiVectorEncoder | several vectors | SentenceTransformer",
+        "peft_hooks.check_padding_invariance(model, texts)",
+        "peft_hooks.trace_shapes(model)",
     )

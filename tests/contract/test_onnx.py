@@ -15,16 +15,13 @@ from torch import nn
 import peft_hooks
 from peft_hooks import UnsupportedModelError, export_onnx, prompt_mask_hooks, register_prompt_mask_hooks
 from peft_hooks.cli.main import main
-from peft_hooks.testing import POOLING_MODES, TEXTS, assert_no_hooks_left
+from peft_hooks.testing import POOLING_MODES, assert_no_hooks_left
 from peft_hooks.testing.models import pipeline_modules
 
 from ..tools import cross
+from ..tools.checks import OTHERS, RELEASE, TASK, options_for
 from ..tools.methods import Unavailable
-from .support import RELEASE, TASK, adapted, options_for
-from .test_multi_vector import multi_vector
-from .test_router import routed
-from .test_sparse_encoder import put as put_sparse
-from .test_sparse_encoder import sparse
+from ..tools.wording import assert_says
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
@@ -32,9 +29,6 @@ ort = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed
 tokenizers = pytest.importorskip("tokenizers")
 
 pytestmark = pytest.mark.slow
-
-OTHERS = ("rain", "a cat", "", "the moon and the stars", *TEXTS, " ".join(TEXTS * 3))
-"""Texts that the export itself never saw: of one token, of none, and beyond what the model takes."""
 
 
 def run(folder: Path, texts: Sequence[Any], side: str = "right", **more: Any) -> Any:
@@ -81,7 +75,7 @@ def far(folder: Path, model: Any, texts: Sequence[str]) -> float:
     ],
 )
 def test_a_graph_is_the_hooked_model_on_shapes_that_it_never_saw(
-    architecture: str, method: str, pooling: Any, side: str, tmp_path: Path
+    architecture: str, method: str, pooling: Any, side: str, tmp_path: Path, adapted: Any
 ) -> None:
     model = adapted(architecture, method, pooling=pooling, padding_side=side)
     with prompt_mask_hooks(model, **options_for(method)):
@@ -94,7 +88,7 @@ def test_a_graph_is_the_hooked_model_on_shapes_that_it_never_saw(
 
 
 @pytest.mark.parametrize("policy", ["pool", "ignore", "strip"])
-def test_a_graph_keeps_to_the_policy_in_every_pooling(policy: Any, tmp_path: Path) -> None:
+def test_a_graph_keeps_to_the_policy_in_every_pooling(policy: Any, tmp_path: Path, adapted: Any) -> None:
     model = adapted("bert", "prompt_tuning", pooling=POOLING_MODES, padding_side="left")
     export_onnx(model, tmp_path / "model.onnx", virtual_tokens=policy)
     with prompt_mask_hooks(model, virtual_tokens=policy):
@@ -104,7 +98,7 @@ def test_a_graph_keeps_to_the_policy_in_every_pooling(policy: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_a_prompt_that_is_left_out_is_told_to_the_graph(method: str, tmp_path: Path) -> None:
+def test_a_prompt_that_is_left_out_is_told_to_the_graph(method: str, tmp_path: Path, adapted: Any) -> None:
     """Texts with prompts of different lengths, and with none, may be in one batch."""
     model = adapted("bert", method, include_prompt=False)
     model.prompts = {"query": "query : ", "long": "task search for passage : "}
@@ -121,7 +115,7 @@ def test_a_prompt_that_is_left_out_is_told_to_the_graph(method: str, tmp_path: P
         assert abs(found[2] - model.encode("rain falls")).max() < 1e-5
 
 
-def test_a_prompt_that_cannot_be_left_out_is_refused_with_the_numbers(tmp_path: Path) -> None:
+def test_a_prompt_that_cannot_be_left_out_is_refused_with_the_numbers(tmp_path: Path, adapted: Any) -> None:
     model = adapted("bert", "prefix_tuning", pooling="weightedmean", include_prompt=False)
     try:
         export_onnx(model, tmp_path / "model.onnx")
@@ -133,7 +127,7 @@ def test_a_prompt_that_cannot_be_left_out_is_refused_with_the_numbers(tmp_path: 
         assert (tmp_path / "model.onnx").is_file()
 
 
-def test_what_follows_pooling_is_in_the_graph(tmp_path: Path) -> None:
+def test_what_follows_pooling_is_in_the_graph(tmp_path: Path, adapted: Any) -> None:
     from sentence_transformers import SentenceTransformer
 
     modules, model = pipeline_modules(), adapted("bert", "prompt_tuning")
@@ -170,7 +164,7 @@ def test_a_cross_encoder_gives_the_scores_of_predict(
 @pytest.mark.skipif(RELEASE < (5, 0), reason="SparseEncoder came with Sentence Transformers 5.0")
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 def test_a_sparse_encoder_gives_a_weight_for_each_word_where_its_length_is_no_constant(
-    method: str, tmp_path: Path
+    method: str, tmp_path: Path, sparse: Any, put_sparse: Any
 ) -> None:
     """SpladePooling goes over the positions in a loop of Python's in some releases, which makes their number one."""
     model = sparse("bert")
@@ -193,28 +187,28 @@ def test_a_sparse_encoder_gives_a_weight_for_each_word_where_its_length_is_no_co
 
 
 @pytest.mark.skipif(RELEASE < (6, 0), reason="MultiVectorEncoder came with Sentence Transformers 6.0")
-def test_a_multi_vector_encoder_is_refused(tmp_path: Path) -> None:
+def test_a_multi_vector_encoder_is_refused(tmp_path: Path, multi_vector: Any) -> None:
     with pytest.raises(UnsupportedModelError, match=r"MultiVectorEncoder .* serve it with peft_hooks\.load"):
         export_onnx(multi_vector(), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_routes_are_refused(tmp_path: Path) -> None:
+def test_routes_are_refused(tmp_path: Path, adapted: Any, routed: Any) -> None:
     one, other = adapted("bert", "prompt_tuning"), adapted("bert", "prompt_tuning")
     model = routed([], [one[1]], query=[one[0]], document=[other[0]])
-    with pytest.raises(UnsupportedModelError, match="has a Router, which chooses the modules of a text by its task"):
+    with pytest.raises(UnsupportedModelError, match=r"a Router.* by its task"):
         export_onnx(model, tmp_path / "model.onnx")
 
 
 def test_a_folder_is_made_of_sentence_embeddings_only(tmp_path: Path) -> None:
     model = cross.tiny_cross_encoder("bert")
     cross.put_adapter(model, "prompt_tuning")
-    with pytest.raises(UnsupportedModelError, match=r"a folder can be made of a SentenceTransformer, .* a file"):
+    with pytest.raises(UnsupportedModelError, match=r"a folder .*a SentenceTransformer.* a file"):
         export_onnx(model, tmp_path / "served")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_default_prompt_is_the_callers_to_put_before_a_text(tmp_path: Path) -> None:
+def test_a_default_prompt_is_the_callers_to_put_before_a_text(tmp_path: Path, adapted: Any) -> None:
     model = adapted("bert", "prompt_tuning")
     model.prompts, model.default_prompt_name = {"query": "query : "}, "query"
     report = export_onnx(model, tmp_path / "model.onnx")
@@ -225,14 +219,14 @@ def test_a_default_prompt_is_the_callers_to_put_before_a_text(tmp_path: Path) ->
     assert abs(run(tmp_path, ["query : a cat", "query : the moon and the stars"]) - right).max() < 1e-5
 
 
-def test_the_command_says_what_was_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_was_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str], adapted: Any) -> None:
     model = adapted("bert", "prefix_tuning", path=tmp_path / "base")
     handle = register_prompt_mask_hooks(model, virtual_tokens="ignore")
     peft_hooks.save(model, tmp_path / "tuned")
     (tmp_path / "out").mkdir()
     assert main(["export", str(tmp_path / "tuned"), str(tmp_path / "out" / "model.onnx")]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("Compared 6 texts of up to 64 tokens in 8 batches, padded left and right: largest diff")
+    assert_says(said.out, "6 texts | 64 tokens | 8 batches")
     assert f"Wrote {tmp_path / 'out' / 'model.onnx'}" in said.err
     assert far(tmp_path / "out", model, OTHERS) < 1e-5
     handle.remove()
@@ -268,7 +262,7 @@ def rules_of(model: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("hooked", [True, False])
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
-def test_the_model_stays_as_it_was(architecture: str, hooked: bool, tmp_path: Path) -> None:
+def test_the_model_stays_as_it_was(architecture: str, hooked: bool, tmp_path: Path, adapted: Any) -> None:
     model = adapted(architecture, "prefix_tuning").train()
     model[1].eval()
     if hooked:
@@ -291,20 +285,20 @@ class Breaks(nn.Module):
         return features
 
 
-def test_what_cannot_be_exported_is_refused_in_words_and_leaves_nothing(tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_refused_in_words_and_leaves_nothing(tmp_path: Path, adapted: Any) -> None:
     from sentence_transformers import SentenceTransformer
 
     inner = adapted("bert", "prompt_tuning")
     model = SentenceTransformer(modules=[inner[0], inner[1], Breaks()], device="cpu").train()
     register_prompt_mask_hooks(model)
     before = state_of(model)
-    with pytest.raises(UnsupportedModelError, match=r"cannot export the backbone 'bert' of transformers"):
+    with pytest.raises(UnsupportedModelError, match=r"cannot export .*'bert' of transformers"):
         export_onnx(model, tmp_path / "new" / "model.onnx")
     assert not list(tmp_path.iterdir())
     assert state_of(model) == before
 
 
-def test_a_tokenizer_that_no_file_says_is_refused_by_the_comparison(tmp_path: Path) -> None:
+def test_a_tokenizer_that_no_file_says_is_refused_by_the_comparison(tmp_path: Path, adapted: Any) -> None:
     """Texts are lowered before the tokenizer by a module of old releases, or by a wrapper of one's own."""
     model = adapted("bert", "prompt_tuning")
     model.tokenizer.backend_tokenizer.normalizer = None  # the vocabulary has no capitals
@@ -312,15 +306,15 @@ def test_a_tokenizer_that_no_file_says_is_refused_by_the_comparison(tmp_path: Pa
     name = "preprocess" if hasattr(model[0], "preprocess") else "tokenize"
     original = getattr(model[0], name)
     setattr(model[0], name, lambda texts, *more, **named: original([str(t).lower() for t in texts], *more, **named))
-    with pytest.raises(UnsupportedModelError, match=r"is not the hooked model: sentence_embedding differs by"):
+    with pytest.raises(UnsupportedModelError, match=r"not the hooked model.* sentence_embedding differs by"):
         export_onnx(model, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_only_what_an_export_wrote_is_replaced(tmp_path: Path) -> None:
+def test_only_what_an_export_wrote_is_replaced(tmp_path: Path, adapted: Any) -> None:
     model = adapted("bert", "prompt_tuning")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(peft_hooks.SaveError, match=r"tokenizer\.json: it was not written by peft_hooks\.export_onnx"):
+    with pytest.raises(peft_hooks.SaveError, match=r"tokenizer\.json: .*not written by peft_hooks\.export_onnx"):
         export_onnx(model, tmp_path / "model.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
     (tmp_path / "tokenizer.json").unlink()
@@ -330,7 +324,7 @@ def test_only_what_an_export_wrote_is_replaced(tmp_path: Path) -> None:
     assert tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).padding["direction"] == "left"
 
 
-def test_a_folder_has_all_that_sentence_transformers_reads(tmp_path: Path) -> None:
+def test_a_folder_has_all_that_sentence_transformers_reads(tmp_path: Path, adapted: Any) -> None:
     model = adapted("bert", "prompt_tuning", pooling=("mean", "max"))
     model.prompts = {"query": "query : "}
     with prompt_mask_hooks(model):
@@ -346,7 +340,7 @@ def test_a_folder_has_all_that_sentence_transformers_reads(tmp_path: Path) -> No
     }
 
 
-def test_multitask_prompt_tuning_needs_a_task(tmp_path: Path) -> None:
+def test_multitask_prompt_tuning_needs_a_task(tmp_path: Path, adapted: Any) -> None:
     model = adapted("bert", "multitask_prompt_tuning")
     export_onnx(model, tmp_path / "model.onnx", task_id=TASK)
     with prompt_mask_hooks(model, task_id=TASK):
@@ -355,7 +349,7 @@ def test_multitask_prompt_tuning_needs_a_task(tmp_path: Path) -> None:
         assert far(tmp_path, model, OTHERS) > 1e-3
 
 
-def test_half_precision_that_onnx_runtime_cannot_run_is_refused_in_words(tmp_path: Path) -> None:
+def test_half_precision_that_onnx_runtime_cannot_run_is_refused_in_words(tmp_path: Path, adapted: Any) -> None:
     model = adapted("bert", "prompt_tuning").to(torch.bfloat16)
     with pytest.raises(UnsupportedModelError, match=r"weights are torch\.bfloat16 .*model\.float\(\)"):
         export_onnx(model, tmp_path / "model.onnx")

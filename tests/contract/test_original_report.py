@@ -14,9 +14,10 @@ import torch
 
 from peft_hooks import DimensionError, check_padding_invariance, prompt_mask_hooks, register_prompt_mask_hooks
 
+from ..tools.checks import RELEASE, TEXTS, distance, encoded, expected, forward, needs
 from ..tools.methods import put_adapter
 from ..tools.reference import reference_embedding
-from .support import RELEASE, TEXTS, adapted, distance, encoded, expected, forward, needs
+from ..tools.wording import assert_says
 
 WORDS = sorted({word for text in TEXTS for word in text.split()})
 CRASH = "The expanded size of the tensor (63) must match the existing size (53) at non-singleton dimension 1"
@@ -30,7 +31,7 @@ def texts_of_the_report() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model(adapted: Any) -> Any:
     """A tiny BERT in MiniLM's place: 10 virtual tokens, mean pooling."""
     return adapted("bert", adapter={"num_virtual_tokens": 10})
 
@@ -90,13 +91,11 @@ def test_the_assertion_of_dimensions_alone_names_the_virtual_tokens(model: Any, 
         registry = handle.registry
         with registry.disabled("mask:0"), pytest.raises(DimensionError) as caught:
             forward(model, model.tokenize(texts))
-    message = str(caught.value)
-    assert message.startswith("Transformer '0' output: attention_mask is [64, 53], but seq = 63 was bound by ")
-    assert "10 = num_virtual_tokens of the PROMPT_TUNING adapter 'default'" in message
-    assert "peft_hooks.register_prompt_mask_hooks(model)" in message
+    assert_says(caught.value, "Transformer '0' output | attention_mask | [64, 53] | seq = 63 | 10 = num_virtual_tokens")
+    assert_says(caught.value, "PROMPT_TUNING | 'default' | peft_hooks.register_prompt_mask_hooks(model)")
 
 
-def test_without_hooks_prefix_tuning_is_what_the_release_makes_of_it() -> None:
+def test_without_hooks_prefix_tuning_is_what_the_release_makes_of_it(adapted: Any) -> None:
     """3.3 to 5.3 crash over a mask that is too long, 5.4 to 6.1 are wrong without a word, the others are right."""
     prefixed = adapted("bert", "prefix_tuning")
     truth = expected(prefixed)

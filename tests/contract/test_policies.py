@@ -10,22 +10,9 @@ import torch
 from peft_hooks import prompt_mask_hooks
 from peft_hooks.testing import POOLING_MODES
 
+from ..tools.checks import RELEASE, TEXTS, distance, encoded, expected, forward, in_order, with_pooling
 from ..tools.methods import ROW_METHODS, VIRTUAL_TOKENS
 from ..tools.reference import reference_token_embeddings
-from .support import (
-    RELEASE,
-    TEXTS,
-    adapted,
-    distance,
-    encoded,
-    expected,
-    forward,
-    in_order,
-    plain,
-    put,
-    shared,
-    with_pooling,
-)
 
 POLICIES = ("auto", "pool", "ignore", "strip")
 POOLINGS = (*POOLING_MODES, ("cls", "mean"), ("cls", "weightedmean", "max"), ("weightedmean", "lasttoken"))
@@ -49,7 +36,7 @@ with_methods = pytest.mark.parametrize("method", METHODS)
 @with_methods
 @on_backbones
 def test_every_pooling_gives_the_reference_under_every_policy_and_prompt(
-    architecture: str, side: str, method: str, policy: str, prompted: str
+    architecture: str, side: str, method: str, policy: str, prompted: str, shared: Any
 ) -> None:
     """Single modes and combined ones, in one batch and alone."""
     model = shared(architecture, side, method)
@@ -73,7 +60,9 @@ def test_every_pooling_gives_the_reference_under_every_policy_and_prompt(
 @pytest.mark.parametrize("policy", ["auto", "strip"])
 @with_methods
 @on_backbones
-def test_token_embeddings_are_the_rows_of_the_text(architecture: str, side: str, method: str, policy: str) -> None:
+def test_token_embeddings_are_the_rows_of_the_text(
+    architecture: str, side: str, method: str, policy: str, shared: Any
+) -> None:
     """``output_value="token_embeddings"`` has one row for each token on either side, the reference's."""
     model = shared(architecture, side, method)
     with prompt_mask_hooks(model, virtual_tokens=policy):
@@ -86,7 +75,7 @@ def test_token_embeddings_are_the_rows_of_the_text(architecture: str, side: str,
 
 
 @pytest.mark.parametrize("policy", ["auto", "strip"])
-def test_token_embeddings_hold_the_prompt_too_when_pooling_leaves_it_out(policy: str) -> None:
+def test_token_embeddings_hold_the_prompt_too_when_pooling_leaves_it_out(policy: str, shared: Any) -> None:
     """What Pooling does not count is still a token of the text."""
     model = with_pooling(shared("bert", "right", "prompt_tuning"), "mean", include_prompt=False)
     with prompt_mask_hooks(model, virtual_tokens=policy):
@@ -99,7 +88,7 @@ def test_token_embeddings_hold_the_prompt_too_when_pooling_leaves_it_out(policy:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_ignore_keeps_the_rows_of_virtual_tokens_with_a_mask_of_zeros(side: str) -> None:
+def test_ignore_keeps_the_rows_of_virtual_tokens_with_a_mask_of_zeros(side: str, shared: Any) -> None:
     """The output is as long as the backbone's, and no pooling counts the rows."""
     model = shared("llama", side, "prompt_tuning")
     features = model.tokenize(list(TEXTS))
@@ -112,7 +101,7 @@ def test_ignore_keeps_the_rows_of_virtual_tokens_with_a_mask_of_zeros(side: str)
     ]
 
 
-def test_pool_keeps_the_rows_of_virtual_tokens_with_a_mask_of_ones() -> None:
+def test_pool_keeps_the_rows_of_virtual_tokens_with_a_mask_of_ones(shared: Any) -> None:
     """As Sentence Transformers 3.3 to 6.1 did."""
     model = shared("bert", "right", "prompt_tuning")
     features = model.tokenize(list(TEXTS))
@@ -127,7 +116,7 @@ def test_pool_keeps_the_rows_of_virtual_tokens_with_a_mask_of_ones() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("architecture", ["bert", "mpnet", "gpt2", "llama"])
-def test_hidden_states_are_cut_with_the_token_embeddings(architecture: str, policy: str) -> None:
+def test_hidden_states_are_cut_with_the_token_embeddings(architecture: str, policy: str, adapted: Any) -> None:
     """``all_layer_embeddings`` are as long as ``token_embeddings`` and end with them, where the release gives them."""
     model = adapted(architecture, "prompt_tuning", output_hidden_states=True)
     features = model.tokenize(list(TEXTS))
@@ -142,7 +131,9 @@ def test_hidden_states_are_cut_with_the_token_embeddings(architecture: str, poli
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool, torch.float32])
 @with_methods
-def test_the_mask_keeps_the_dtype_that_it_was_given_in(method: str, dtype: torch.dtype, policy: str) -> None:
+def test_the_mask_keeps_the_dtype_that_it_was_given_in(
+    method: str, dtype: torch.dtype, policy: str, shared: Any
+) -> None:
     """Whatever the dtype, the embedding is the same. 3.3 to 6.1 turn the mask into float32 by themselves."""
     model = shared("bert", "right", method)
     features = model.tokenize(list(TEXTS))
@@ -159,7 +150,7 @@ def test_the_mask_keeps_the_dtype_that_it_was_given_in(method: str, dtype: torch
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_features_are_unchanged_under_every_policy_with_a_prompt_left_out(side: str, policy: str) -> None:
+def test_features_are_unchanged_under_every_policy_with_a_prompt_left_out(side: str, policy: str, shared: Any) -> None:
     """Releases before 5.7 write the mask without the prompt into the caller's tensor."""
     model = with_pooling(shared("llama", side, "prompt_tuning"), ("cls", "mean", "weightedmean"), include_prompt=False)
     features = model.tokenize([PROMPT + text for text in TEXTS])
@@ -174,7 +165,7 @@ def test_features_are_unchanged_under_every_policy_with_a_prompt_left_out(side: 
     assert all(torch.equal(features[key], values[key]) for key in values)
 
 
-def test_without_virtual_tokens_every_policy_is_the_same() -> None:
+def test_without_virtual_tokens_every_policy_is_the_same(shared: Any) -> None:
     """LoRA and prefix tuning add no rows."""
     for method in ("lora", "prefix_tuning"):
         model = shared("bert", "right", method)
@@ -185,7 +176,7 @@ def test_without_virtual_tokens_every_policy_is_the_same() -> None:
         assert all(torch.equal(found[0], other) for other in found[1:])
 
 
-def test_a_normalize_module_after_pooling_is_reached() -> None:
+def test_a_normalize_module_after_pooling_is_reached(plain: Any, put: Any) -> None:
     """The rest of the pipeline runs as always."""
     model = plain("bert", normalize=True)
     put(model, "prompt_tuning")

@@ -29,24 +29,23 @@ from peft_hooks.prompts.prefix_probe import places_of_prefix
 from peft_hooks.prompts.prefix_proof import put_in
 
 from ..tools.attention_by_hand import rows_behind
-from ..tools.methods import NO_CACHE, VIRTUAL_TOKENS, backbone_of, prefix_tuning, put_backbone
-from ..tools.reference import float64_by_default, key_values, plain_backbone
-from .support import (
+from ..tools.checks import (
     RELEASE,
     TEXTS,
-    adapted,
     assert_right,
     break_graph,
-    clean_dynamo,
     distance,
     encoded,
     expected,
     interrupt,
     needs,
-    plain,
     refused,
 )
-from .test_probes import Reversed, Swapped
+from ..tools.methods import NO_CACHE, VIRTUAL_TOKENS, backbone_of, prefix_tuning, put_backbone
+from ..tools.miswired import Reversed, Swapped
+from ..tools.reference import float64_by_default, key_values, plain_backbone
+from ..tools.training import weights
+from ..tools.wording import assert_says
 
 METHODS = ("prefix_tuning", "prefix_tuning_projection", "cartridge")
 
@@ -67,7 +66,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_prefix_is_right_in_any_size(name: str) -> None:
+def test_a_prefix_is_right_in_any_size(name: str, adapted: Any) -> None:
     """Alone and in a batch, as computed by hand."""
     architecture, config = CONFIGS[name]
     model = adapted(architecture, "prefix_tuning", **config)
@@ -77,7 +76,7 @@ def test_a_prefix_is_right_in_any_size(name: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("architecture", NO_CACHE)
-def test_every_prefix_is_right_in_training_too(architecture: str, method: str) -> None:
+def test_every_prefix_is_right_in_training_too(architecture: str, method: str, adapted: Any) -> None:
     """``train()`` of a backbone without dropout, with gradients on."""
     drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout": 0.0, "attention_dropout": 0.0}
     model = adapted(architecture, method, **drop, **({"dropout_rate": 0.0} if architecture == "t5" else {}))
@@ -89,7 +88,7 @@ def test_every_prefix_is_right_in_training_too(architecture: str, method: str) -
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra"])
-def test_where_there_is_a_cache_hooks_would_give_the_same(architecture: str) -> None:
+def test_where_there_is_a_cache_hooks_would_give_the_same(architecture: str, adapted: Any) -> None:
     """What is put in by hooks and what PEFT hands over as a cache are one thing."""
     model = adapted(architecture, "prefix_tuning")
     with prompt_mask_hooks(model) as handle:
@@ -104,7 +103,7 @@ def test_where_there_is_a_cache_hooks_would_give_the_same(architecture: str) -> 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("architecture", NO_CACHE)
-def test_attention_that_is_switched_later_is_right(architecture: str, attention: str) -> None:
+def test_attention_that_is_switched_later_is_right(architecture: str, attention: str, adapted: Any) -> None:
     """A way to compute it is no part of what was measured."""
     model = adapted(architecture, "prefix_tuning")
     backbone = backbone_of(model).base_model
@@ -121,7 +120,7 @@ def test_attention_that_is_switched_later_is_right(architecture: str, attention:
 
 
 @pytest.mark.parametrize("architecture", NO_CACHE)
-def test_hidden_states_attentions_and_what_is_pooled_are_the_texts(architecture: str) -> None:
+def test_hidden_states_attentions_and_what_is_pooled_are_the_texts(architecture: str, adapted: Any) -> None:
     """As many rows as tokens everywhere; an attention has columns for the prefix."""
     model = adapted(architecture, "prefix_tuning")
     peft_model = backbone_of(model)
@@ -137,8 +136,8 @@ def test_hidden_states_attentions_and_what_is_pooled_are_the_texts(architecture:
     assert [state.shape[1] for state in output.hidden_states] == [length] * 3
     if architecture != "modernbert":  # of which the last one was not normed up to 4.57
         assert distance(output.hidden_states[-1], output.last_hidden_state) <= 1e-6
-    for weights in output.get("attentions") or ():
-        assert weights.shape[2:] == (length, length + VIRTUAL_TOKENS)
+    for attention in output.get("attentions") or ():
+        assert attention.shape[2:] == (length, length + VIRTUAL_TOKENS)
     if output.get("pooler_output") is not None:
         pooler = peft_model.base_model.pooler
         again = pooler(output.last_hidden_state[:, 0] if architecture == "albert" else output.last_hidden_state)
@@ -167,7 +166,7 @@ def loss_of(embeddings: Any) -> Tensor:
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("architecture", NO_CACHE)
-def test_gradients_of_a_prefix_are_those_by_hand(architecture: str, side: str) -> None:
+def test_gradients_of_a_prefix_are_those_by_hand(architecture: str, side: str, adapted: Any) -> None:
     """In float64, of a padded batch, against one text at a time with S queries and V + S keys."""
     model = adapted(architecture, "prefix_tuning", padding_side=side).double()
     weight = backbone_of(model).prompt_encoder["default"].embedding.weight
@@ -183,11 +182,9 @@ def test_gradients_of_a_prefix_are_those_by_hand(architecture: str, side: str) -
 @pytest.mark.parametrize("method", ["prefix_tuning", "prefix_tuning_projection", "cartridge"])
 @pytest.mark.parametrize("architecture", ["mpnet", "distilbert"])
 def test_training_moves_the_prefix_and_nothing_else_and_what_is_saved_is_loaded(
-    architecture: str, method: str, tmp_path: Path
+    architecture: str, method: str, tmp_path: Path, plain: Any, adapted: Any, make_trainer: Any
 ) -> None:
     """A whole run of the trainer, with dropout; the folder gives the same embeddings."""
-    from .test_trainer import make, weights
-
     needs(RELEASE >= (3, 0), "has no trainer")
     pytest.importorskip("datasets")
     from peft_hooks import PromptTrainer
@@ -195,7 +192,7 @@ def test_training_moves_the_prefix_and_nothing_else_and_what_is_saved_is_loaded(
     model = adapted(architecture, method)
     register_prompt_mask_hooks(model)
     before, frozen = weights(model), weights(model, trained=False)
-    make(PromptTrainer, model, tmp_path / "run").train()
+    make_trainer(PromptTrainer, model, tmp_path / "run").train()
     assert all(not torch.equal(before[name], tensor) for name, tensor in weights(model).items())
     assert all(torch.equal(frozen[name], tensor) for name, tensor in weights(model, trained=False).items())
     assert_right(model.eval())
@@ -206,7 +203,7 @@ def test_training_moves_the_prefix_and_nothing_else_and_what_is_saved_is_loaded(
     assert_right(again)
 
 
-def test_gradient_checkpointing_is_refused_by_name() -> None:
+def test_gradient_checkpointing_is_refused_by_name(adapted: Any) -> None:
     """A layer that runs again for the backward has no prefix any more."""
     for architecture in NO_CACHE:
         model = adapted(architecture, "prefix_tuning")
@@ -230,7 +227,7 @@ def test_gradient_checkpointing_is_refused_by_name() -> None:
     "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
 )
 @pytest.mark.parametrize("architecture", ["mpnet", "albert", "modernbert"])
-def test_hooks_travel_with_a_copy(architecture: str, copied: Any) -> None:
+def test_hooks_travel_with_a_copy(architecture: str, copied: Any, adapted: Any) -> None:
     """A copy is right, knows its hooks, and can do without the first one."""
     model = adapted(architecture, "prefix_tuning")
     handle = register_prompt_mask_hooks(model)
@@ -238,9 +235,8 @@ def test_hooks_travel_with_a_copy(architecture: str, copied: Any) -> None:
     handle.remove()
     assert_right(other)
     own = register_prompt_mask_hooks(other)
-    assert own.describe().remarks == (
-        "prefix of Transformer '0': put into the attention of 2 layers, in rows in front of the text",
-    )
+    (remark,) = own.describe().remarks
+    assert_says(remark, "prefix | Transformer '0' | attention of 2 layers | in front of the text")
     assert_right(other)
     own.refresh()
     assert_right(other)
@@ -248,7 +244,7 @@ def test_hooks_travel_with_a_copy(architecture: str, copied: Any) -> None:
 
 
 @pytest.mark.parametrize("architecture", NO_CACHE)
-def test_threads_do_not_see_each_others_prefix(architecture: str) -> None:
+def test_threads_do_not_see_each_others_prefix(architecture: str, adapted: Any) -> None:
     """Each has texts of other lengths. (In a replica of ``DataParallel`` PEFT itself makes no prefix.)"""
     model = adapted(architecture, "prefix_tuning")
     parts = [list(TEXTS[:2]), list(TEXTS[2:4]), list(TEXTS[4:])] * 4
@@ -264,7 +260,7 @@ def test_threads_do_not_see_each_others_prefix(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["mpnet", "distilbert", "t5", "modernbert"])
-def test_under_autocast_it_is_what_keys_in_front_are(architecture: str) -> None:
+def test_under_autocast_it_is_what_keys_in_front_are(architecture: str, adapted: Any) -> None:
     """To the precision of bfloat16."""
     model = adapted(architecture, "prefix_tuning")
     with prompt_mask_hooks(model), torch.autocast("cpu", torch.bfloat16):
@@ -275,7 +271,7 @@ def test_under_autocast_it_is_what_keys_in_front_are(architecture: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("architecture", NO_CACHE)
-def test_other_dtypes_are_measured_and_right(architecture: str, dtype: torch.dtype) -> None:
+def test_other_dtypes_are_measured_and_right(architecture: str, dtype: torch.dtype, adapted: Any) -> None:
     """The probes hold in half precision."""
     model = adapted(architecture, "prefix_tuning")
     truth = expected(model)
@@ -286,10 +282,11 @@ def test_other_dtypes_are_measured_and_right(architecture: str, dtype: torch.dty
     assert float((found.double() - truth).norm() / truth.norm()) <= 0.05
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize("architecture", NO_CACHE)
-def test_a_compiled_model_gives_what_it_gives_uncompiled(architecture: str, broken: bool) -> None:
+def test_a_compiled_model_gives_what_it_gives_uncompiled(architecture: str, broken: bool, adapted: Any) -> None:
     """In one graph, or where it breaks in the middle of the backbone."""
     model = adapted(architecture, "prefix_tuning")
     tokens = model.tokenize(list(TEXTS))
@@ -298,7 +295,7 @@ def test_a_compiled_model_gives_what_it_gives_uncompiled(architecture: str, brok
     handle = register_prompt_mask_hooks(model)
     if broken:
         linears[2].register_forward_hook(break_graph)
-    with clean_dynamo(), torch.no_grad():
+    with torch.no_grad():
         eager = model(dict(features))["sentence_embedding"]
         compiled = torch.compile(model, backend="eager")
         assert distance(compiled(dict(features))["sentence_embedding"], eager) <= 1e-6
@@ -310,7 +307,7 @@ def test_a_compiled_model_gives_what_it_gives_uncompiled(architecture: str, brok
 # --- adapters that come and go ----------------------------------------------------------------------------------------
 
 
-def test_a_second_adapter_of_another_length_is_right_when_it_is_active() -> None:
+def test_a_second_adapter_of_another_length_is_right_when_it_is_active(adapted: Any) -> None:
     """How many rows stand in front is what PEFT hands over."""
     model = adapted("mpnet", "prefix_tuning")
     handle = register_prompt_mask_hooks(model)
@@ -329,7 +326,9 @@ def prefix_tuning_config(virtual: int) -> Any:
 
 
 @pytest.mark.parametrize("architecture", NO_CACHE)
-def test_without_its_adapter_and_without_hooks_the_backbone_is_plain(architecture: str) -> None:
+def test_without_its_adapter_and_without_hooks_the_backbone_is_plain(
+    architecture: str, plain: Any, adapted: Any
+) -> None:
     """Inside ``without_adapter``, and after the adapter was taken off."""
     from peft_hooks import remove_prompt_adapter
 
@@ -344,14 +343,14 @@ def test_without_its_adapter_and_without_hooks_the_backbone_is_plain(architectur
 
 
 @pytest.mark.parametrize("policy", ["auto", "pool", "ignore", "strip"])
-def test_policies_change_nothing_as_there_are_no_rows_of_its_own(policy: Any) -> None:
+def test_policies_change_nothing_as_there_are_no_rows_of_its_own(policy: Any, adapted: Any) -> None:
     """Block or not."""
     model = adapted("distilbert", "prefix_tuning")
     with prompt_mask_hooks(model), prompt_mask_hooks(model, virtual_tokens=policy):
         assert_right(model)
 
 
-def test_the_table_the_doctor_and_the_check_know_the_hook() -> None:
+def test_the_table_the_doctor_and_the_check_know_the_hook(adapted: Any) -> None:
     """They say what happens, with hooks and without."""
     model = adapted("mpnet", "prefix_tuning")
     without = diagnose(model, TEXTS)
@@ -368,7 +367,7 @@ def test_the_table_the_doctor_and_the_check_know_the_hook() -> None:
     assert str(places_of_prefix(model[0])) != "None"
 
 
-def test_attaching_in_inference_mode_measures_the_same() -> None:
+def test_attaching_in_inference_mode_measures_the_same(adapted: Any) -> None:
     """Gradients that a probe takes are its own."""
     model = adapted("mpnet", "prefix_tuning")
     with torch.inference_mode():
@@ -378,7 +377,7 @@ def test_attaching_in_inference_mode_measures_the_same() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_after_ctrl_c_the_backbone_by_itself_gets_no_prefix() -> None:
+def test_after_ctrl_c_the_backbone_by_itself_gets_no_prefix(adapted: Any) -> None:
     """What an interrupt leaves of a forward is not of the next one."""
     model = adapted("mpnet", "prefix_tuning")
     body = backbone_of(model).base_model
@@ -399,13 +398,13 @@ def test_after_ctrl_c_the_backbone_by_itself_gets_no_prefix() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["fnet", "mobilebert"])
-def test_an_encoder_without_places_for_keys_and_values_is_refused_by_name(architecture: str) -> None:
+def test_an_encoder_without_places_for_keys_and_values_is_refused_by_name(architecture: str, adapted: Any) -> None:
     """FNet mixes all rows, and MobileBERT the words beside each other before any attention."""
     model = adapted(architecture, "prefix_tuning")
     message = (
         "the PREFIX_TUNING adapter 'default'",
         f"the backbone {architecture!r}",
-        "hooks cannot put the prefix into its attention",
+        "cannot put the prefix into its attention",
         "PROMPT_TUNING or P_TUNING",
         "or LORA",
     )
@@ -415,7 +414,7 @@ def test_an_encoder_without_places_for_keys_and_values_is_refused_by_name(archit
 
 @pytest.mark.parametrize("kind", [Swapped, Reversed])
 @pytest.mark.parametrize("architecture", ["mpnet", "albert", "modernbert"])
-def test_keys_and_values_that_peft_mixes_up_are_refused(architecture: str, kind: Any) -> None:
+def test_keys_and_values_that_peft_mixes_up_are_refused(architecture: str, kind: Any, plain: Any) -> None:
     """Also while they are all alike, as of an adapter that is not trained yet."""
     model = plain(architecture)
     wrapped = kind(backbone_of(model), prefix_tuning(model)).eval()
@@ -433,28 +432,28 @@ class Unpadded(nn.Linear):
         return super().forward(given).flatten(0, 1)
 
 
-def test_attention_that_runs_without_padding_is_refused_when_attaching() -> None:
+def test_attention_that_runs_without_padding_is_refused_when_attaching(adapted: Any) -> None:
     """There are no rows of a text to overwrite."""
     model = adapted("distilbert", "prefix_tuning")
     for layer in backbone_of(model).base_model.transformer.layer:
         layer.attention.k_lin.__class__ = Unpadded
-    with refused(model, UnsupportedModelError, "that have no row for each token of a text", "PROMPT_TUNING"):
+    with refused(model, UnsupportedModelError, "no row for each token", "PROMPT_TUNING"):
         register_prompt_mask_hooks(model)
 
 
-def test_attention_that_runs_without_padding_later_is_refused_in_the_forward() -> None:
+def test_attention_that_runs_without_padding_later_is_refused_in_the_forward(adapted: Any) -> None:
     """Never an embedding without its prefix."""
     model = adapted("distilbert", "prefix_tuning")
     with prompt_mask_hooks(model):
         layers = backbone_of(model).base_model.transformer.layer
         layers[1].attention.v_lin.__class__ = Unpadded
-        with pytest.raises(HookError, match="a prefix has no place in attention that runs without padding"):
+        with pytest.raises(HookError, match=r"no place in attention .*without padding"):
             encoded(model)
         layers[1].attention.v_lin.__class__ = nn.Linear
         assert_right(model)
 
 
-def test_a_projection_that_is_replaced_is_refused_until_the_hooks_are_refreshed() -> None:
+def test_a_projection_that_is_replaced_is_refused_until_the_hooks_are_refreshed(adapted: Any) -> None:
     """Never an embedding with a part of its prefix."""
     model = adapted("mpnet", "prefix_tuning")
     handle = register_prompt_mask_hooks(model)
@@ -462,14 +461,14 @@ def test_a_projection_that_is_replaced_is_refused_until_the_hooks_are_refreshed(
     attention.k = copy.deepcopy(attention.k)
     for hooks in (attention.k._forward_hooks, attention.k._forward_pre_hooks):
         hooks.clear()
-    with pytest.raises(HookError, match="has none of the hooks that the other modules of this pipeline have"):
+    with pytest.raises(HookError, match=r"none of the hooks .*other modules"):
         encoded(model)
     handle.refresh()
     assert_right(model)
 
 
 @pytest.mark.parametrize("wrong", [{"num_layers": 3}, {"token_dim": 64}])
-def test_an_adapter_of_another_size_is_refused_and_says_which(wrong: dict[str, int]) -> None:
+def test_an_adapter_of_another_size_is_refused_and_says_which(wrong: dict[str, int], plain: Any) -> None:
     """Of more layers, or of wider keys, than the backbone has."""
     model = plain("mpnet")
     from peft import get_peft_model
@@ -483,14 +482,11 @@ def test_an_adapter_of_another_size_is_refused_and_says_which(wrong: dict[str, i
 
 
 @pytest.mark.parametrize("architecture", ["mpnet", "distilbert"])
-def test_sparse_models_are_put_right_through_their_head(architecture: str) -> None:
+def test_sparse_models_are_put_right_through_their_head(architecture: str, sparse: Any, put_sparse: Any) -> None:
     """A masked-language model hands no cache on: its layers get the prefix all the same."""
     needs(RELEASE >= (5, 0), "has no SparseEncoder")
-    from .test_sparse_encoder import put as put_adapter
-    from .test_sparse_encoder import sparse
-
     model = sparse(architecture)
-    put_adapter(model[0], "prefix_tuning")
+    put_sparse(model[0], "prefix_tuning")
     with prompt_mask_hooks(model):
         report = check_padding_invariance(model, TEXTS)
     assert report.ok, str(report)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModelForFeatureExtraction
 from torch import Tensor, nn
 
 from peft_hooks import (
@@ -18,11 +17,12 @@ from peft_hooks import (
 )
 from peft_hooks.compat.kv_cache import cache_field
 
+from ..tools.checks import TEXTS, assert_right, encoded, refused, unchanged
 from ..tools.matrix import broken_in_peft
 from ..tools.methods import VIRTUAL_TOKENS, backbone_of, prefix_tuning
+from ..tools.miswired import Reversed, Swapped
 from ..tools.reference import NoReference
-from .support import TEXTS, adapted, assert_right, encoded, plain, put, refused, unchanged
-from .test_share_prompt import ONCE, runs
+from ..tools.sharing import ONCE, runs
 
 # --- a forward without a signature ------------------------------------------------------------------------------------
 
@@ -41,7 +41,7 @@ def without_signature(model: Any) -> Any:
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "cartridge", "prompt_tuning"])
 @pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
-def test_a_forward_that_names_no_argument_is_right(architecture: str, method: str) -> None:
+def test_a_forward_that_names_no_argument_is_right(architecture: str, method: str, plain: Any, put: Any) -> None:
     """Transformers 5.24 wraps its forwards."""
     model = without_signature(plain(architecture))
     put(model, method)
@@ -50,7 +50,7 @@ def test_a_forward_that_names_no_argument_is_right(architecture: str, method: st
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
-def test_a_forward_that_names_no_argument_shares_its_prompt(architecture: str) -> None:
+def test_a_forward_that_names_no_argument_shares_its_prompt(architecture: str, plain: Any, put: Any) -> None:
     """What it does with keys and values is seen in a forward."""
     model = without_signature(plain(architecture))
     put(model, "prompt_tuning")
@@ -59,7 +59,7 @@ def test_a_forward_that_names_no_argument_shares_its_prompt(architecture: str) -
         assert seen == ONCE
 
 
-def test_a_forward_that_names_no_argument_and_has_no_cache_is_right() -> None:
+def test_a_forward_that_names_no_argument_and_has_no_cache_is_right(plain: Any, put: Any) -> None:
     """The twin: hooks put the prefix into its attention."""
     model = without_signature(plain("distilbert"))
     put(model, "prefix_tuning")
@@ -70,54 +70,25 @@ def test_a_forward_that_names_no_argument_and_has_no_cache_is_right() -> None:
 # --- a prefix is keys and values of each layer ------------------------------------------------------------------------
 
 
-class Swapped(PeftModelForFeatureExtraction):
-    """Mixes up keys and values, as PEFT 0.18 and 0.19 do on a Gemma 3 of two layers."""
-
-    def get_prompt(self, *args: Any, **kwargs: Any) -> Any:
-        return rearranged(super().get_prompt(*args, **kwargs), lambda pairs: [(values, keys) for keys, values in pairs])
-
-
-class Reversed(PeftModelForFeatureExtraction):
-    """Gives the last layer what is the first one's."""
-
-    def get_prompt(self, *args: Any, **kwargs: Any) -> Any:
-        return rearranged(super().get_prompt(*args, **kwargs), lambda pairs: pairs[::-1])
-
-
-def rearranged(cache: Any, how: Any) -> Any:
-    """Return a cache of the same kind with its pairs of keys and values in another order."""
-    if isinstance(cache, (tuple, list)):
-        return tuple(torch.stack(pair) for pair in how([tuple(pair) for pair in cache]))
-    from transformers import DynamicCache
-
-    layers = getattr(cache, "layers", None)
-    if layers is None:
-        pairs = list(zip(cache.key_cache, cache.value_cache))
-    else:
-        pairs = [(layer.keys, layer.values) for layer in layers]
-    other = DynamicCache()
-    for number, (keys, values) in enumerate(how(pairs)):
-        other.update(keys, values, number)
-    return other
-
-
 @pytest.mark.parametrize("kind", [Swapped, Reversed])
 @pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
-def test_a_prefix_that_does_not_come_to_its_place_is_refused(architecture: str, kind: type[nn.Module]) -> None:
+def test_a_prefix_that_does_not_come_to_its_place_is_refused(
+    architecture: str, kind: type[nn.Module], plain: Any
+) -> None:
     """Also while its own keys and values are all alike, as of an adapter that is not trained yet."""
     model = plain(architecture)
     wrapped = kind(backbone_of(model), prefix_tuning(model)).eval()
     with torch.no_grad():
         wrapped.prompt_encoder["default"].embedding.weight.zero_()
     setattr(model[0], "model" if "model" in model[0]._modules else "auto_model", wrapped)
-    message = ("PREFIX_TUNING adapter 'default'", "gives other rows than with the prefix as keys and values")
+    message = ("PREFIX_TUNING adapter 'default'", "other rows than", "keys and values")
     with refused(model, UnsupportedModelError, *message):
         register_prompt_mask_hooks(model)
 
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "cartridge"])
 @pytest.mark.parametrize("layers", [2, 3])
-def test_gemma_3_is_right_or_refused_with_any_number_of_layers(layers: int, method: str) -> None:
+def test_gemma_3_is_right_or_refused_with_any_number_of_layers(layers: int, method: str, plain: Any, put: Any) -> None:
     """With two, PEFT 0.18 and 0.19 mix up keys and values without a word."""
     kinds = ["sliding_attention", "full_attention", "sliding_attention"][:layers]
     model = plain("gemma3_text", num_hidden_layers=layers, layer_types=kinds)
@@ -132,7 +103,9 @@ def test_gemma_3_is_right_or_refused_with_any_number_of_layers(layers: int, meth
 
 @pytest.mark.parametrize("window", [3, 6])
 @pytest.mark.parametrize("architecture", ["mistral", "gemma3_text"])
-def test_a_window_that_is_shorter_than_prefix_and_text_is_right_or_refused(architecture: str, window: int) -> None:
+def test_a_window_that_is_shorter_than_prefix_and_text_is_right_or_refused(
+    architecture: str, window: int, adapted: Any
+) -> None:
     """Three positions are fewer than the virtual tokens alone."""
     model = adapted(architecture, "prefix_tuning", sliding_window=window)
     try:
@@ -147,7 +120,7 @@ def test_a_window_that_is_shorter_than_prefix_and_text_is_right_or_refused(archi
             assert check_padding_invariance(model, TEXTS).ok
 
 
-def test_the_prefix_probe_draws_no_random_number_and_puts_everything_back() -> None:
+def test_the_prefix_probe_draws_no_random_number_and_puts_everything_back(adapted: Any) -> None:
     """The generator of the process goes on as if nothing had been."""
     model = adapted("bert", "prefix_tuning").train()
     state = torch.get_rng_state()
@@ -185,7 +158,7 @@ ODD = {
 @pytest.mark.parametrize("method", ["PrefixTuningConfig", "PromptTuningConfig"])
 @pytest.mark.parametrize("architecture", ODD)
 def test_any_backbone_runs_with_the_adapter_or_is_refused_by_name_when_it_is_put_on(
-    architecture: str, method: str
+    architecture: str, method: str, plain: Any
 ) -> None:
     """No error of another library at attaching, and none when texts are encoded."""
     import peft
@@ -207,7 +180,7 @@ def test_any_backbone_runs_with_the_adapter_or_is_refused_by_name_when_it_is_put
         assert torch.isfinite(encoded(model, TEXTS[:3])).all()
 
 
-def test_a_backbone_that_cannot_run_without_the_adapter_either_says_nothing_about_it() -> None:
+def test_a_backbone_that_cannot_run_without_the_adapter_either_says_nothing_about_it(adapted: Any) -> None:
     """Its own error is the user's to see."""
 
     class Broken(nn.Module):

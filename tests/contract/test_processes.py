@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from peft_hooks import check_padding_invariance, prompt_mask_hooks, register_prompt_mask_hooks
 
-from . import ddp_worker
-from .support import TEXTS, adapted, distance, encoded, expected, options_for
+from ..tools import ddp_worker
+from ..tools.checks import TEXTS, distance, encoded, expected, options_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +42,7 @@ def replicate(model: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize(("architecture", "side"), [("bert", "right"), ("llama", "left")])
-def test_replicas_of_data_parallel_run_the_hooks_in_their_threads(architecture: str, side: str) -> None:
+def test_replicas_of_data_parallel_run_the_hooks_in_their_threads(architecture: str, side: str, adapted: Any) -> None:
     """Each replica has a part of the batch, padded to another length than the others'."""
     model = adapted(architecture, padding_side=side)
     parts = [list(TEXTS[:2]), list(TEXTS[2:4]), list(TEXTS[4:])]
@@ -67,7 +67,7 @@ def test_gradients_of_two_processes_are_those_of_one_on_the_joined_batch(tmp_pat
     """DDP on gloo, started by torchrun: each process pads its own half to another length."""
     architecture, side = "llama", "left"
     file = tmp_path / "gradients.pt"
-    worker = ["-m", "tests.contract.ddp_worker", str(file), architecture, side]
+    worker = ["-m", "tests.tools.ddp_worker", str(file), architecture, side]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
@@ -90,7 +90,7 @@ def test_gradients_of_two_processes_are_those_of_one_on_the_joined_batch(tmp_pat
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("before", [True, False])
-def test_another_dtype_before_or_after_attaching(dtype: torch.dtype, before: bool) -> None:
+def test_another_dtype_before_or_after_attaching(dtype: torch.dtype, before: bool, adapted: Any) -> None:
     """``model.to(dtype)``: the embeddings have the dtype's precision, alone and in a batch."""
     model = adapted("bert")
     truth = expected(model)
@@ -105,7 +105,7 @@ def test_another_dtype_before_or_after_attaching(dtype: torch.dtype, before: boo
     assert distance(found, truth) <= tolerance
 
 
-def test_autocast_gives_the_half_precision_embedding_alone_and_in_a_batch() -> None:
+def test_autocast_gives_the_half_precision_embedding_alone_and_in_a_batch(adapted: Any) -> None:
     """``torch.autocast`` to bfloat16 around encoding."""
     model = adapted("bert")
     truth = expected(model)
@@ -117,7 +117,7 @@ def test_autocast_gives_the_half_precision_embedding_alone_and_in_a_batch() -> N
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 @pytest.mark.parametrize("before", [True, False])
-def test_dynamic_int8_keeps_the_hooks_and_the_invariance(method: str, before: bool) -> None:
+def test_dynamic_int8_keeps_the_hooks_and_the_invariance(method: str, before: bool, adapted: Any) -> None:
     """``quantize_dynamic`` replaces every Linear; each batch has scales of its own, so int8 alone moves it a little."""
     model = adapted("bert", method)
     truth = expected(model, **options_for(method))

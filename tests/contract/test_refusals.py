@@ -21,22 +21,20 @@ from peft_hooks import (
 from peft_hooks.compat.sentence_transformers import put_backbone
 from peft_hooks.testing import assert_padding_invariant
 
-from ..tools.methods import VIRTUAL_TOKENS, backbone_of, prompt_tuning, put_adapter
-from .support import (
+from ..tools.checks import (
     RELEASE,
     TEXTS,
-    adapted,
-    add_adapter,
     assert_right,
     distance,
     encoded,
     expected,
     needs,
-    plain,
     refused,
     snapshot,
     unchanged,
 )
+from ..tools.methods import VIRTUAL_TOKENS, backbone_of, prompt_tuning, put_adapter
+from ..tools.wording import assert_says
 
 ATTACH = pytest.mark.parametrize("attach", ["register", "block"])
 
@@ -72,7 +70,7 @@ def test_a_name_none_or_a_list_is_a_type_error_that_says_to_load_the_model(attac
 
 
 @ATTACH
-def test_a_peft_model_itself_is_refused_in_favour_of_the_sentence_transformer(attach: str) -> None:
+def test_a_peft_model_itself_is_refused_in_favour_of_the_sentence_transformer(attach: str, adapted: Any) -> None:
     """Its Pooling could not be reached."""
     peft_model = backbone_of(adapted())
     message = ("got a PeftModelForFeatureExtraction", "no Transformer module", "the SentenceTransformer itself")
@@ -88,24 +86,32 @@ def test_any_other_module_is_refused() -> None:
 
 
 @ATTACH
-def test_a_model_without_an_adapter_is_refused_naming_what_puts_one_on(attach: str) -> None:
+def test_a_model_without_an_adapter_is_refused_naming_what_puts_one_on(attach: str, plain: Any) -> None:
     """It does not pretend to have done something."""
     model = plain()
     with refused(model, UnsupportedModelError, "no PEFT adapter", "peft_hooks.add_prompt_adapter(model, "):
         attach_hooks(attach, model)
 
 
-def stray_model() -> Any:
-    from peft import get_peft_model
+@pytest.fixture(scope="session")
+def stray_model(plain: Any) -> Any:
+    """Return what makes it."""
 
-    needs(RELEASE >= (5, 4), "auto_model is what the forward runs, so assigning to it is right")
-    model = plain()
-    model[0].auto_model = get_peft_model(backbone_of(model), prompt_tuning(model))
-    return model
+    def make() -> Any:
+        from peft import get_peft_model
+
+        needs(RELEASE >= (5, 4), "auto_model is what the forward runs, so assigning to it is right")
+        model = plain()
+        model[0].auto_model = get_peft_model(backbone_of(model), prompt_tuning(model))
+        return model
+
+    return make
 
 
 @ATTACH
-def test_an_adapter_on_auto_model_that_the_forward_never_calls_is_refused_naming_model(attach: str) -> None:
+def test_an_adapter_on_auto_model_that_the_forward_never_calls_is_refused_naming_model(
+    attach: str, stray_model: Any
+) -> None:
     """Since 5.4 it does nothing, without a word."""
     model = stray_model()
     message = (
@@ -117,7 +123,7 @@ def test_an_adapter_on_auto_model_that_the_forward_never_calls_is_refused_naming
         attach_hooks(attach, model)
 
 
-def test_what_the_message_about_auto_model_says_to_run_puts_it_right() -> None:
+def test_what_the_message_about_auto_model_says_to_run_puts_it_right(stray_model: Any) -> None:
     """The call that mends it is in the message, and mends it."""
     model = stray_model()
     with pytest.raises(UnsupportedModelError) as caught:
@@ -128,7 +134,7 @@ def test_what_the_message_about_auto_model_says_to_run_puts_it_right() -> None:
         assert_right(model)
 
 
-def test_an_adapter_assigned_to_auto_model_is_right_where_the_forward_runs_it() -> None:
+def test_an_adapter_assigned_to_auto_model_is_right_where_the_forward_runs_it(plain: Any) -> None:
     """Before 5.4."""
     from peft import get_peft_model
 
@@ -145,7 +151,7 @@ def test_an_adapter_assigned_to_auto_model_is_right_where_the_forward_runs_it() 
 @pytest.mark.parametrize(("method", "name"), [("prefix_tuning", "PREFIX_TUNING"), ("cartridge", "CARTRIDGE")])
 @pytest.mark.parametrize("architecture", ["fnet", "mobilebert"])
 def test_a_prefix_that_the_backbone_ignores_or_rejects_is_refused_by_name(
-    architecture: str, method: str, name: str
+    architecture: str, method: str, name: str, adapted: Any
 ) -> None:
     """The message names the method, the backbone and what to use."""
     model = adapted(architecture, method)
@@ -159,7 +165,7 @@ def test_a_prefix_that_the_backbone_ignores_or_rejects_is_refused_by_name(
         register_prompt_mask_hooks(model)
 
 
-def test_the_probe_of_a_prefix_leaves_a_model_in_training_as_it_was() -> None:
+def test_the_probe_of_a_prefix_leaves_a_model_in_training_as_it_was(adapted: Any) -> None:
     """Modes of training, the active adapter and gradients are as before, whether it is refused or not."""
     for architecture in ("bert", "mpnet", "fnet"):
         model = adapted(architecture, "prefix_tuning").train()
@@ -174,7 +180,7 @@ def test_the_probe_of_a_prefix_leaves_a_model_in_training_as_it_was() -> None:
         assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_peft_model_of_no_task_with_a_prompt_is_refused_because_it_passes_the_prompt_by() -> None:
+def test_a_peft_model_of_no_task_with_a_prompt_is_refused_because_it_passes_the_prompt_by(plain: Any) -> None:
     """``task_type=None`` makes a PeftModel whose forward is the backbone's own."""
     from peft import PeftModel
 
@@ -191,7 +197,7 @@ def test_a_peft_model_of_no_task_with_a_prompt_is_refused_because_it_passes_the_
         register_prompt_mask_hooks(model)
 
 
-def test_lora_of_no_task_is_not_refused() -> None:
+def test_lora_of_no_task_is_not_refused(plain: Any) -> None:
     """It changes weights, so it needs no forward of its own."""
     from peft import LoraConfig, get_peft_model
 
@@ -248,7 +254,9 @@ COMPILED = [
 
 @ATTACH
 @pytest.mark.parametrize("compiled", COMPILED, ids=lambda how: how.__name__)
-def test_a_model_that_is_compiled_already_is_refused_saying_to_attach_first(compiled: Any, attach: str) -> None:
+def test_a_model_that_is_compiled_already_is_refused_saying_to_attach_first(
+    compiled: Any, attach: str, adapted: Any
+) -> None:
     """PyTorch leaves out hooks that are attached after compiling."""
     model = compiled(adapted())
     with refused(model, HookError, "is compiled already", "first, then compile"):
@@ -258,7 +266,7 @@ def test_a_model_that_is_compiled_already_is_refused_saying_to_attach_first(comp
 # --- lengths --------------------------------------------------------------------------------------------------------
 
 
-def test_flattened_inputs_are_refused_naming_the_switch() -> None:
+def test_flattened_inputs_are_refused_naming_the_switch(adapted: Any) -> None:
     """There is no padding, and no place for virtual tokens before every text but the first."""
     needs(RELEASE >= (5, 4), "flattens no inputs")
     model = adapted()
@@ -279,7 +287,7 @@ LONG = " ".join(TEXTS * 3)
     ("architecture", "positions", "room"), [("bert", 30, 26), ("roberta", 32, 26), ("gpt2", 30, 26)]
 )
 def test_max_seq_length_is_lowered_with_a_warning_and_put_back(
-    architecture: str, positions: int, room: int, method: str
+    architecture: str, positions: int, room: int, method: str, adapted: Any
 ) -> None:
     """Text and virtual tokens together have the backbone's positions, and a very long text encodes."""
     key = "n_positions" if architecture == "gpt2" else "max_position_embeddings"
@@ -287,9 +295,10 @@ def test_max_seq_length_is_lowered_with_a_warning_and_put_back(
     before = snapshot(model)
     with pytest.warns(UserWarning, match="max_seq_length is lowered") as caught:
         handle = register_prompt_mask_hooks(model)
-    assert str(caught[0].message) == (
-        f"max_seq_length is lowered from 28 to {room}: the backbone {architecture!r} has {room + VIRTUAL_TOKENS} "
-        f"positions, and {VIRTUAL_TOKENS} of them go to virtual tokens"
+    assert_says(
+        str(caught[0].message),
+        f"max_seq_length | from 28 to {room} | {architecture!r} | {room + VIRTUAL_TOKENS} positions",
+        f"{VIRTUAL_TOKENS} of them | virtual tokens",
     )
     assert caught[0].filename == __file__
     assert model.max_seq_length == model[0].max_seq_length == room
@@ -299,7 +308,7 @@ def test_max_seq_length_is_lowered_with_a_warning_and_put_back(
     assert snapshot(model) == before
 
 
-def test_the_warning_of_a_block_points_at_the_block() -> None:
+def test_the_warning_of_a_block_points_at_the_block(adapted: Any) -> None:
     """And the length is put back after it."""
     model = adapted("bert", max_seq_length=28, max_position_embeddings=30)
     lowered = pytest.warns(UserWarning, match="max_seq_length is lowered from 28 to 26")
@@ -309,7 +318,7 @@ def test_the_warning_of_a_block_points_at_the_block() -> None:
     assert model.max_seq_length == 28
 
 
-def test_a_max_seq_length_that_was_set_meanwhile_is_kept() -> None:
+def test_a_max_seq_length_that_was_set_meanwhile_is_kept(adapted: Any) -> None:
     """``remove()`` puts back only what the hooks have set."""
     model = adapted("bert", max_seq_length=28, max_position_embeddings=30)
     with pytest.warns(UserWarning, match="max_seq_length is lowered"):
@@ -319,7 +328,7 @@ def test_a_max_seq_length_that_was_set_meanwhile_is_kept() -> None:
     assert model.max_seq_length == 7
 
 
-def test_a_max_seq_length_that_fits_is_left_without_a_warning() -> None:
+def test_a_max_seq_length_that_fits_is_left_without_a_warning(adapted: Any) -> None:
     """The twin: 26 tokens and 4 virtual tokens have 30 positions. T5 has no positions to exceed."""
     for model in (adapted("bert", max_seq_length=26, max_position_embeddings=30), adapted("t5")):
         length = model.max_seq_length
@@ -331,7 +340,7 @@ def test_a_max_seq_length_that_fits_is_left_without_a_warning() -> None:
 
 
 @pytest.mark.parametrize("virtual", [30, 40])
-def test_more_virtual_tokens_than_positions_are_refused(virtual: int) -> None:
+def test_more_virtual_tokens_than_positions_are_refused(virtual: int, adapted: Any) -> None:
     """There is no room for text."""
     model = adapted("bert", max_position_embeddings=30, adapter={"num_virtual_tokens": virtual})
     message = (f"{virtual} virtual tokens leave no room for text", "has 30 positions", "Use fewer")
@@ -339,7 +348,7 @@ def test_more_virtual_tokens_than_positions_are_refused(virtual: int) -> None:
         register_prompt_mask_hooks(model)
 
 
-def test_the_lowered_length_is_put_back_when_attaching_fails_after_it() -> None:
+def test_the_lowered_length_is_put_back_when_attaching_fails_after_it(adapted: Any) -> None:
     """Whether virtual tokens can be shared is found out after the positions are fitted."""
     model = adapted("bert", max_seq_length=28, max_position_embeddings=30)
     with refused(model, UnsupportedModelError, "share_prompt=True, but"), warnings.catch_warnings():
@@ -353,14 +362,16 @@ def test_the_lowered_length_is_put_back_when_attaching_fails_after_it() -> None:
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "lora"])
 @pytest.mark.parametrize("architecture", ["t5", "mpnet", "deberta-v2", "distilbert", "modernbert", "albert", "roberta"])
-def test_left_padding_is_right_whatever_the_backbone_measures_over_it(architecture: str, method: str) -> None:
+def test_left_padding_is_right_whatever_the_backbone_measures_over_it(
+    architecture: str, method: str, adapted: Any
+) -> None:
     """Distances (T5, MPNet, DeBERTa), windows (ModernBERT), positions that no one can give (DistilBERT)."""
     model = adapted(architecture, method, padding_side="left")
     with prompt_mask_hooks(model):
         assert_right(model)
 
 
-def test_the_padding_side_may_change_while_the_hooks_are_on() -> None:
+def test_the_padding_side_may_change_while_the_hooks_are_on(adapted: Any) -> None:
     model = adapted("t5")
     with prompt_mask_hooks(model):
         for side in ("left", "right"):
@@ -377,7 +388,7 @@ def test_the_padding_side_may_change_while_the_hooks_are_on() -> None:
     ],
 )
 def test_left_padding_is_right_where_an_attention_window_is_shorter_than_a_text(
-    architecture: str, config: dict[str, int]
+    architecture: str, config: dict[str, int], adapted: Any
 ) -> None:
     """Padding between virtual tokens and text would push them out of the window."""
     model = adapted(architecture, padding_side="left", **config)
@@ -388,7 +399,9 @@ def test_left_padding_is_right_where_an_attention_window_is_shorter_than_a_text(
 @pytest.mark.parametrize(
     ("architecture", "layer"), [("bert", "query"), ("gpt2", "c_attn"), ("roberta", "query"), ("llama", "q_proj")]
 )
-def test_lora_by_add_adapter_on_left_padded_positions_is_right(architecture: str, layer: str) -> None:
+def test_lora_by_add_adapter_on_left_padded_positions_is_right(
+    architecture: str, layer: str, plain: Any, add_adapter: Any
+) -> None:
     """Its layers sit in the backbone, and learned positions see padding that stands before the text."""
     from peft import LoraConfig
 
@@ -406,14 +419,14 @@ def test_lora_by_add_adapter_on_left_padded_positions_is_right(architecture: str
 
 @ATTACH
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "lora"])
-def test_a_task_for_an_adapter_without_tasks_is_refused(attach: str, method: str) -> None:
+def test_a_task_for_an_adapter_without_tasks_is_refused(attach: str, method: str, adapted: Any) -> None:
     """Nothing would read it."""
     model = adapted("bert", method)
-    with refused(model, ValueError, "task_id=1 is given, but no adapter has tasks", "MULTITASK_PROMPT_TUNING"):
+    with refused(model, ValueError, "task_id=1", "no adapter has tasks", "MULTITASK_PROMPT_TUNING"):
         attach_hooks(attach, model, task_id=1)
 
 
-def test_a_task_for_an_adapter_without_tasks_is_refused_inside_a_block_too() -> None:
+def test_a_task_for_an_adapter_without_tasks_is_refused_inside_a_block_too(adapted: Any) -> None:
     """The hooks of the outer block stay."""
     model = adapted()
     with prompt_mask_hooks(model):
@@ -424,14 +437,14 @@ def test_a_task_for_an_adapter_without_tasks_is_refused_inside_a_block_too() -> 
 
 @ATTACH
 @pytest.mark.parametrize("task", [-1, 1.0, "0", True])
-def test_a_task_that_is_no_whole_number_from_zero_is_refused(attach: str, task: Any) -> None:
+def test_a_task_that_is_no_whole_number_from_zero_is_refused(attach: str, task: Any, adapted: Any) -> None:
     """Also where the adapter has tasks."""
     model = adapted("bert", "multitask_prompt_tuning")
     with refused(model, ValueError, f"task_id={task!r} is not a task: give a whole number from 0"):
         attach_hooks(attach, model, task_id=task)
 
 
-def test_a_task_that_the_adapter_does_not_have_is_refused_when_attaching() -> None:
+def test_a_task_that_the_adapter_does_not_have_is_refused_when_attaching(adapted: Any) -> None:
     """The adapter has three."""
     model = adapted("bert", "multitask_prompt_tuning")
     with refused(model, ValueError, "task_id=3", "the tasks 0 to 2"):
@@ -440,7 +453,7 @@ def test_a_task_that_the_adapter_does_not_have_is_refused_when_attaching() -> No
 
 @ATTACH
 @pytest.mark.parametrize("policy", ["Auto", "stripped", "", None])
-def test_a_misspelt_policy_is_refused_listing_the_four(attach: str, policy: Any) -> None:
+def test_a_misspelt_policy_is_refused_listing_the_four(attach: str, policy: Any, adapted: Any) -> None:
     """Before anything is attached."""
     model = adapted()
     with refused(model, ValueError, f"virtual_tokens={policy!r} is not a policy", "'auto', 'pool', 'ignore', 'strip'"):
@@ -448,7 +461,7 @@ def test_a_misspelt_policy_is_refused_listing_the_four(attach: str, policy: Any)
 
 
 @ATTACH
-def test_a_misspelt_option_is_a_type_error_that_names_it(attach: str) -> None:
+def test_a_misspelt_option_is_a_type_error_that_names_it(attach: str, adapted: Any) -> None:
     """As of any function."""
     model = adapted()
     with refused(model, TypeError, "virtual_token"):
@@ -459,7 +472,7 @@ def test_a_misspelt_option_is_a_type_error_that_names_it(attach: str) -> None:
     ("options", "kind"), [({"virtual_tokens": "stripped"}, ValueError), ({"virtual_token": "strip"}, TypeError)]
 )
 def test_a_misspelt_option_of_an_inner_block_leaves_the_outer_hooks_in_force(
-    options: dict[str, Any], kind: type[Exception]
+    options: dict[str, Any], kind: type[Exception], adapted: Any
 ) -> None:
     """The twin with hooks on."""
     model = adapted()
@@ -469,7 +482,7 @@ def test_a_misspelt_option_of_an_inner_block_leaves_the_outer_hooks_in_force(
         assert_right(model)
 
 
-def test_after_a_refusal_the_mended_model_can_have_the_hooks() -> None:
+def test_after_a_refusal_the_mended_model_can_have_the_hooks(adapted: Any) -> None:
     """A refusal is not remembered."""
     model = adapted("mpnet", "prefix_tuning")
     backbone_of(model).peft_config["default"].num_layers = 3
@@ -482,7 +495,7 @@ def test_after_a_refusal_the_mended_model_can_have_the_hooks() -> None:
         assert distance(encoded(model), expected(model)) <= 1e-4
 
 
-def test_one_refused_adapter_of_two_refuses_the_model_by_its_name() -> None:
+def test_one_refused_adapter_of_two_refuses_the_model_by_its_name(adapted: Any) -> None:
     """It could be switched to at any time."""
     model = adapted("fnet", "prefix_tuning", adapter={"adapter_name": "first"})
     with refused(model, UnsupportedModelError, "PREFIX_TUNING adapter 'first'"):

@@ -17,37 +17,25 @@ from peft_hooks import HookError, UnsupportedModelError, prompt_mask_hooks, regi
 from peft_hooks.testing import assert_no_hooks_left
 from peft_hooks.testing.models import pipeline_modules
 
+from ..tools.checks import RELEASE, TEXTS, assert_right, distance, encoded, forward, needs, unchanged, with_pooling
 from ..tools.methods import METHODS, backbone_of, fill_adapter, put_backbone
-from .support import (
-    RELEASE,
-    TEXTS,
-    adapted,
-    assert_right,
-    clean_dynamo,
-    distance,
-    encoded,
-    forward,
-    needs,
-    unchanged,
-    with_pooling,
-)
 
-NONE_OF_THE_HOOKS = "has none of the hooks that the other modules of this pipeline have"
+NONE_OF_THE_HOOKS = "has none of the hooks"
 
 
-def pool_anew(model: Any) -> None:
+def pool_anew(model: Any, other: Any = None) -> None:
     model[1] = with_pooling(model, "cls")[1]
 
 
-def another_backbone(model: Any) -> None:
-    put_backbone(model, backbone_of(adapted("bert", adapter={"seed": 3})))
+def another_backbone(model: Any, other: Any) -> None:
+    put_backbone(model, backbone_of(other))
 
 
-def another_transformer(model: Any) -> None:
-    model[0] = adapted("bert", adapter={"seed": 3})[0]
+def another_transformer(model: Any, other: Any) -> None:
+    model[0] = other[0]
 
 
-REPLACED: dict[str, tuple[Callable[[Any], None], str]] = {
+REPLACED: dict[str, tuple[Callable[[Any, Any], None], str]] = {
     "Pooling": (pool_anew, "Pooling '1'"),
     "PeftModel": (another_backbone, "BertModel '0."),
     "Transformer": (another_transformer, "Transformer '0'"),
@@ -58,14 +46,14 @@ every_replacement = pytest.mark.parametrize("what", REPLACED)
 @every_replacement
 @pytest.mark.parametrize("check", [True, False])
 def test_a_replaced_module_is_refused_by_name_in_the_next_forward_and_registering_attaches_anew(
-    what: str, check: bool
+    what: str, check: bool, adapted: Any
 ) -> None:
     """In silence it was off by 1.19, a new PeftModel by 0.58. The handle stays the same, and its options."""
     model = with_pooling(adapted(), "cls")
     handle = register_prompt_mask_hooks(model, check=check)
     assert_right(model, pooling="cls")
     replace, where = REPLACED[what]
-    replace(model)
+    replace(model, adapted("bert", adapter={"seed": 3}))
     with pytest.raises(HookError) as caught:
         encoded(model)
     for part in (where, NONE_OF_THE_HOOKS, "`handle.refresh()`", "`register_prompt_mask_hooks(model, ...)`"):
@@ -78,12 +66,12 @@ def test_a_replaced_module_is_refused_by_name_in_the_next_forward_and_registerin
 
 
 @every_replacement
-def test_refresh_and_a_block_put_it_right_as_well(what: str) -> None:
+def test_refresh_and_a_block_put_it_right_as_well(what: str, adapted: Any) -> None:
     """The block's end leaves the hooks that are registered, on the new module."""
     for mend in (lambda model, handle: handle.refresh(), lambda model, handle: block(model)):
         model = with_pooling(adapted(), "cls")
         handle = register_prompt_mask_hooks(model)
-        REPLACED[what][0](model)
+        REPLACED[what][0](model, adapted("bert", adapter={"seed": 3}))
         mend(model, handle)
         assert_right(model, pooling="cls")
 
@@ -95,12 +83,12 @@ def block(model: Any) -> None:
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 @every_replacement
-def test_it_is_seen_in_a_copy_before_the_copy_is_registered(how: str, what: str) -> None:
+def test_it_is_seen_in_a_copy_before_the_copy_is_registered(how: str, what: str, adapted: Any) -> None:
     """And not in a copy of which nothing was replaced, nor in the original."""
     model = with_pooling(adapted(), "cls")
     register_prompt_mask_hooks(model)
     copied, whole = (copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model)) for _ in range(2))
-    REPLACED[what][0](copied)
+    REPLACED[what][0](copied, adapted("bert", adapter={"seed": 3}))
     with pytest.raises(HookError, match=NONE_OF_THE_HOOKS):
         encoded(copied)
     register_prompt_mask_hooks(copied)
@@ -108,7 +96,7 @@ def test_it_is_seen_in_a_copy_before_the_copy_is_registered(how: str, what: str)
         assert_right(right, pooling="cls")
 
 
-def test_a_copy_of_what_was_replaced_is_seen_too() -> None:
+def test_a_copy_of_what_was_replaced_is_seen_too(adapted: Any) -> None:
     """Workers get the model pickled: what was replaced before that had no forward in between."""
     model = adapted()
     register_prompt_mask_hooks(model)
@@ -117,7 +105,7 @@ def test_a_copy_of_what_was_replaced_is_seen_too() -> None:
         encoded(pickle.loads(pickle.dumps(model)))
 
 
-def test_a_transformer_in_another_pipeline_does_not_run_with_half_of_the_hooks() -> None:
+def test_a_transformer_in_another_pipeline_does_not_run_with_half_of_the_hooks(adapted: Any) -> None:
     """Whose Pooling has none; its own goes on."""
     model = adapted()
     register_prompt_mask_hooks(model)
@@ -127,7 +115,7 @@ def test_a_transformer_in_another_pipeline_does_not_run_with_half_of_the_hooks()
     assert_right(model)
 
 
-def test_where_nothing_is_wrong_there_is_no_false_alarm() -> None:
+def test_where_nothing_is_wrong_there_is_no_false_alarm(adapted: Any) -> None:
     """A Transformer by itself, in a module of one's own, with the adapter off, behind ``DataParallel``, in threads."""
     model = adapted()
     handle = register_prompt_mask_hooks(model)
@@ -159,7 +147,7 @@ def test_where_nothing_is_wrong_there_is_no_false_alarm() -> None:
     assert handle.active
 
 
-def test_a_replica_sees_what_the_model_has() -> None:
+def test_a_replica_sees_what_the_model_has(adapted: Any) -> None:
     """``replicate`` copies what modules hold, hooks among it, and no list of modules that somebody keeps."""
     model = adapted()
     register_prompt_mask_hooks(model)
@@ -179,7 +167,7 @@ def test_a_replica_sees_what_the_model_has() -> None:
         forward(replica(), dict(features))
 
 
-def test_a_pooling_in_a_route_of_a_router_is_seen() -> None:
+def test_a_pooling_in_a_route_of_a_router_is_seen(adapted: Any) -> None:
     """The path to it goes through the Router."""
     needs(RELEASE >= (5, 0), "has no Router")
     from sentence_transformers import SentenceTransformer
@@ -196,19 +184,19 @@ def test_a_pooling_in_a_route_of_a_router_is_seen() -> None:
     assert distance(encoded(model, task="query"), encoded(model, [*TEXTS], task="query")) == 0
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 @pytest.mark.slow
-def test_compiling_is_as_without_it() -> None:
+def test_compiling_is_as_without_it(adapted: Any) -> None:
     """A traced forward looks at nothing; what is compiled has no break in its graph for it."""
     model = adapted()
     register_prompt_mask_hooks(model)
     features = {key: value for key, value in model.tokenize(list(TEXTS)).items() if torch.is_tensor(value)}
     truth = forward(model, dict(features))["sentence_embedding"]
-    with clean_dynamo():
-        compiled = torch.compile(model, backend="eager")
-        assert distance(forward(compiled, dict(features))["sentence_embedding"], truth) <= 1e-6
+    compiled = torch.compile(model, backend="eager")
+    assert distance(forward(compiled, dict(features))["sentence_embedding"], truth) <= 1e-6
 
 
-def test_an_unneeded_module_may_be_replaced_and_registering_again_checks_it() -> None:
+def test_an_unneeded_module_may_be_replaced_and_registering_again_checks_it(adapted: Any) -> None:
     """A Normalize has a check only: the embedding is right without it."""
     from sentence_transformers import SentenceTransformer
 
@@ -224,7 +212,7 @@ def test_an_unneeded_module_may_be_replaced_and_registering_again_checks_it() ->
     assert not handle.describe().never_fired
 
 
-def test_a_mode_that_is_changed_on_the_same_pooling_is_right() -> None:
+def test_a_mode_that_is_changed_on_the_same_pooling_is_right(adapted: Any) -> None:
     """The hooks ask for it in every forward."""
     needs(RELEASE >= (5, 4), "has a flag for each mode")
     model = adapted()
@@ -235,7 +223,7 @@ def test_a_mode_that_is_changed_on_the_same_pooling_is_right() -> None:
     assert_right(model, pooling="cls")
 
 
-def test_an_adapter_that_peft_itself_added_has_hooks_after_registering_again() -> None:
+def test_an_adapter_that_peft_itself_added_has_hooks_after_registering_again(adapted: Any) -> None:
     """The prompt encoder of a second multitask adapter has none before it, and PEFT says what is missing."""
     model = adapted("bert", "multitask_prompt_tuning")
     handle = register_prompt_mask_hooks(model, task_id=1)
@@ -248,7 +236,7 @@ def test_an_adapter_that_peft_itself_added_has_hooks_after_registering_again() -
     assert_right(model, task_id=1)
 
 
-def test_nothing_is_attached_anew_where_nothing_was_changed() -> None:
+def test_nothing_is_attached_anew_where_nothing_was_changed(adapted: Any) -> None:
     """Not even for a look."""
     model = adapted()
     handle = register_prompt_mask_hooks(model)
@@ -258,7 +246,7 @@ def test_nothing_is_attached_anew_where_nothing_was_changed() -> None:
     assert not handle.describe().never_fired
 
 
-def test_a_refresh_that_is_refused_leaves_the_hooks_that_were_on() -> None:
+def test_a_refresh_that_is_refused_leaves_the_hooks_that_were_on(adapted: Any) -> None:
     """A config that has no position left for a text."""
     model = adapted("bert")
     handle = register_prompt_mask_hooks(model)
@@ -275,7 +263,7 @@ def test_a_refresh_that_is_refused_leaves_the_hooks_that_were_on() -> None:
 
 
 @pytest.fixture
-def short() -> Iterator[Any]:
+def short(adapted: Any) -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield adapted("bert", max_seq_length=28, max_position_embeddings=30)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
@@ -12,27 +11,10 @@ from torch import Tensor
 from peft_hooks import add_prompt_adapter, prompt_mask_hooks, register_prompt_mask_hooks
 from peft_hooks.errors import UnsupportedModelError
 
+from ..tools.checks import RELEASE, TEXTS, distance, needs, options_for
 from ..tools.reference import reference_embedding, reference_token_embeddings
-from .support import RELEASE, TEXTS, adapted, distance, needs, options_for, plain
 
 SINCE_ROUTER = RELEASE >= (5, 0)
-
-
-def routed(before: list[Any], after: list[Any], **routes: list[Any]) -> Any:
-    """Build a model that goes one of two ways."""
-    from sentence_transformers import SentenceTransformer
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the old home of classes that have a new one since 5.4
-        if SINCE_ROUTER:
-            from sentence_transformers.models import Router
-
-            router = Router(routes)
-        else:
-            from sentence_transformers.models import Asym
-
-            router = Asym(routes)
-    return SentenceTransformer(modules=[*before, router, *after], device="cpu").eval()
 
 
 def encoded(model: Any, route: str, texts: tuple[str, ...]) -> Tensor:
@@ -65,7 +47,7 @@ def means(model: Any, **how: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("policy", ["auto", "pool", "ignore", "strip"])
-def test_one_transformer_before_two_routes(policy: str) -> None:
+def test_one_transformer_before_two_routes(policy: str, adapted: Any, routed: Any) -> None:
     """An adapter before the Router serves both routes, each with a Dense of its own."""
     base = adapted("bert")
     query, document = dense(1), dense(2)
@@ -77,7 +59,7 @@ def test_one_transformer_before_two_routes(policy: str) -> None:
 
 
 @pytest.mark.parametrize("methods", [("prompt_tuning", "lora"), ("p_tuning", "prefix_tuning"), ("prompt_tuning", None)])
-def test_a_transformer_in_each_route(methods: tuple[str, str | None]) -> None:
+def test_a_transformer_in_each_route(methods: tuple[str, str | None], plain: Any, adapted: Any, routed: Any) -> None:
     """Two backbones, each with an adapter of its own method or with none."""
     query = adapted("bert", methods[0], adapter={"num_virtual_tokens": 3})
     document = plain("roberta") if methods[1] is None else adapted("roberta", methods[1])
@@ -87,7 +69,7 @@ def test_a_transformer_in_each_route(methods: tuple[str, str | None]) -> None:
         assert_route(model, "document", means(document))
 
 
-def test_a_pooling_after_the_routes() -> None:
+def test_a_pooling_after_the_routes(adapted: Any, routed: Any) -> None:
     """Routes that end with tokens are pooled after the Router, each with its own number of virtual tokens."""
     query = adapted("bert", adapter={"num_virtual_tokens": 3})
     document = adapted("bert", adapter={"num_virtual_tokens": 7})
@@ -97,7 +79,7 @@ def test_a_pooling_after_the_routes() -> None:
         assert_route(model, "document", means(document))
 
 
-def test_task_ids_of_multitask_prompt_tuning() -> None:
+def test_task_ids_of_multitask_prompt_tuning(plain: Any, adapted: Any, routed: Any) -> None:
     """A route's multitask adapter gets its task."""
     query, document = adapted("bert", "multitask_prompt_tuning"), plain("bert")
     model = routed([], [], query=[query[0], query[1]], document=[document[0], document[1]])
@@ -107,7 +89,7 @@ def test_task_ids_of_multitask_prompt_tuning() -> None:
         assert_route(model, "document", means(document))
 
 
-def test_one_backbone_in_both_routes() -> None:
+def test_one_backbone_in_both_routes(adapted: Any, routed: Any) -> None:
     """A Transformer that both routes share is hooked once."""
     base = adapted("bert")
     model = routed([], [], query=[base[0], base[1]], document=[base[0], base[1]])
@@ -116,7 +98,7 @@ def test_one_backbone_in_both_routes() -> None:
         assert_route(model, "document", means(base))
 
 
-def test_tokens_of_a_route_without_pooling() -> None:
+def test_tokens_of_a_route_without_pooling(adapted: Any, routed: Any) -> None:
     """A Pooling in one route does not leave virtual tokens in the other, which has none."""
     needs(SINCE_ROUTER, "encode() of Asym gives no token embeddings for one route")
     query, document = adapted("bert"), adapted("bert")
@@ -129,7 +111,7 @@ def test_tokens_of_a_route_without_pooling() -> None:
         assert distance(torch.as_tensor(rows), truth) <= 1e-4
 
 
-def test_a_router_without_an_adapter_is_refused() -> None:
+def test_a_router_without_an_adapter_is_refused(plain: Any, routed: Any) -> None:
     """As any other model."""
     base = plain("bert")
     model = routed([base[0], base[1]], [], query=[dense(1)], document=[dense(2)])
@@ -137,7 +119,7 @@ def test_a_router_without_an_adapter_is_refused() -> None:
         register_prompt_mask_hooks(model)
 
 
-def test_add_prompt_adapter_asks_which_of_two_transformers() -> None:
+def test_add_prompt_adapter_asks_which_of_two_transformers(plain: Any, routed: Any) -> None:
     """With a Transformer in each route, the message names both and says how to go on."""
     from peft import PromptTuningConfig
 

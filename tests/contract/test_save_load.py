@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,57 +21,23 @@ from peft_hooks.prompts.handle import adopt_handle
 from peft_hooks.testing import tiny_model, tiny_transformer
 from peft_hooks.testing.models import pipeline_modules
 
+from ..tools.checks import RELEASE, TEXTS, distance, encoded, expected, needs, options_for
 from ..tools.methods import METHODS, VARIANTS, backbone_of, put_adapter
-from .support import RELEASE, TEXTS, adapted, distance, encoded, expected, needs, options_for, put
+from ..tools.saved import failing, vectors, with_hooks
 
 ALL = (*METHODS, *VARIANTS)
 COMPUTED = ("p_tuning", "p_tuning_lstm", "prefix_tuning_projection")
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with quiet():
-        yield
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a tiny transformer, the base of every model here."""
-    return tiny_transformer("bert", tmp_path_factory.mktemp("base") / "bert")
+pytestmark = pytest.mark.usefixtures("quietly")
 
 
 SAFE = RELEASE >= (3, 0)
 """Whether `model.save` writes modules like Dense as safetensors; `peft_hooks.save` does on every release."""
 
 
-def build(base: Path, method: str | None = "prompt_tuning", *, dense: bool = True) -> Any:
-    """Build a model on the base: every kind of module, prompts, an own length, left padding."""
-    from sentence_transformers import SentenceTransformer
-
-    modules = pipeline_modules()
-    first = modules.Transformer(str(base), max_seq_length=40)
-    torch.manual_seed(0)
-    narrower = [modules.Dense(32, 24, activation_function=nn.Tanh())] if dense else []
-    chain = [first, modules.Pooling(32, "mean"), *narrower, modules.Normalize()]
-    prompts = {"query": "search query : ", "passage": "passage : "}
-    model = SentenceTransformer(modules=chain, device="cpu", prompts=prompts, default_prompt_name="query").eval()
-    model.tokenizer.padding_side = "left"
-    if method is not None:
-        put(model, method)
-    return model
-
-
-def with_hooks(model: Any, method: str = "prompt_tuning", **options: Any) -> Any:
-    register_prompt_mask_hooks(model, **options_for(method), **options)
-    return model
-
-
-def vectors(model: Any, texts: Any = TEXTS) -> torch.Tensor:
-    return torch.cat([encoded(model, texts), encoded(model, texts[:1])])
-
-
 @pytest.mark.parametrize("method", ALL)
-def test_a_saved_model_is_the_same_after_loading(base: Path, tmp_path: Path, method: str) -> None:
+def test_a_saved_model_is_the_same_after_loading(base: Path, tmp_path: Path, method: str, build: Any) -> None:
     model = with_hooks(build(base, method), method)
     peft_hooks.save(model, tmp_path / "model")
     loaded: Any = peft_hooks.load(tmp_path / "model", device="cpu")
@@ -87,7 +52,9 @@ def test_a_saved_model_is_the_same_after_loading(base: Path, tmp_path: Path, met
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_what_save_pretrained_wrote_loads_with_the_default_hooks(base: Path, tmp_path: Path, method: str) -> None:
+def test_what_save_pretrained_wrote_loads_with_the_default_hooks(
+    base: Path, tmp_path: Path, method: str, build: Any
+) -> None:
     model = build(base, method, dense=SAFE)
     model.tokenizer.padding_side = "right"  # no release of transformers saves the other
     model.save(str(tmp_path / "model"))
@@ -98,7 +65,7 @@ def test_what_save_pretrained_wrote_loads_with_the_default_hooks(base: Path, tmp
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_a_loaded_model_equals_the_reference(base: Path, tmp_path: Path, method: str) -> None:
+def test_a_loaded_model_equals_the_reference(base: Path, tmp_path: Path, method: str, adapted: Any) -> None:
     model = adapted("bert", method)
     model.save(str(tmp_path / "model"))
     loaded = peft_hooks.load(tmp_path / "model", base_model=tiny_model("bert"), device="cpu")
@@ -106,7 +73,7 @@ def test_a_loaded_model_equals_the_reference(base: Path, tmp_path: Path, method:
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_a_saved_model_can_be_trained_on(base: Path, tmp_path: Path, method: str) -> None:
+def test_a_saved_model_can_be_trained_on(base: Path, tmp_path: Path, method: str, build: Any) -> None:
     """Its parameters are those that were trained, and a step of training on either gives the same model."""
     model = with_hooks(build(base, method), method)
     peft_hooks.save(model, tmp_path / "model")
@@ -127,7 +94,7 @@ def test_a_saved_model_can_be_trained_on(base: Path, tmp_path: Path, method: str
 
 @pytest.mark.parametrize("method", [name for name in ALL if name not in COMPUTED])
 def test_what_save_pretrained_wrote_can_be_trained_on_where_it_has_the_weights(
-    base: Path, tmp_path: Path, method: str
+    base: Path, tmp_path: Path, method: str, build: Any
 ) -> None:
     model = build(base, method, dense=SAFE)
     model.save(str(tmp_path / "model"))
@@ -140,27 +107,25 @@ def test_what_save_pretrained_wrote_can_be_trained_on_where_it_has_the_weights(
 
 @pytest.mark.parametrize("method", COMPUTED)
 def test_what_save_pretrained_wrote_without_its_network_is_refused_for_training(
-    base: Path, tmp_path: Path, method: str
+    base: Path, tmp_path: Path, method: str, build: Any
 ) -> None:
     build(base, method, dense=SAFE).save(str(tmp_path / "model"))
     name = "PREFIX_TUNING" if "prefix" in method else "P_TUNING"
-    with pytest.raises(
-        LoadError, match=f"PEFT saves {name} as the rows that its network computes, without the network"
-    ):
+    with pytest.raises(LoadError, match=rf"PEFT saves {name} as the rows .*without the network"):
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
-def test_the_pickles_of_2_7_are_refused_by_name(base: Path, tmp_path: Path) -> None:
+def test_the_pickles_of_2_7_are_refused_by_name(base: Path, tmp_path: Path, build: Any) -> None:
     needs(not SAFE, "saves no pickles")
     build(base).save(str(tmp_path / "model"))
-    with pytest.raises(LoadError, match=r"2_Dense: weights are in pytorch_model.bin, which can run code"):
+    with pytest.raises(LoadError, match=r"2_Dense: .*pytorch_model.bin, which can run code"):
         peft_hooks.load(tmp_path / "model")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", COMPUTED)
 def test_what_was_cast_to_half_and_saved_can_be_trained_on(
-    base: Path, tmp_path: Path, method: str, dtype: torch.dtype
+    base: Path, tmp_path: Path, method: str, dtype: torch.dtype, build: Any
 ) -> None:
     """Its rows were computed with the roundings of that type; those of another network are still found out."""
     peft_hooks.save(build(base, method, dense=False).to(dtype), tmp_path / "model")
@@ -170,14 +135,14 @@ def test_what_was_cast_to_half_and_saved_can_be_trained_on(
     put_adapter(other, method, seed=3)
     peft_hooks.save(other.to(dtype), tmp_path / "other")
     shutil.copy(tmp_path / "other" / "prompt_encoder.safetensors", tmp_path / "model")
-    with pytest.raises(LoadError, match=r"is not that of prompt_encoder.safetensors: they are of different saves"):
+    with pytest.raises(LoadError, match=r"prompt_encoder.safetensors.* different saves"):
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("method", [*ALL, "Dense"])
 def test_a_model_with_a_weight_that_is_no_number_is_not_saved(
-    base: Path, tmp_path: Path, method: str, value: float
+    base: Path, tmp_path: Path, method: str, value: float, build: Any
 ) -> None:
     """By the parameter's name, before anything is written."""
     model = build(base, "prompt_tuning" if method == "Dense" else method)
@@ -190,7 +155,7 @@ def test_a_model_with_a_weight_that_is_no_number_is_not_saved(
     assert not any(tmp_path.iterdir())
 
 
-def test_rows_that_overflow_in_half_are_not_saved(base: Path, tmp_path: Path) -> None:
+def test_rows_that_overflow_in_half_are_not_saved(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base, "p_tuning", dense=False)
     network = backbone_of(model).prompt_encoder["default"]
     with torch.no_grad():
@@ -198,7 +163,7 @@ def test_rows_that_overflow_in_half_are_not_saved(base: Path, tmp_path: Path) ->
         network.mlp_head[0].weight.fill_(1.0)
         network.mlp_head[2].weight.fill_(1.0)
         network.mlp_head[4].weight.fill_(1.0)
-    with pytest.raises(SaveError, match=r"what the prompt's network of the adapter 'default' computes is NaN or inf"):
+    with pytest.raises(SaveError, match=r"adapter 'default' computes is NaN or inf"):
         peft_hooks.save(model.half(), tmp_path / "model")
     assert not any(tmp_path.iterdir())
 
@@ -219,7 +184,7 @@ def test_a_saved_weight_that_is_no_number_is_named(whole: Path, tmp_path: Path, 
         peft_hooks.load(tmp_path / "model", is_trainable=True, device="cpu")
 
 
-def test_peft_refuses_to_load_any_prompt_for_training(base: Path, tmp_path: Path) -> None:
+def test_peft_refuses_to_load_any_prompt_for_training(base: Path, tmp_path: Path, build: Any) -> None:
     """Why `load` builds the adapter anew; if this fails, PEFT has learnt it."""
     from peft import PeftModel
 
@@ -230,7 +195,7 @@ def test_peft_refuses_to_load_any_prompt_for_training(base: Path, tmp_path: Path
 
 @pytest.mark.parametrize("trainable", [False, True])
 def test_several_adapters_of_different_lengths_and_the_active_one_are_kept(
-    base: Path, tmp_path: Path, trainable: bool
+    base: Path, tmp_path: Path, trainable: bool, build: Any
 ) -> None:
     model = with_hooks(build(base, "p_tuning"))
     peft_model = backbone_of(model)
@@ -248,34 +213,34 @@ def test_several_adapters_of_different_lengths_and_the_active_one_are_kept(
     assert distance(vectors(loaded), wanted["default"]) < 1e-6
     chosen = peft_hooks.load(tmp_path / "model", adapter_name="default", device="cpu")
     assert distance(vectors(chosen), wanted["default"]) < 1e-6
-    with pytest.raises(LoadError, match=r"there is no adapter 'short' in it, only 'default', 'long'"):
+    with pytest.raises(LoadError, match=r"no adapter 'short' .*'default', 'long'"):
         peft_hooks.load(tmp_path / "model", adapter_name="short")
 
 
-def test_adapters_without_a_default_of_a_plain_save_need_a_choice(base: Path, tmp_path: Path) -> None:
+def test_adapters_without_a_default_of_a_plain_save_need_a_choice(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base, None, dense=SAFE)
     put_adapter(model, "prompt_tuning", adapter_name="a")
     model.save(str(tmp_path / "one"))
     assert backbone_of(peft_hooks.load(tmp_path / "one", device="cpu")).active_adapter == "a"
     backbone_of(model).add_adapter("b", METHODS["prompt_tuning"](model, num_virtual_tokens=6))
     model.save(str(tmp_path / "two"))
-    with pytest.raises(LoadError, match=r"nothing says which of the adapters 'a', 'b' was active: .* adapter_name="):
+    with pytest.raises(LoadError, match=r"adapters 'a', 'b' .*adapter_name="):
         peft_hooks.load(tmp_path / "two")
     assert backbone_of(peft_hooks.load(tmp_path / "two", adapter_name="b", device="cpu")).active_adapter == "b"
 
 
-def test_several_adapters_of_a_plain_save_are_a_guess_that_is_told(base: Path, tmp_path: Path) -> None:
+def test_several_adapters_of_a_plain_save_are_a_guess_that_is_told(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base, dense=SAFE)
     backbone_of(model).add_adapter("b", METHODS["prompt_tuning"](model))
     backbone_of(model).set_adapter("b")
     model.save(str(tmp_path / "model"))
-    with pytest.warns(UserWarning, match=r"nothing says which of the adapters 'default', 'b' was active"):
+    with pytest.warns(UserWarning, match=r"adapters 'default', 'b' "):
         loaded = peft_hooks.load(tmp_path / "model", device="cpu")
     assert backbone_of(loaded).active_adapter == "default"
 
 
 @pytest.mark.parametrize("method", ["p_tuning", "prefix_tuning_projection", "multitask_prompt_tuning", "lora"])
-def test_a_loaded_model_can_be_saved_again(base: Path, tmp_path: Path, method: str) -> None:
+def test_a_loaded_model_can_be_saved_again(base: Path, tmp_path: Path, method: str, build: Any) -> None:
     model = with_hooks(build(base, method), method)
     peft_hooks.save(model, tmp_path / "first")
     peft_hooks.save(peft_hooks.load(tmp_path / "first", device="cpu"), tmp_path / "second")
@@ -285,7 +250,7 @@ def test_a_loaded_model_can_be_saved_again(base: Path, tmp_path: Path, method: s
     assert card.count("peft_hooks.load(") == 1
 
 
-def test_options_given_to_load_go_before_the_saved_ones(base: Path, tmp_path: Path) -> None:
+def test_options_given_to_load_go_before_the_saved_ones(base: Path, tmp_path: Path, build: Any) -> None:
     model = with_hooks(build(base), virtual_tokens="strip", check=False)
     peft_hooks.save(model, tmp_path / "model")
     kept = adopt_handle(peft_hooks.load(tmp_path / "model", device="cpu")).options
@@ -296,7 +261,7 @@ def test_options_given_to_load_go_before_the_saved_ones(base: Path, tmp_path: Pa
         peft_hooks.load(tmp_path / "model", virtual_token="pool")
 
 
-def test_the_similarity_function_and_truncate_dim_are_kept(base: Path, tmp_path: Path) -> None:
+def test_the_similarity_function_and_truncate_dim_are_kept(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base)
     if RELEASE >= (3, 0):
         model.similarity_fn_name = "dot"
@@ -307,7 +272,9 @@ def test_the_similarity_function_and_truncate_dim_are_kept(base: Path, tmp_path:
     assert encoded(loaded).shape[1] == 7
 
 
-def test_a_folder_of_peft_with_an_adapter_alone_has_the_bases_pooling(base: Path, tmp_path: Path) -> None:
+def test_a_folder_of_peft_with_an_adapter_alone_has_the_bases_pooling(
+    base: Path, tmp_path: Path, put: Any, build: Any
+) -> None:
     whole = build(base, None, dense=SAFE)
     whole.save(str(tmp_path / "base"))
     put(whole, "prompt_tuning")
@@ -318,21 +285,27 @@ def test_a_folder_of_peft_with_an_adapter_alone_has_the_bases_pooling(base: Path
     assert distance(vectors(loaded), vectors(with_hooks(whole))) < 1e-6
 
 
-def given_bases(base: Path) -> dict[str, Any]:
-    from sentence_transformers import SentenceTransformer
+@pytest.fixture(scope="session")
+def given_bases(build: Any) -> Any:
+    """Return what makes it."""
 
-    whole = SentenceTransformer(modules=[*build(base, None)], device="cpu")
-    return {"folder": base, "text": str(base), "SentenceTransformer": whole, "transformer": backbone_of(whole)}
+    def make(base: Path) -> dict[str, Any]:
+        from sentence_transformers import SentenceTransformer
+
+        whole = SentenceTransformer(modules=[*build(base, None)], device="cpu")
+        return {"folder": base, "text": str(base), "SentenceTransformer": whole, "transformer": backbone_of(whole)}
+
+    return make
 
 
 @pytest.mark.parametrize("kind", ["folder", "text", "SentenceTransformer", "transformer"])
-def test_the_base_model_can_be_given(base: Path, tmp_path: Path, kind: str) -> None:
+def test_the_base_model_can_be_given(base: Path, tmp_path: Path, kind: str, build: Any, given_bases: Any) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(base, moved)
     model = with_hooks(build(moved))
     peft_hooks.save(model, tmp_path / "model")
     shutil.rmtree(moved)
-    with pytest.raises(LoadError, match=r"(?s)no such path .the base model that .*give another with base_model="):
+    with pytest.raises(LoadError, match=r"(?s)no such path .*base model .*with base_model="):
         peft_hooks.load(tmp_path / "model")
     given = given_bases(base)[kind]
     loaded = peft_hooks.load(tmp_path / "model", base_model=given, device="cpu")
@@ -342,7 +315,7 @@ def test_the_base_model_can_be_given(base: Path, tmp_path: Path, kind: str) -> N
 
 
 def test_the_base_models_path_is_kept_as_an_absolute_one(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Any
 ) -> None:
     shutil.copytree(base, tmp_path / "here" / "bert")
     monkeypatch.chdir(tmp_path / "here")
@@ -352,18 +325,18 @@ def test_the_base_models_path_is_kept_as_an_absolute_one(
     assert distance(vectors(peft_hooks.load("model", device="cpu")), vectors(model)) < 1e-6
 
 
-def test_a_base_model_with_an_adapter_or_of_another_kind_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_base_model_with_an_adapter_or_of_another_kind_is_refused(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base)
     peft_hooks.save(model, tmp_path / "model")
-    with pytest.raises(LoadError, match=r"has an adapter itself: give the base model alone"):
+    with pytest.raises(LoadError, match=r"has an adapter itself.* base model alone"):
         peft_hooks.load(tmp_path / "model", base_model=model)
-    with pytest.raises(LoadError, match=r"base_model is a Linear: expected a folder, a name, a SentenceTransformer"):
+    with pytest.raises(LoadError, match=r"base_model is a Linear.* a folder, a name, a SentenceTransformer"):
         peft_hooks.load(tmp_path / "model", base_model=nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning", "lora"])
 def test_an_adapter_that_does_not_fit_the_base_is_an_error_that_names_both(
-    base: Path, tmp_path: Path, method: str
+    base: Path, tmp_path: Path, method: str, build: Any
 ) -> None:
     peft_hooks.save(build(base, method), tmp_path / "model")
     other = tiny_transformer("bert", tmp_path / "other", hidden_size=16, num_attention_heads=2)
@@ -373,10 +346,10 @@ def test_an_adapter_that_does_not_fit_the_base_is_an_error_that_names_both(
     assert f"does not fit the base model {other}" in str(caught.value)
 
 
-def test_another_base_of_the_same_size_is_warned_of(base: Path, tmp_path: Path) -> None:
+def test_another_base_of_the_same_size_is_warned_of(base: Path, tmp_path: Path, build: Any) -> None:
     peft_hooks.save(build(base), tmp_path / "model")
     other = tiny_transformer("bert", tmp_path / "other", seed=1)
-    with pytest.warns(UserWarning, match=r"its weights are not those that the adapter was saved with"):
+    with pytest.warns(UserWarning, match=r"weights are not those .*saved with"):
         peft_hooks.load(tmp_path / "model", base_model=other, device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -390,7 +363,9 @@ CHANGED = ({"num_hidden_layers": 1}, {"hidden_act": "relu"}, {"is_decoder": True
 
 
 @pytest.mark.parametrize("settings", CHANGED, ids=lambda settings: next(iter(settings)))
-def test_settings_of_the_base_that_were_changed_come_back(base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_settings_of_the_base_that_were_changed_come_back(
+    base: Path, tmp_path: Path, settings: dict[str, Any], put: Any
+) -> None:
     """Layers cut, another activation: the base's folder knows nothing of them."""
     needs(RELEASE >= (3, 0), "has no config_args")
     from sentence_transformers import SentenceTransformer
@@ -409,7 +384,7 @@ def test_settings_of_the_base_that_were_changed_come_back(base: Path, tmp_path: 
     assert distance(vectors(peft_hooks.load(tmp_path / "again", device="cpu")), vectors(model)) < 1e-6
 
 
-def test_weighted_layers_that_the_config_asks_for_come_back(base: Path, tmp_path: Path) -> None:
+def test_weighted_layers_that_the_config_asks_for_come_back(base: Path, tmp_path: Path, put: Any) -> None:
     """``output_hidden_states`` is in the config in memory, and in none of a file."""
     needs(RELEASE >= (3, 0), "has no config_args")
     from sentence_transformers import SentenceTransformer
@@ -430,7 +405,7 @@ def test_weighted_layers_that_the_config_asks_for_come_back(base: Path, tmp_path
     assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), truth) < 1e-6
 
 
-def test_layers_cut_off_a_config_that_lists_its_layers_come_back(tmp_path: Path) -> None:
+def test_layers_cut_off_a_config_that_lists_its_layers_come_back(tmp_path: Path, put: Any) -> None:
     """Qwen3's config has a type for each layer, and transformers 5 reads none that has more types than layers."""
     needs(RELEASE >= (3, 0), "has no config_args")
     from sentence_transformers import SentenceTransformer
@@ -450,7 +425,9 @@ def test_layers_cut_off_a_config_that_lists_its_layers_come_back(tmp_path: Path)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_model_comes_back_in_its_own_type_of_numbers(base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_model_comes_back_in_its_own_type_of_numbers(
+    base: Path, tmp_path: Path, dtype: torch.dtype, build: Any
+) -> None:
     model = with_hooks(build(base).to(dtype))
     peft_hooks.save(model, tmp_path / "model")
     loaded = peft_hooks.load(tmp_path / "model", device="cpu")
@@ -459,7 +436,7 @@ def test_a_model_comes_back_in_its_own_type_of_numbers(base: Path, tmp_path: Pat
     assert distance(vectors(loaded), vectors(model)) < 1e-6
 
 
-def test_a_decoder_read_as_bfloat16_keeps_the_buffers_that_are_float32(tmp_path: Path) -> None:
+def test_a_decoder_read_as_bfloat16_keeps_the_buffers_that_are_float32(tmp_path: Path, put: Any) -> None:
     """Its rotary frequencies: cast with the weights they would be others."""
     from sentence_transformers import SentenceTransformer
 
@@ -476,12 +453,12 @@ def test_a_decoder_read_as_bfloat16_keeps_the_buffers_that_are_float32(tmp_path:
     assert torch.equal(vectors(loaded), vectors(model))
 
 
-def test_added_tokens_are_refused(base: Path, tmp_path: Path) -> None:
+def test_added_tokens_are_refused(base: Path, tmp_path: Path, put: Any, build: Any) -> None:
     """Their embeddings are the backbone's, and PEFT saves nothing of that."""
     model = build(base, None)
     backbone_of(model).resize_token_embeddings(backbone_of(model).config.vocab_size + 3)
     put(model, "prompt_tuning")
-    with pytest.raises(UnsupportedModelError, match=r"nothing saves the embeddings of the others"):
+    with pytest.raises(UnsupportedModelError, match=r"the embeddings of the others"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
 
@@ -510,7 +487,7 @@ def train_a_bias(backbone: Any) -> None:
     "change", [flip_rows, widen_epsilons, round_a_layer, train_a_bias], ids=lambda change: change.__name__
 )
 def test_a_base_that_was_changed_in_memory_is_not_saved(
-    base: Path, tmp_path: Path, change: Callable[[Any], None], method: str
+    base: Path, tmp_path: Path, change: Callable[[Any], None], method: str, build: Any
 ) -> None:
     """None of these is in a config, nor in the mean of the weights: embeddings were up to 1.9 off, in silence."""
     model = build(base, method)
@@ -518,13 +495,13 @@ def test_a_base_that_was_changed_in_memory_is_not_saved(
         change(backbone_of(model).get_base_model())
     before = torch.get_rng_state()
     what = "eps=0.1" if change is widen_epsilons else r"layer\.0\."
-    with pytest.raises(SaveError, match=rf"would be loaded again is another model.*{what}"):
+    with pytest.raises(SaveError, match=rf"loaded again is another model.*{what}"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_the_refusal_says_to_do_saves_a_trained_base(base: Path, tmp_path: Path) -> None:
+def test_what_the_refusal_says_to_do_saves_a_trained_base(base: Path, tmp_path: Path, build: Any) -> None:
     model = with_hooks(build(base))
     with torch.no_grad():
         train_a_bias(backbone_of(model).get_base_model())
@@ -538,7 +515,7 @@ def test_what_the_refusal_says_to_do_saves_a_trained_base(base: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_another_attention_is_no_other_model(base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_another_attention_is_no_other_model(base: Path, tmp_path: Path, dtype: torch.dtype, put: Any) -> None:
     """It rounds in another way, in half precision by a hundredth, and is not lost work."""
     from sentence_transformers import SentenceTransformer
 
@@ -553,7 +530,7 @@ def test_another_attention_is_no_other_model(base: Path, tmp_path: Path, dtype: 
     peft_hooks.load(tmp_path / "model", device="cpu")
 
 
-def test_merged_lora_is_saved(base: Path, tmp_path: Path) -> None:
+def test_merged_lora_is_saved(base: Path, tmp_path: Path, build: Any) -> None:
     """Its base weights are others while it is merged, and the model that comes back gives the same."""
     model = with_hooks(build(base, "lora"), "lora")
     backbone_of(model).merge_adapter()
@@ -561,7 +538,7 @@ def test_merged_lora_is_saved(base: Path, tmp_path: Path) -> None:
     assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), vectors(model)) < 1e-5
 
 
-def test_a_base_whose_files_were_changed_later_is_told_of(base: Path, tmp_path: Path) -> None:
+def test_a_base_whose_files_were_changed_later_is_told_of(base: Path, tmp_path: Path, build: Any) -> None:
     own = Path(shutil.copytree(base, tmp_path / "base"))
     peft_hooks.save(build(own), tmp_path / "model")
     weights = load_file(own / "model.safetensors")
@@ -572,23 +549,23 @@ def test_a_base_whose_files_were_changed_later_is_told_of(base: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("sample", [{"ids": [5, 6]}, {"ids": [10**9], "rows": [[0.0] * 4]}, {"ids": "a", "rows": {}}])
-def test_a_damaged_sample_is_named(base: Path, tmp_path: Path, sample: dict[str, Any]) -> None:
+def test_a_damaged_sample_is_named(base: Path, tmp_path: Path, sample: dict[str, Any], build: Any) -> None:
     peft_hooks.save(build(base), tmp_path / "model")
     file = tmp_path / "model" / "peft_hooks.json"
     content = json.loads(file.read_text())
     content["transformers"][0]["sample"] = sample
     file.write_text(json.dumps(content))
-    with pytest.raises(LoadError, match=r"peft_hooks\.json: what peft_hooks.save measured was changed since"):
+    with pytest.raises(LoadError, match=r"peft_hooks\.json: .*peft_hooks.save.* changed since"):
         peft_hooks.load(tmp_path / "model", device="cpu")
     file.write_text(json.dumps({key: value for key, value in content.items() if key != "checksum"}))
-    with pytest.raises(LoadError, match=r"peft_hooks\.json: damaged: its sample is none"):
+    with pytest.raises(LoadError, match=r"peft_hooks\.json: damaged.* sample"):
         peft_hooks.load(tmp_path / "model", device="cpu")
 
 
 # --- several Transformers
 
 
-def test_a_model_with_two_transformers_is_the_same_after_loading(base: Path, tmp_path: Path) -> None:
+def test_a_model_with_two_transformers_is_the_same_after_loading(base: Path, tmp_path: Path, build: Any) -> None:
     from sentence_transformers import SentenceTransformer
 
     modules = pipeline_modules()
@@ -632,7 +609,7 @@ def test_a_multi_vector_encoder_comes_back_as_one(base: Path, tmp_path: Path) ->
 
 
 @pytest.fixture(scope="module")
-def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory, build: Any) -> Path:
     """Save a model once, to be copied and damaged."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     with quiet():
@@ -661,7 +638,7 @@ def link(folder: Path, name: str) -> None:
 
 
 DAMAGE: dict[str, tuple[Any, str]] = {
-    "no modules.json": (lambda at: (at / "modules.json").unlink(), "modules.json: it is missing though there is a"),
+    "no modules.json": (lambda at: (at / "modules.json").unlink(), "modules.json: .*missing"),
     "a cut modules.json": (lambda at: cut(at / "modules.json"), "modules.json: damaged, not JSON"),
     "cut weights": (lambda at: cut(at / "adapter_model.safetensors"), "adapter_model.safetensors: could not be loaded"),
     "no weights": (lambda at: (at / "adapter_model.safetensors").unlink(), "there is no adapter_model.safetensors"),
@@ -674,16 +651,16 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     ),
     "a later format": (lambda at: set_json(at / "peft_hooks.json", format=9), "its format is 9, and this peft_hooks"),
     "a save that was cut off": (lambda at: set_json(at / "peft_hooks.json", complete=False), "saving .* was cut off"),
-    "no pooling": (lambda at: shutil.rmtree(at / "1_Pooling"), "1_Pooling: there is no config of the module Pooling"),
+    "no pooling": (lambda at: shutil.rmtree(at / "1_Pooling"), "1_Pooling: .*no config of the module Pooling"),
     "no tokenizer": (lambda at: (at / "tokenizer.json").unlink(), "model: could not be loaded"),
     "a path above": (lambda at: first_module(at, path="../1_Pooling"), "the path '../1_Pooling' leaves the model's"),
-    "an absolute path": (lambda at: first_module(at, path="/tmp"), "the path '/tmp' leaves the model's folder"),
+    "an absolute path": (lambda at: first_module(at, path="/tmp"), "'/tmp' leaves the model's"),
     "a Windows path": (lambda at: first_module(at, path="C:\\tmp"), "leaves the model's folder"),
     "a module of its own": (lambda at: first_module(at, type="evil.Pooling"), "no code of it is run"),
     "a link out": (lambda at: link(at, "tokenizer_config.json"), "tokenizer_config.json: a link that leaves"),
     "an activation of its own": (
         lambda at: set_json(at / "2_Dense" / "config.json", activation_function="os.abort"),
-        "its activation function os.abort is not of torch.nn",
+        "os.abort is not of torch.nn",
     ),
     "trust in its code": (
         lambda at: set_json(at / "sentence_bert_config.json", tokenizer_args={"trust_remote_code": True}),
@@ -695,7 +672,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     ),
     "an option of a later PEFT": (
         lambda at: set_json(at / "adapter_config.json", peft_type="NEW_TUNING"),
-        "adapter_config.json: could not be loaded: .* it may be of a later PEFT than",
+        "adapter_config.json: could not be loaded: .*later PEFT",
     ),
     "a setting that is code": (
         lambda at: set_json(
@@ -705,7 +682,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
                 for each in json.loads((at / "peft_hooks.json").read_text())["transformers"]
             ],
         ),
-        "peft_hooks.json: its settings have attn_implementation, which could name code",
+        "peft_hooks.json: .*attn_implementation",
     ),
     "an import in the adapter": (
         lambda at: set_json(at / "adapter_config.json", megatron_config={"a": 1}, megatron_core="evil"),
@@ -724,12 +701,12 @@ def test_a_damaged_or_hostile_folder_is_an_error_that_names_the_file(whole: Path
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_link_out_of_an_adapters_folder_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_link_out_of_an_adapters_folder_is_refused(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base)
     backbone_of(model).add_adapter("b", METHODS["prompt_tuning"](model))
     peft_hooks.save(model, tmp_path / "model")
     link(tmp_path / "model", "b/adapter_config.json")
-    with pytest.raises(LoadError, match=r"b/adapter_config.json: a link that leaves the model's folder"):
+    with pytest.raises(LoadError, match=r"b/adapter_config.json: a link .*leaves the model's"):
         peft_hooks.load(tmp_path / "model")
 
 
@@ -744,7 +721,7 @@ def test_the_hubs_cache_whose_files_are_links_to_blobs_is_loaded(base: Path, who
     assert distance(vectors(loaded), vectors(direct)) == 0
 
 
-def test_a_base_model_of_links_is_loaded(base: Path, tmp_path: Path) -> None:
+def test_a_base_model_of_links_is_loaded(base: Path, tmp_path: Path, build: Any) -> None:
     (tmp_path / "base").mkdir()
     for file in base.iterdir():
         (tmp_path / "base" / file.name).symlink_to(file)
@@ -760,13 +737,13 @@ def test_a_cut_network_is_an_error_where_it_is_needed(whole: Path, tmp_path: Pat
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
-def test_a_network_of_another_save_is_found_out(base: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_network_of_another_save_is_found_out(base: Path, whole: Path, tmp_path: Path, build: Any) -> None:
     shutil.copytree(whole, tmp_path / "model")
     other = build(base, None)
     put_adapter(other, "p_tuning", seed=3)
     peft_hooks.save(other, tmp_path / "other")
     shutil.copy(tmp_path / "other" / "prompt_encoder.safetensors", tmp_path / "model")
-    with pytest.raises(LoadError, match=r"not that of prompt_encoder.safetensors: they are of different saves"):
+    with pytest.raises(LoadError, match=r"prompt_encoder.safetensors.* different saves"):
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
@@ -774,14 +751,16 @@ def test_pickles_and_code_beside_the_weights_are_not_touched(whole: Path, tmp_pa
     shutil.copytree(whole, tmp_path / "model")
     for name in ("pytorch_model.bin", "adapter_model.bin", "1_Pooling/pytorch_model.bin", "modeling.py"):
         (tmp_path / "model" / name).write_text("raise SystemExit('ran')")
-    with pytest.raises(LoadError, match=r"1_Pooling: weights are in pytorch_model.bin, which can run code"):
+    with pytest.raises(LoadError, match=r"1_Pooling: .*pytorch_model.bin, which can run code"):
         peft_hooks.load(tmp_path / "model")
     (tmp_path / "model" / "1_Pooling" / "pytorch_model.bin").unlink()
     assert vectors(peft_hooks.load(tmp_path / "model", device="cpu")).shape[1] == 24
 
 
 @pytest.mark.parametrize("trainable", [False, True])
-def test_what_an_adapter_was_started_from_is_not_read_again(base: Path, tmp_path: Path, trainable: bool) -> None:
+def test_what_an_adapter_was_started_from_is_not_read_again(
+    base: Path, tmp_path: Path, trainable: bool, build: Any
+) -> None:
     """A config can name a tokenizer with code, or a pickle, that PEFT reads when it makes the prompt."""
     model = build(base, "multitask_prompt_tuning", dense=SAFE)
     model.save(str(tmp_path / "model"))
@@ -795,43 +774,45 @@ def test_what_an_adapter_was_started_from_is_not_read_again(base: Path, tmp_path
     assert backbone_of(loaded).active_peft_config.prompt_tuning_init == "AVERAGE_SOURCE_TASKS"
 
 
-def test_what_has_no_adapter_is_refused_on_both_sides(base: Path, tmp_path: Path) -> None:
+def test_what_has_no_adapter_is_refused_on_both_sides(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base, None, dense=SAFE)
-    with pytest.raises(UnsupportedModelError, match=r"has no PEFT adapter: save it with model.save_pretrained"):
+    with pytest.raises(UnsupportedModelError, match=r"no PEFT adapter.* model.save_pretrained"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
     model.save(str(tmp_path / "plain"))
-    with pytest.raises(LoadError, match=r"there is no adapter in it: load it with SentenceTransformer"):
+    with pytest.raises(LoadError, match=r"no adapter in it.* SentenceTransformer"):
         peft_hooks.load(tmp_path / "plain", device="cpu")
-    with pytest.raises(TypeError, match=r"expected a SentenceTransformer, got the str 'model'"):
+    with pytest.raises(TypeError, match=r"a SentenceTransformer.* the str 'model'"):
         peft_hooks.save("model", tmp_path / "model")  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedModelError, match=r"got a Linear, which has no Transformer module"):
+    with pytest.raises(UnsupportedModelError, match=r"a Linear.* no Transformer module"):
         peft_hooks.save(nn.Linear(2, 2), tmp_path / "model")
     with pytest.raises(LoadError, match=r"no such path"):
         peft_hooks.load(tmp_path / "nowhere")
 
 
-def test_lora_layers_under_a_prompt_are_refused_for_peft_saves_nothing_of_them(base: Path, tmp_path: Path) -> None:
+def test_lora_layers_under_a_prompt_are_refused_for_peft_saves_nothing_of_them(
+    base: Path, tmp_path: Path, put: Any, build: Any
+) -> None:
     from peft import inject_adapter_in_model
 
     model = build(base, None)
     inject_adapter_in_model(METHODS["lora"](model), backbone_of(model))
     put(model, "prompt_tuning")
-    with pytest.raises(UnsupportedModelError, match=r"LoRA layers are in the backbone under the prompt"):
+    with pytest.raises(UnsupportedModelError, match=r"LoRA layers .*under the prompt"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
 
 
-def test_an_adapters_name_that_leaves_the_folder_is_refused(base: Path, tmp_path: Path) -> None:
+def test_an_adapters_name_that_leaves_the_folder_is_refused(base: Path, tmp_path: Path, put: Any, build: Any) -> None:
     model = build(base, None)
     put(model, "prompt_tuning")
     backbone_of(model).peft_config["../up"] = backbone_of(model).peft_config["default"]
-    with pytest.raises(SaveError, match=r"the adapter '../up' cannot be saved: PEFT saves it in a folder of its name"):
+    with pytest.raises(SaveError, match=r"'../up' cannot be saved.* folder"):
         peft_hooks.save(model, tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\udcff", "~nobody-of-this-name/model", "loop"])
-def test_a_path_that_no_folder_can_have_is_an_error_in_words(base: Path, tmp_path: Path, name: str) -> None:
+def test_a_path_that_no_folder_can_have_is_an_error_in_words(base: Path, tmp_path: Path, name: str, build: Any) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     path = name if name.startswith("~") else f"{tmp_path}/{name}"
     with pytest.raises(SaveError, match=r"no folder can be made there"):
@@ -840,7 +821,7 @@ def test_a_path_that_no_folder_can_have_is_an_error_in_words(base: Path, tmp_pat
         peft_hooks.load(path, device="cpu")
 
 
-def test_a_saved_model_is_replaced_as_a_whole(base: Path, tmp_path: Path) -> None:
+def test_a_saved_model_is_replaced_as_a_whole(base: Path, tmp_path: Path, build: Any) -> None:
     model = build(base, "p_tuning")
     backbone_of(model).add_adapter("b", METHODS["p_tuning"](model))
     peft_hooks.save(model, tmp_path / "model")
@@ -856,11 +837,13 @@ def test_a_saved_model_is_replaced_as_a_whole(base: Path, tmp_path: Path) -> Non
     ("name", "message"),
     [
         ("file", "a file is there: give a folder"),
-        ("notes", "diary.csv in it was not written by peft_hooks.save, which replaces nothing else: give a new or"),
-        ("model", "diary.csv in it was not written by peft_hooks.save, which replaces nothing else: give a new or"),
+        ("notes", "diary.csv .*not written by peft_hooks.save"),
+        ("model", "diary.csv .*not written by peft_hooks.save"),
     ],
 )
-def test_what_is_no_saved_model_is_never_replaced(base: Path, tmp_path: Path, name: str, message: str) -> None:
+def test_what_is_no_saved_model_is_never_replaced(
+    base: Path, tmp_path: Path, name: str, message: str, build: Any
+) -> None:
     model = build(base)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "notes").mkdir()
@@ -873,24 +856,8 @@ def test_what_is_no_saved_model_is_never_replaced(base: Path, tmp_path: Path, na
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@contextlib.contextmanager
-def failing(model: Any) -> Iterator[None]:
-    """Make the last module fail to be saved, after everything before it was written."""
-
-    class Broken(nn.Module):
-        def save(self, *_: Any, **__: Any) -> None:
-            raise OSError("no space left on device")
-
-        def forward(self, features: Any) -> Any:
-            return features
-
-    model.add_module("4", Broken())
-    yield
-    del model._modules["4"]
-
-
 @pytest.mark.parametrize("former", [False, True])
-def test_a_save_that_raises_leaves_what_was_there(base: Path, tmp_path: Path, former: bool) -> None:
+def test_a_save_that_raises_leaves_what_was_there(base: Path, tmp_path: Path, former: bool, build: Any) -> None:
     model = with_hooks(build(base))
     if former:
         peft_hooks.save(model, tmp_path / "model")
@@ -901,7 +868,7 @@ def test_a_save_that_raises_leaves_what_was_there(base: Path, tmp_path: Path, fo
     assert former or not any(tmp_path.iterdir())
 
 
-def test_save_leaves_the_model_as_it_was_and_the_card_says_how_to_load(base: Path, tmp_path: Path) -> None:
+def test_save_leaves_the_model_as_it_was_and_the_card_says_how_to_load(base: Path, tmp_path: Path, build: Any) -> None:
     model = with_hooks(build(base))
     before = vectors(model)
     frozen = [p.requires_grad for p in model.parameters()]

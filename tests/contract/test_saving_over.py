@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,14 @@ import peft_hooks
 from peft_hooks import LoadError, SaveError
 from peft_hooks.checkpoints import replacing
 from peft_hooks.checkpoints.folder import STAGE
-from peft_hooks.compat.quiet import quiet
 from peft_hooks.testing import tiny_transformer
 
+from ..tools.checks import RELEASE, distance
 from ..tools.methods import METHODS, backbone_of, put_adapter
+from ..tools.saved import failing, vectors, with_hooks
 from ..tools.stress import dying
-from .support import RELEASE, distance
-from .test_save_load import build, failing, vectors, with_hooks
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with quiet():
-        yield
+pytestmark = pytest.mark.usefixtures("quietly")
 
 
 @pytest.fixture
@@ -59,12 +54,12 @@ def folders_in(folder: Path) -> list[str]:
 # --- what save did not write
 
 
-def plain_transformers(base: Path, at: Path) -> Any:
+def plain_transformers(build: Any, base: Path, at: Path) -> Any:
     shutil.copytree(base, at)
     return build(at)
 
 
-def sentence_transformer(base: Path, at: Path) -> Any:
+def sentence_transformer(build: Any, base: Path, at: Path) -> Any:
     """Load a whole model from its folder, as most begin."""
     from sentence_transformers import SentenceTransformer
 
@@ -74,7 +69,7 @@ def sentence_transformer(base: Path, at: Path) -> Any:
     return model
 
 
-def old_layout(base: Path, at: Path) -> Any:
+def old_layout(build: Any, base: Path, at: Path) -> Any:
     """Load a model whose Transformer is in a folder of its own, as before Sentence Transformers 2.0."""
     from sentence_transformers import SentenceTransformer
 
@@ -92,44 +87,44 @@ def old_layout(base: Path, at: Path) -> Any:
     return model
 
 
-def given_to_load(base: Path, at: Path) -> Any:
+def given_to_load(build: Any, base: Path, at: Path) -> Any:
     """Load an adapter with its base model elsewhere than it was."""
     shutil.copytree(base, at)
     peft_hooks.save(build(base), at.parent / "adapter")
     return peft_hooks.load(at.parent / "adapter", base_model=at, device="cpu")
 
 
-def unrelated(base: Path, at: Path) -> Any:
+def unrelated(build: Any, base: Path, at: Path) -> Any:
     tiny_transformer("bert", at, seed=5)
     return build(base)
 
 
-def sharded(base: Path, at: Path) -> Any:
+def sharded(build: Any, base: Path, at: Path) -> Any:
     backbone_of(build(base, None)).save_pretrained(str(at), max_shard_size="8KB")
     assert len(list(at.glob("model-*.safetensors"))) > 1
     return build(base)
 
 
-def weights_alone(base: Path, at: Path) -> Any:
+def weights_alone(build: Any, base: Path, at: Path) -> Any:
     """Put nothing there whose name a saved model has."""
     at.mkdir()
     shutil.copy(base / "model.safetensors", at / "model.safetensors")
     return build(base)
 
 
-def plain_save(base: Path, at: Path) -> Any:
+def plain_save(build: Any, base: Path, at: Path) -> Any:
     """Let the library itself save a model with an adapter, which nothing of ours listed."""
     model = build(base, dense=RELEASE >= (3, 0))
     model.save(str(at))
     return model
 
 
-def above_the_base(base: Path, at: Path) -> Any:
+def above_the_base(build: Any, base: Path, at: Path) -> Any:
     shutil.copytree(base, at / "inner" / "bert")
     return build(at / "inner" / "bert")
 
 
-def base_added(base: Path, at: Path) -> Any:
+def base_added(build: Any, base: Path, at: Path) -> Any:
     """Add another full model to a folder that save wrote."""
     model = build(base)
     peft_hooks.save(model, at)
@@ -138,7 +133,7 @@ def base_added(base: Path, at: Path) -> Any:
     return model
 
 
-def card_edited(base: Path, at: Path) -> Any:
+def card_edited(build: Any, base: Path, at: Path) -> Any:
     model = build(base)
     peft_hooks.save(model, at)
     with (at / "README.md").open("a") as card:
@@ -146,7 +141,7 @@ def card_edited(base: Path, at: Path) -> Any:
     return model
 
 
-def weights_exchanged(base: Path, at: Path) -> Any:
+def weights_exchanged(build: Any, base: Path, at: Path) -> Any:
     """Put another adapter, of the same name and size, in the place of the one that was saved."""
     model = build(base)
     peft_hooks.save(model, at)
@@ -156,7 +151,7 @@ def weights_exchanged(base: Path, at: Path) -> Any:
     return model
 
 
-def file_linked(base: Path, at: Path) -> Any:
+def file_linked(build: Any, base: Path, at: Path) -> Any:
     """Keep a file of the saved model elsewhere, with a link in its place."""
     model = build(base)
     peft_hooks.save(model, at)
@@ -165,21 +160,21 @@ def file_linked(base: Path, at: Path) -> Any:
     return model
 
 
-def folder_linked(base: Path, at: Path) -> Any:
+def folder_linked(build: Any, base: Path, at: Path) -> Any:
     model = build(base)
     peft_hooks.save(model, at)
     (at / "base").symlink_to(base)
     return model
 
 
-def no_list(base: Path, at: Path) -> Any:
+def no_list(build: Any, base: Path, at: Path) -> Any:
     """Save as an earlier version did, without a list, and add a base model."""
-    model = base_added(base, at)
+    model = base_added(build, base, at)
     forget_list(at)
     return model
 
 
-def notes_in_a_module(base: Path, at: Path) -> Any:
+def notes_in_a_module(build: Any, base: Path, at: Path) -> Any:
     model = build(base)
     peft_hooks.save(model, at)
     forget_list(at)
@@ -187,7 +182,7 @@ def notes_in_a_module(base: Path, at: Path) -> Any:
     return model
 
 
-def git(base: Path, at: Path) -> Any:
+def git(build: Any, base: Path, at: Path) -> Any:
     model = build(base)
     peft_hooks.save(model, at)
     (at / ".git").mkdir()
@@ -202,36 +197,36 @@ def forget_list(at: Path) -> None:
     (at / "peft_hooks.json").write_text(json.dumps(saved))
 
 
-STRANGERS: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
+STRANGERS: dict[str, tuple[Callable[[Any, Path, Path], Any], str]] = {
     "a plain transformers folder": (plain_transformers, "the base model is there, in "),
     "the base model's own folder": (sentence_transformer, "the base model is there, in "),
     "the layout with 0_Transformer": (old_layout, "the base model is there, in "),
     "the folder given as base_model=": (given_to_load, "the base model is there, in "),
     "a folder above the base's": (above_the_base, "the base model is there, in "),
-    "an unrelated model": (unrelated, "config.json in it was not written by peft_hooks.save"),
-    "weights in parts": (sharded, "config.json in it was not written by peft_hooks.save"),
-    "weights and nothing else": (weights_alone, "model.safetensors in it was not written by peft_hooks.save"),
-    "a save of the library's own": (plain_save, "in it was not written by peft_hooks.save"),
-    "a base added to a saved model": (base_added, "config.json in it was not written by peft_hooks.save"),
-    "the same, of an earlier version": (no_list, "config.json in it was not written by peft_hooks.save"),
-    "notes in an earlier version's": (notes_in_a_module, "1_Pooling/notes.txt in it was not written by"),
-    "git's history": (git, r".git/HEAD in it was not written by peft_hooks.save"),
-    "an edited card": (card_edited, "README.md in it was changed since peft_hooks.save wrote it and would be lost"),
-    "another adapter": (weights_exchanged, "in it was (changed since peft_hooks.save wrote it|not written by)"),
-    "a link in the place of a file": (file_linked, "adapter_model.safetensors in it was changed since"),
-    "a link to a folder": (folder_linked, "base in it was not written by peft_hooks.save"),
+    "an unrelated model": (unrelated, "config.json .*not written by peft_hooks.save"),
+    "weights in parts": (sharded, "config.json .*not written by peft_hooks.save"),
+    "weights and nothing else": (weights_alone, "model.safetensors .*not written by peft_hooks.save"),
+    "a save of the library's own": (plain_save, "not written by peft_hooks.save"),
+    "a base added to a saved model": (base_added, "config.json .*not written by peft_hooks.save"),
+    "the same, of an earlier version": (no_list, "config.json .*not written by peft_hooks.save"),
+    "notes in an earlier version's": (notes_in_a_module, "1_Pooling/notes.txt .*not written by"),
+    "git's history": (git, r".git/HEAD .*not written by peft_hooks.save"),
+    "an edited card": (card_edited, "README.md .*changed since peft_hooks.save wrote it"),
+    "another adapter": (weights_exchanged, "(changed since peft_hooks.save wrote it|not written by)"),
+    "a link in the place of a file": (file_linked, "adapter_model.safetensors .*changed since"),
+    "a link to a folder": (folder_linked, "base .*not written by peft_hooks.save"),
 }
 
 
 @pytest.mark.parametrize("given", ["absolute", "relative", "link", "dots"])
 @pytest.mark.parametrize("what", STRANGERS)
 def test_what_save_did_not_write_is_refused_and_stays(
-    base: Path, tmp_path: Path, what: str, given: str, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, what: str, given: str, monkeypatch: pytest.MonkeyPatch, build: Any
 ) -> None:
     """Whatever is in the folder, and however it is called."""
     make, message = STRANGERS[what]
     target = tmp_path / "target"
-    model = make(base, target)
+    model = make(build, base, target)
     (tmp_path / "link").symlink_to(target)
     monkeypatch.chdir(tmp_path)
     path = {"absolute": target, "relative": "target", "link": "link", "dots": f"{target}/../base/../target/."}[given]
@@ -242,7 +237,7 @@ def test_what_save_did_not_write_is_refused_and_stays(
     assert contents(tmp_path) == before and folders_in(tmp_path) == folders
 
 
-def test_a_route_that_save_wrote_itself_and_that_is_a_base_now_stays(base: Path, tmp_path: Path) -> None:
+def test_a_route_that_save_wrote_itself_and_that_is_a_base_now_stays(base: Path, tmp_path: Path, build: Any) -> None:
     """A Router's Transformer without an adapter is saved whole; another model's prompt may be trained on it."""
     from sentence_transformers import SentenceTransformer
 
@@ -263,7 +258,7 @@ def test_a_route_that_save_wrote_itself_and_that_is_a_base_now_stays(base: Path,
     assert contents(target) == before
 
 
-def test_a_model_is_saved_beside_its_base_or_in_a_folder_of_it(base: Path, tmp_path: Path) -> None:
+def test_a_model_is_saved_beside_its_base_or_in_a_folder_of_it(base: Path, tmp_path: Path, build: Any) -> None:
     model = with_hooks(build(base))
     before = contents(base)
     for target in (base / "tuned", base.parent / "tuned"):
@@ -272,9 +267,9 @@ def test_a_model_is_saved_beside_its_base_or_in_a_folder_of_it(base: Path, tmp_p
     assert {name: held for name, held in contents(base).items() if "/tuned/" not in name} == before
 
 
-def test_no_folder_where_none_can_be_made_is_said(base: Path, tmp_path: Path) -> None:
+def test_no_folder_where_none_can_be_made_is_said(base: Path, tmp_path: Path, build: Any) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(SaveError, match=r"file/model: no folder can be made there: NotADirectoryError"):
+    with pytest.raises(SaveError, match=r"file/model: .*NotADirectoryError"):
         peft_hooks.save(build(base), tmp_path / "file" / "model")
 
 
@@ -283,7 +278,7 @@ def test_no_folder_where_none_can_be_made_is_said(base: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "lora"])
-def test_what_save_wrote_is_replaced_whole(base: Path, tmp_path: Path, method: str, listed: bool) -> None:
+def test_what_save_wrote_is_replaced_whole(base: Path, tmp_path: Path, method: str, listed: bool, build: Any) -> None:
     """Also by what an earlier version of it wrote, which listed nothing."""
     model, target = build(base, method), tmp_path / "model"
     backbone_of(model).add_adapter("b", METHODS[method](model))
@@ -300,7 +295,7 @@ def test_what_save_wrote_is_replaced_whole(base: Path, tmp_path: Path, method: s
     assert distance(vectors(peft_hooks.load(target, device="cpu")), vectors(second)) < 1e-6
 
 
-def test_a_folder_with_empty_folders_in_it_is_empty(base: Path, tmp_path: Path) -> None:
+def test_a_folder_with_empty_folders_in_it_is_empty(base: Path, tmp_path: Path, build: Any) -> None:
     """A new volume has a `lost+found`."""
     (tmp_path / "model" / "lost+found").mkdir(parents=True)
     for _ in range(2):
@@ -308,7 +303,9 @@ def test_a_folder_with_empty_folders_in_it_is_empty(base: Path, tmp_path: Path) 
     assert (tmp_path / "model" / "lost+found").is_dir()
 
 
-def test_the_working_directory_stays_one(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_working_directory_stays_one(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Any
+) -> None:
     model = with_hooks(build(base))
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path / "model")
@@ -318,7 +315,7 @@ def test_the_working_directory_stays_one(base: Path, tmp_path: Path, monkeypatch
         assert distance(vectors(peft_hooks.load(".", device="cpu")), vectors(model)) < 1e-6
 
 
-def test_a_mount_point_is_saved_to(base: Path, tmp_path: Path) -> None:
+def test_a_mount_point_is_saved_to(base: Path, tmp_path: Path, build: Any) -> None:
     volume = tmp_path / "volume"
     volume.mkdir()
     mounted = shutil.which("mount") and subprocess.run(
@@ -339,7 +336,7 @@ def test_a_mount_point_is_saved_to(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_filesystem_without_hard_links_is_saved_to(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Any
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError("no hard links here")
@@ -351,7 +348,7 @@ def test_a_filesystem_without_hard_links_is_saved_to(
     assert distance(vectors(peft_hooks.load(tmp_path / "model", device="cpu")), vectors(model)) < 1e-6
 
 
-def test_what_two_threads_save_at_once_is_one_of_both(base: Path, tmp_path: Path) -> None:
+def test_what_two_threads_save_at_once_is_one_of_both(base: Path, tmp_path: Path, build: Any) -> None:
     """As the processes of a distributed run may: one waits for the other."""
     models = [with_hooks(build(base)), with_hooks(build(base, "p_tuning"))]
     raised: list[BaseException] = []
@@ -401,7 +398,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @needs_fork
 @pytest.mark.parametrize("former", [False, True])
 def test_saves_that_are_killed_pile_nothing_up_and_leave_the_former_model(
-    base: Path, tmp_path: Path, former: bool
+    base: Path, tmp_path: Path, former: bool, build: Any
 ) -> None:
     model, target = with_hooks(build(base)), tmp_path / "model"
     if former:
@@ -416,7 +413,7 @@ def test_saves_that_are_killed_pile_nothing_up_and_leave_the_former_model(
             assert distance(vectors(peft_hooks.load(target, device="cpu")), wanted) < 1e-6
             continue
         for path in (target, target / STAGE):
-            with pytest.raises(LoadError, match=r"the saving of this folder was cut off, so it is incomplete"):
+            with pytest.raises(LoadError, match=r"cut off.* incomplete"):
                 peft_hooks.load(path)
     del model._modules["4"]
     peft_hooks.save(model, target)
@@ -427,7 +424,7 @@ def test_saves_that_are_killed_pile_nothing_up_and_leave_the_former_model(
 @pytest.mark.slow
 @needs_fork
 def test_a_save_that_is_killed_at_any_step_of_the_last_leaves_one_model_or_the_other(
-    base: Path, tmp_path: Path
+    base: Path, tmp_path: Path, build: Any
 ) -> None:
     """The process dies at its nth line in the file that puts things in their places, for every n."""
     first, second, target = with_hooks(build(base, "p_tuning")), with_hooks(build(base)), tmp_path / "model"
@@ -450,7 +447,9 @@ def test_a_save_that_is_killed_at_any_step_of_the_last_leaves_one_model_or_the_o
 
 
 @needs_fork
-def test_what_was_written_over_a_save_that_was_cut_off_is_not_passed_over(base: Path, tmp_path: Path) -> None:
+def test_what_was_written_over_a_save_that_was_cut_off_is_not_passed_over(
+    base: Path, tmp_path: Path, build: Any
+) -> None:
     """The stage holds a whole model, and is not what was saved last."""
     model, target = with_hooks(build(base)), tmp_path / "model"
     peft_hooks.save(model, target)
@@ -458,12 +457,12 @@ def test_what_was_written_over_a_save_that_was_cut_off_is_not_passed_over(base: 
     (tmp_path / "stage").rename(target / STAGE)
     assert distance(vectors(peft_hooks.load(target, device="cpu")), vectors(model)) < 1e-6
     (target / "adapter_model.safetensors").write_bytes(b"another")
-    with pytest.raises(LoadError, match=r"was cut off, and it was changed since: load .*peft_hooks.saving"):
+    with pytest.raises(LoadError, match=r"cut off.* changed since.*peft_hooks.saving"):
         peft_hooks.load(target)
 
 
 @pytest.mark.parametrize("former", [False, True])
-def test_a_save_that_raises_leaves_no_stage(base: Path, tmp_path: Path, former: bool) -> None:
+def test_a_save_that_raises_leaves_no_stage(base: Path, tmp_path: Path, former: bool, build: Any) -> None:
     model = with_hooks(build(base))
     if former:
         peft_hooks.save(model, tmp_path / "model")

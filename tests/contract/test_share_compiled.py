@@ -15,10 +15,10 @@ import peft_hooks
 from peft_hooks import prompt_mask_hooks
 from peft_hooks.compat.kv_cache import NO_LAYERS, can_be_traced
 
+from ..tools.checks import TEXTS, distance, encoded, expected, needs, options_for, pipeline_of
 from ..tools.methods import VIRTUAL_TOKENS, backbone_of
-from .support import TEXTS, adapted, clean_dynamo, distance, encoded, expected, needs, options_for
-from .test_share_prompt import METHODS, layers_of, look, put_second, remark
-from .test_tracing import pipeline_of
+from ..tools.sharing import METHODS, layers_of, look, put_second, remark
+from ..tools.wording import assert_says
 
 # Of two rows and more: a graph of its own is compiled for one row, hooks or not.
 BATCHES = (TEXTS, TEXTS[:2], TEXTS[1:5], TEXTS[:3])
@@ -45,7 +45,8 @@ class Graphs:
 def compiling(model: Any) -> Iterator[tuple[Any, Graphs]]:
     """Compile the pipeline; there is no break in a graph."""
     graphs = Graphs()
-    with clean_dynamo(), torch.no_grad():
+    torch._dynamo.reset()
+    with torch.no_grad():
         counters.clear()
         yield torch.compile(pipeline_of(model), backend=graphs, dynamic=True), graphs
         assert not counters["graph_break"]
@@ -63,11 +64,14 @@ def layers(model: Any) -> int:
 needs_layers = pytest.mark.skipif(not can_be_traced(), reason=NO_LAYERS)
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 @pytest.mark.slow
 @needs_layers
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("architecture", "side"), [("llama", "left"), ("qwen3", "right"), ("gemma3_text", "left")])
-def test_batches_of_all_sizes_run_in_one_graph_that_shares(architecture: str, side: str, method: str) -> None:
+def test_batches_of_all_sizes_run_in_one_graph_that_shares(
+    architecture: str, side: str, method: str, adapted: Any
+) -> None:
     """Each layer runs twice in it: for the virtual tokens, of which there is a number, and for the text."""
     model = adapted(architecture, method, padding_side=side)
     options = options_for(method)
@@ -81,9 +85,10 @@ def test_batches_of_all_sizes_run_in_one_graph_that_shares(architecture: str, si
         assert graphs.found[0].count(VIRTUAL_TOKENS) == layers(model)
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 @pytest.mark.slow
 @needs_layers
-def test_another_adapter_is_another_graph() -> None:
+def test_another_adapter_is_another_graph(adapted: Any) -> None:
     """The number of virtual tokens is guarded on: switched, the model is compiled once more."""
     model = adapted("llama", padding_side="left")
     put_second(model)
@@ -95,9 +100,10 @@ def test_another_adapter_is_another_graph() -> None:
         assert graphs.attentions == [2 * layers(model)] * 2
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 @pytest.mark.slow
 @needs_layers
-def test_one_row_and_what_cannot_be_cut_in_two_run_as_without() -> None:
+def test_one_row_and_what_cannot_be_cut_in_two_run_as_without(adapted: Any) -> None:
     """One row, and a layer that somebody watches."""
     model = adapted("llama")
     with prompt_mask_hooks(model), compiling(model) as (compiled, graphs):
@@ -110,9 +116,10 @@ def test_one_row_and_what_cannot_be_cut_in_two_run_as_without() -> None:
         assert graphs.attentions == [layers(model), layers(model), 2 * layers(model)]
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 @pytest.mark.slow
 @needs_layers
-def test_with_the_adapter_switched_off_there_is_nothing_to_share() -> None:
+def test_with_the_adapter_switched_off_there_is_nothing_to_share(adapted: Any) -> None:
     model = adapted("llama", padding_side="left")
     with prompt_mask_hooks(model), compiling(model) as (compiled, graphs):
         with peft_hooks.without_adapter(model):
@@ -121,12 +128,13 @@ def test_with_the_adapter_switched_off_there_is_nothing_to_share() -> None:
         assert graphs.attentions == [layers(model)]
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 @pytest.mark.slow
-def test_gradients_are_those_of_a_model_that_is_not_compiled() -> None:
+def test_gradients_are_those_of_a_model_that_is_not_compiled(adapted: Any) -> None:
     """In training it steps aside under torch.compile."""
     model = adapted("llama")
     found = []
-    with clean_dynamo(), prompt_mask_hooks(model):
+    with prompt_mask_hooks(model):
         model.train()
         for run in (pipeline_of(model), torch.compile(pipeline_of(model), backend="aot_eager")):
             model.zero_grad()
@@ -136,11 +144,12 @@ def test_gradients_are_those_of_a_model_that_is_not_compiled() -> None:
     assert distance(found[1], found[0]) <= 1e-5 * max(1.0, float(found[0].abs().max()))
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 @pytest.mark.slow
-def test_where_caches_have_no_layers_it_steps_aside_and_says_so() -> None:
+def test_where_caches_have_no_layers_it_steps_aside_and_says_so(adapted: Any) -> None:
     needs(not can_be_traced(), "caches have layers")
     model = adapted("llama")
-    with prompt_mask_hooks(model) as handle, clean_dynamo(), torch.no_grad():
+    with prompt_mask_hooks(model) as handle, torch.no_grad():
         compiled = torch.compile(pipeline_of(model), backend="eager")
         assert distance(compiled(given(model, TEXTS)), expected(model)) <= 1e-4
-        assert remark(handle).endswith(f"once for all rows of a batch; in torch.compile for every row: {NO_LAYERS}")
+        assert_says(remark(handle), f"once for all rows | torch.compile for every row | {NO_LAYERS}")

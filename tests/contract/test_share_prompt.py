@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,12 +25,9 @@ from peft_hooks import (
 from peft_hooks.prompts.sharing_probe import why_not_shared
 from peft_hooks.testing import assert_no_hooks_left
 
-from ..tools.matrix import POOLINGS
-from ..tools.methods import VIRTUAL_TOKENS, backbone_of
-from .support import (
+from ..tools.checks import (
     RELEASE,
     TEXTS,
-    adapted,
     assert_right,
     distance,
     encoded,
@@ -41,50 +37,13 @@ from .support import (
     needs,
     options_for,
     refused,
-    shared,
     unchanged,
     with_pooling,
 )
-
-BATCH = len(TEXTS)
-DECODERS = ("qwen2", "qwen3", "llama", "mistral", "gemma", "gemma3_text", "gpt2", "opt", "gpt_neox", "phi", "phi3")
-METHODS = ("prompt_tuning", "p_tuning", "multitask_prompt_tuning")
-ONCE, EVERY_ROW = [(1, VIRTUAL_TOKENS), (BATCH, 0)], [(BATCH, VIRTUAL_TOKENS)]
-
-
-def layers_of(model: Any) -> nn.ModuleList:
-    """Return the decoder's layers, wherever the architecture keeps them."""
-    return next(module for module in backbone_of(model).base_model.modules() if isinstance(module, nn.ModuleList))
-
-
-@contextlib.contextmanager
-def runs(model: Any, length: int | None = None) -> Iterator[list[tuple[int, int]]]:
-    """Note what goes through the first layer: rows, and positions; of those of the text only what is more.
-
-    Not by a hook: sharing steps aside where others watch.
-    """
-    longest = model.tokenize(list(TEXTS))["input_ids"].shape[1] if length is None else length
-    seen: list[tuple[int, int]] = []
-
-    def note(*args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        positions = hidden.shape[1]
-        seen.append((hidden.shape[0], positions - longest if positions >= longest else positions))
-        return forward(*args, **kwargs)
-
-    layer: Any = layers_of(model)[0]
-    forward = layer.forward
-    layer.forward = note
-    try:
-        yield seen
-    finally:
-        del layer.forward
-
-
-def remark(handle: Any) -> str:
-    (found,) = handle.describe().remarks
-    return str(found)
-
+from ..tools.matrix import POOLINGS
+from ..tools.methods import VIRTUAL_TOKENS, backbone_of
+from ..tools.sharing import BATCH, DECODERS, EVERY_ROW, METHODS, ONCE, layers_of, look, put_second, remark, runs
+from ..tools.wording import assert_says
 
 # --- the same embeddings ----------------------------------------------------------------------------------------------
 
@@ -93,7 +52,7 @@ def remark(handle: Any) -> str:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("architecture", DECODERS)
 def test_embeddings_are_those_made_by_hand_with_the_virtual_tokens_computed_once(
-    architecture: str, side: str, method: str
+    architecture: str, side: str, method: str, shared: Any
 ) -> None:
     """In one batch and each text alone, left- and right-padded, grouped-query attention among them."""
     model, options = shared(architecture, side, method), options_for(method)
@@ -101,13 +60,13 @@ def test_embeddings_are_those_made_by_hand_with_the_virtual_tokens_computed_once
         with runs(model) as seen:
             encoded(model)
         assert seen == ONCE
-        assert remark(handle).startswith("virtual tokens of Transformer '0': computed once for all rows of a batch")
+        assert_says(remark(handle), "Transformer '0' | once for all rows")
         assert_right(model, tolerance=1e-5, task_id=options.get("task_id"))
 
 
 @pytest.mark.parametrize("policy", ["auto", "pool", "ignore", "strip"])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_every_pooling_and_policy_is_right(pooling: str, policy: str) -> None:
+def test_every_pooling_and_policy_is_right(pooling: str, policy: str, shared: Any) -> None:
     """The hidden states of the virtual tokens are there for whatever pools them."""
     model = with_pooling(shared("qwen2", "left", "prompt_tuning"), pooling)
     with prompt_mask_hooks(model, virtual_tokens=policy, share_prompt=True):
@@ -116,7 +75,7 @@ def test_every_pooling_and_policy_is_right(pooling: str, policy: str) -> None:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
-def test_either_attention_is_right(architecture: str, attention: str) -> None:
+def test_either_attention_is_right(architecture: str, attention: str, adapted: Any) -> None:
     """With and without padding in the batch: without, newer releases make no mask."""
     model = adapted(architecture, attn_implementation=attention)
     with prompt_mask_hooks(model, share_prompt=True):
@@ -126,7 +85,7 @@ def test_either_attention_is_right(architecture: str, attention: str) -> None:
 
 @pytest.mark.parametrize("window", [6, 12, 64])
 @pytest.mark.parametrize("architecture", ["mistral", "gemma3_text"])
-def test_a_sliding_window_is_kept(architecture: str, window: int) -> None:
+def test_a_sliding_window_is_kept(architecture: str, window: int, adapted: Any) -> None:
     """The probe is longer than the window of a small backbone, so that all texts share, also those beyond it.
 
     But Gemma 3 where its cache takes no text beyond a window, in transformers 4.50 to 4.52: there none do.
@@ -141,7 +100,9 @@ def test_a_sliding_window_is_kept(architecture: str, window: int) -> None:
     assert shared_here or (architecture == "gemma3_text" and RELEASE < (5, 0))
 
 
-def test_beyond_a_window_that_no_probe_can_afford_every_row_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_a_window_that_no_probe_can_afford_every_row_is_computed(
+    monkeypatch: pytest.MonkeyPatch, adapted: Any
+) -> None:
     """There nothing was proven; shorter texts share."""
     monkeypatch.setattr("peft_hooks.prompts.probes._BUDGET", 1)
     model = adapted("mistral", sliding_window=12)
@@ -157,7 +118,7 @@ def test_beyond_a_window_that_no_probe_can_afford_every_row_is_computed(monkeypa
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_shares_and_stays_as_near(dtype: torch.dtype) -> None:
+def test_half_precision_shares_and_stays_as_near(dtype: torch.dtype, adapted: Any) -> None:
     """No farther from the truth than every row by itself, but for rounding."""
     model = adapted("qwen2", padding_side="left")
     truth = expected(model)
@@ -171,7 +132,7 @@ def test_half_precision_shares_and_stays_as_near(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.skipif((3, 2) <= RELEASE <= (4, 1), reason="GPT-2 of transformers 4.45 to 4.51 cannot mask in float64")
-def test_float64_is_the_reference_to_its_own_rounding() -> None:
+def test_float64_is_the_reference_to_its_own_rounding(adapted: Any) -> None:
     """Where the backbone computes all of it in float64."""
     model = adapted("gpt2", padding_side="left").double()
     with prompt_mask_hooks(model, share_prompt=True):
@@ -229,7 +190,9 @@ def same(one: Any, other: Any) -> None:
 @pytest.mark.parametrize("hidden", [None, True])
 @pytest.mark.parametrize("as_dict", [True, False])
 @pytest.mark.parametrize("cache", [None, False])
-def test_the_backbone_gives_what_it_gives_without(cache: bool | None, as_dict: bool, hidden: bool | None) -> None:
+def test_the_backbone_gives_what_it_gives_without(
+    cache: bool | None, as_dict: bool, hidden: bool | None, shared: Any
+) -> None:
     """The same type, keys, shapes and values: hidden states of every layer, and keys and values where it gives them."""
     model = shared("llama", "left", "prompt_tuning")
     given = {"use_cache": cache, "return_dict": as_dict, "output_hidden_states": hidden}
@@ -239,7 +202,7 @@ def test_the_backbone_gives_what_it_gives_without(cache: bool | None, as_dict: b
 
 
 @pytest.mark.parametrize("given", ["use_cache", "output_attentions", "position_ids", "past_key_values"])
-def test_it_steps_aside_for_what_it_cannot_cut_in_two(given: str) -> None:
+def test_it_steps_aside_for_what_it_cannot_cut_in_two(given: str, adapted: Any) -> None:
     """Keys and values that the caller gives or asks for, attentions, position ids that are not ours."""
     model = adapted("llama", attn_implementation="eager")
     long = model.tokenize(list(TEXTS))["input_ids"].shape[1] + VIRTUAL_TOKENS
@@ -255,7 +218,7 @@ def test_it_steps_aside_for_what_it_cannot_cut_in_two(given: str) -> None:
     same(ours, plain)
 
 
-def test_hidden_states_of_every_layer_reach_the_features() -> None:
+def test_hidden_states_of_every_layer_reach_the_features(adapted: Any) -> None:
     """Losses on layers read them; with "strip" they have the text's rows."""
     model = adapted("qwen2", padding_side="left")
     backbone_of(model).base_model.config.output_hidden_states = True
@@ -288,7 +251,9 @@ def gradients(model: Any, share: Any, **options: Any) -> tuple[dict[str, Tensor]
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("architecture", "side"), [("qwen2", "left"), ("llama", "right"), ("gpt_neox", "left")])
-def test_gradients_of_prompt_and_backbone_are_the_plain_ones(architecture: str, side: str, method: str) -> None:
+def test_gradients_of_prompt_and_backbone_are_the_plain_ones(
+    architecture: str, side: str, method: str, adapted: Any
+) -> None:
     """They flow through what all rows share, in one forward per step."""
     model = adapted(architecture, method, padding_side=side)
     plain, before = gradients(model, False, **options_for(method))
@@ -304,7 +269,9 @@ def test_gradients_of_prompt_and_backbone_are_the_plain_ones(architecture: str, 
     ("architecture", "config"),
     [("qwen2", {"attention_dropout": 0.1}), ("gpt2", {"resid_pdrop": 0.1}), ("opt", {"layerdrop": 0.1, "dropout": 0})],
 )
-def test_with_dropout_it_steps_aside_in_training_only(architecture: str, config: dict[str, float]) -> None:
+def test_with_dropout_it_steps_aside_in_training_only(
+    architecture: str, config: dict[str, float], adapted: Any
+) -> None:
     """Each row has its own dropout, which PEFT's way gives virtual tokens too."""
     others = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0} if architecture == "gpt2" else {}
     model = adapted(architecture, **{**others, **config})
@@ -315,7 +282,7 @@ def test_with_dropout_it_steps_aside_in_training_only(architecture: str, config:
     assert seen == ONCE
 
 
-def test_with_gradient_checkpointing_it_steps_aside() -> None:
+def test_with_gradient_checkpointing_it_steps_aside(adapted: Any) -> None:
     """The layers run again in the backward pass, where a cache would be filled twice."""
     model = adapted("llama")
     backbone_of(model).base_model.gradient_checkpointing_enable()
@@ -328,7 +295,7 @@ def test_with_gradient_checkpointing_it_steps_aside() -> None:
 # --- nothing to share -------------------------------------------------------------------------------------------------
 
 
-def test_one_row_has_nothing_to_share() -> None:
+def test_one_row_has_nothing_to_share(shared: Any) -> None:
     """It runs as without."""
     model = shared("qwen2", "left", "prompt_tuning")
     with prompt_mask_hooks(model, share_prompt=True), runs(model, length=2) as seen:
@@ -336,7 +303,7 @@ def test_one_row_has_nothing_to_share() -> None:
     assert [rows for rows, _ in seen] == [1]
 
 
-def test_empty_texts_and_no_texts_are_right() -> None:
+def test_empty_texts_and_no_texts_are_right(shared: Any) -> None:
     """A batch of texts without any token is virtual tokens alone, in every row."""
     model = shared("gpt2", "left", "prompt_tuning")
     with prompt_mask_hooks(model, share_prompt=True):
@@ -347,7 +314,7 @@ def test_empty_texts_and_no_texts_are_right() -> None:
 
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "lora"])
-def test_adapters_without_virtual_tokens_have_nothing_to_share(method: str) -> None:
+def test_adapters_without_virtual_tokens_have_nothing_to_share(method: str, shared: Any) -> None:
     """They get no hook of this kind, and no remark."""
     model = shared("llama", "left", method)
     with prompt_mask_hooks(model) as handle:
@@ -359,28 +326,25 @@ def test_adapters_without_virtual_tokens_have_nothing_to_share(method: str) -> N
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "mpnet", "t5"])
-def test_encoders_compute_every_row_and_say_so(architecture: str) -> None:
+def test_encoders_compute_every_row_and_say_so(architecture: str, shared: Any) -> None:
     """Their virtual tokens see the text."""
     model = shared(architecture, "right", "prompt_tuning")
     with prompt_mask_hooks(model) as handle:
         assert "share:0" not in handle.registry
         assert not [name for name in handle.registry if name.startswith("text:")]
-        assert remark(handle).startswith("virtual tokens of Transformer '0': computed for every row: ")
+        assert_says(remark(handle), "Transformer '0' | for every row")
         assert remark(handle) in str(handle.describe())
 
 
-def test_demanded_where_it_is_not_exact_it_is_refused() -> None:
+def test_demanded_where_it_is_not_exact_it_is_refused(shared: Any) -> None:
     """The message gives the reason and the way out, and the model stays as it was."""
     model = shared("bert", "right", "prompt_tuning")
     with refused(model, UnsupportedModelError) as caught:
         register_prompt_mask_hooks(model, share_prompt=True)
-    assert str(caught.value) == (
-        "Transformer '0': share_prompt=True, but bert attends to both sides, so that virtual tokens see the text: "
-        'leave it at "auto", which computes the virtual tokens for every row where they cannot be shared'
-    )
+    assert_says(caught.value, "Transformer '0' | share_prompt=True | bert attends to both sides | \"auto\"")
 
 
-def test_a_decoder_whose_layers_were_switched_to_both_sides_is_refused() -> None:
+def test_a_decoder_whose_layers_were_switched_to_both_sides_is_refused(adapted: Any) -> None:
     """As LLM2Vec and its kin do. Where nothing reads the flag, in older releases, it changes nothing."""
     model = adapted("llama")
     found = []
@@ -402,7 +366,7 @@ def plain_rows(model: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("flag", [{"is_causal": False}, {"use_bidirectional_attention": True}])
-def test_a_decoder_whose_config_says_both_sides_is_never_shared(flag: dict[str, bool]) -> None:
+def test_a_decoder_whose_config_says_both_sides_is_never_shared(flag: dict[str, bool], adapted: Any) -> None:
     """Also when it is switched while the hooks are on."""
     model = adapted("llama")
     with prompt_mask_hooks(model):
@@ -421,14 +385,12 @@ class SeesAhead(nn.Module):
         return hidden + hidden.mean(dim=1, keepdim=True)
 
 
-def test_a_decoder_that_looks_ahead_unseen_is_found_by_the_probe() -> None:
+def test_a_decoder_that_looks_ahead_unseen_is_found_by_the_probe(adapted: Any) -> None:
     """The hidden state of a token must not change with those after it."""
     model = adapted("llama")
     mlp = layers_of(model)[0].mlp
     mlp.down_proj = nn.Sequential(mlp.down_proj, SeesAhead())
-    assert why_not_shared(model[0]) == (
-        "llama attends to both sides: a token's hidden state depends on those that come after it"
-    )
+    assert_says(why_not_shared(model[0]), "llama attends to both sides")
     with refused(model, UnsupportedModelError, "'llama' reads padding"):  # the mean is over padding, too
         register_prompt_mask_hooks(model)
 
@@ -440,13 +402,13 @@ class CountsPositions(nn.Module):
         return hidden + torch.arange(hidden.shape[1]).view(1, -1, 1) / 4
 
 
-def test_a_decoder_that_is_wrong_after_a_cache_is_found_by_the_probe() -> None:
+def test_a_decoder_that_is_wrong_after_a_cache_is_found_by_the_probe(adapted: Any) -> None:
     """It is used as it is, every row by itself."""
     model = adapted("llama")
     mlp = layers_of(model)[0].mlp
     mlp.down_proj = nn.Sequential(mlp.down_proj, CountsPositions())
     with prompt_mask_hooks(model) as handle:
-        assert "llama gives other hidden states after a cache, by " in remark(handle)
+        assert_says(remark(handle), "llama | other hidden states after a cache")
         with runs(model) as seen:
             encoded(model)
         assert seen == EVERY_ROW
@@ -456,15 +418,15 @@ def test_a_decoder_that_is_wrong_after_a_cache_is_found_by_the_probe() -> None:
 
 
 @pytest.mark.parametrize("choice", ["yes", 1, None])
-def test_an_unknown_choice_is_an_error(choice: Any) -> None:
+def test_an_unknown_choice_is_an_error(choice: Any, shared: Any) -> None:
     """Four are known."""
     model = shared("llama", "left", "prompt_tuning")
     with refused(model, ValueError) as caught:
         register_prompt_mask_hooks(model, share_prompt=choice)
-    assert str(caught.value) == f"share_prompt={choice!r} is not a choice: take one of 'auto', 'keep', True, False"
+    assert_says(caught.value, f"share_prompt={choice!r} | 'auto', 'keep', True, False")
 
 
-def test_switched_off_every_row_is_computed() -> None:
+def test_switched_off_every_row_is_computed(shared: Any) -> None:
     """And the remark says by what."""
     model = shared("llama", "left", "prompt_tuning")
     with prompt_mask_hooks(model, share_prompt=False) as handle, runs(model) as seen:
@@ -473,7 +435,7 @@ def test_switched_off_every_row_is_computed() -> None:
     assert seen == EVERY_ROW
 
 
-def test_it_can_be_switched_for_a_block_and_other_blocks_prove_nothing_again() -> None:
+def test_it_can_be_switched_for_a_block_and_other_blocks_prove_nothing_again(adapted: Any) -> None:
     """The proof is a small forward; an inner block with other options runs none."""
     model = adapted("llama")
     register_prompt_mask_hooks(model)
@@ -488,7 +450,7 @@ def test_it_can_be_switched_for_a_block_and_other_blocks_prove_nothing_again() -
     assert_right(model)
 
 
-def test_it_is_saved_and_loaded(tmp_path: Any) -> None:
+def test_it_is_saved_and_loaded(tmp_path: Any, adapted: Any) -> None:
     """The option is one of those that travel with the model, and the loaded model shares."""
     model = adapted("llama", path=tmp_path / "base")
     register_prompt_mask_hooks(model, share_prompt=True)
@@ -508,7 +470,7 @@ def test_it_is_saved_and_loaded(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copied_model_shares_by_itself(how: Any) -> None:
+def test_a_copied_model_shares_by_itself(how: Any, adapted: Any) -> None:
     """And its handle says so."""
     model = adapted("llama", padding_side="left")
     register_prompt_mask_hooks(model)
@@ -522,7 +484,7 @@ def test_a_copied_model_shares_by_itself(how: Any) -> None:
     assert_no_hooks_left(copied, foreign=True)
 
 
-def test_attaching_and_removing_leaves_no_trace() -> None:
+def test_attaching_and_removing_leaves_no_trace(adapted: Any) -> None:
     """The probe runs without gradients, in eval mode, and leaves every module as it was."""
     model = adapted("llama").train()
     with unchanged(model):
@@ -547,7 +509,7 @@ class Raises(nn.Module):
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_an_error_in_either_run_leaves_nothing_behind(at: int) -> None:
+def test_an_error_in_either_run_leaves_nothing_behind(at: int, adapted: Any) -> None:
     """In that of the virtual tokens, and in that of the text."""
     model = adapted("llama")
     truth = expected(model)
@@ -565,7 +527,7 @@ def test_an_error_in_either_run_leaves_nothing_behind(at: int) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_after_ctrl_c_a_backbone_that_is_called_by_itself_sees_all_its_rows(at: int) -> None:
+def test_after_ctrl_c_a_backbone_that_is_called_by_itself_sees_all_its_rows(at: int, adapted: Any) -> None:
     """PyTorch runs no hook after a KeyboardInterrupt, and here no row is like another: none may be taken for all."""
     model = adapted("llama", padding_side="left")
     backbone = backbone_of(model).base_model
@@ -587,7 +549,7 @@ def test_after_ctrl_c_a_backbone_that_is_called_by_itself_sees_all_its_rows(at: 
             assert seen[:2] == ONCE
 
 
-def test_after_ctrl_c_a_network_that_is_called_by_itself_sees_all_its_rows() -> None:
+def test_after_ctrl_c_a_network_that_is_called_by_itself_sees_all_its_rows(shared: Any) -> None:
     model = shared("bert", "right", "prefix_tuning_projection")
     encoder = backbone_of(model).prompt_encoder["default"]
     indices = torch.arange(BATCH).remainder(VIRTUAL_TOKENS).unsqueeze(1)
@@ -599,7 +561,7 @@ def test_after_ctrl_c_a_network_that_is_called_by_itself_sees_all_its_rows() -> 
         assert torch.equal(encoder(indices), truth)
 
 
-def test_a_backbone_that_is_called_by_itself_runs_as_without() -> None:
+def test_a_backbone_that_is_called_by_itself_runs_as_without(shared: Any) -> None:
     """Only inside of a Transformer is it known how long the text is."""
     model = shared("llama", "left", "prompt_tuning")
     features = model.tokenize(list(TEXTS))
@@ -610,7 +572,7 @@ def test_a_backbone_that_is_called_by_itself_runs_as_without() -> None:
     assert seen == [*ONCE, *EVERY_ROW]
 
 
-def test_adapters_of_other_lengths_may_be_switched() -> None:
+def test_adapters_of_other_lengths_may_be_switched(adapted: Any) -> None:
     """How many there are is measured in the forward; switched off, there are none."""
     model = adapted("qwen2", padding_side="left")
     put_second(model)
@@ -625,18 +587,7 @@ def test_adapters_of_other_lengths_may_be_switched() -> None:
         assert seen == [(BATCH, 0)]
 
 
-def put_second(model: Any) -> None:
-    """Add a second adapter of seven virtual tokens."""
-    from ..tools.methods import fill_adapter, prompt_tuning
-
-    config = prompt_tuning(model, num_virtual_tokens=7)
-    backbone_of(model).add_adapter("second", config)
-    with torch.no_grad():
-        backbone_of(model).set_adapter("second")
-        fill_adapter(backbone_of(model), "second", 3, 1.0)
-
-
-def test_a_prompt_over_lora_layers_is_right() -> None:
+def test_a_prompt_over_lora_layers_is_right(adapted: Any) -> None:
     """The layers are in the backbone, and run in both."""
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -651,7 +602,7 @@ def test_a_prompt_over_lora_layers_is_right() -> None:
     assert distance(*found) <= 1e-5
 
 
-def test_threads_share_each_its_own() -> None:
+def test_threads_share_each_its_own(shared: Any) -> None:
     """What is noted of a text belongs to the thread that it runs in."""
     model = shared("llama", "left", "prompt_tuning")
     batches = [model.tokenize(list(TEXTS[:number])) for number in range(1, BATCH + 1)]
@@ -662,7 +613,7 @@ def test_threads_share_each_its_own() -> None:
         assert distance(embedding, truth[number % BATCH]) <= 1e-6
 
 
-def test_a_replica_shares_by_itself() -> None:
+def test_a_replica_shares_by_itself(adapted: Any) -> None:
     """``DataParallel`` copies modules with their hooks."""
     model = adapted("llama")
     truth = expected(model)
@@ -681,10 +632,6 @@ class Watches(Hook):
 
     def after(self, call: Call, output: Any) -> None:
         return None
-
-
-def look(*_: Any) -> None:
-    """See what there is to see, and change nothing."""
 
 
 def puts_forward_hook(model: Any) -> Any:
@@ -733,7 +680,7 @@ ONLOOKERS = (
 
 
 @pytest.mark.parametrize("put", ONLOOKERS)
-def test_where_others_watch_the_backbone_sharing_steps_aside_and_says_so(put: Any) -> None:
+def test_where_others_watch_the_backbone_sharing_steps_aside_and_says_so(put: Any, adapted: Any) -> None:
     """Their hooks see what they would with PEFT's own way; sharing goes on when they go."""
     model = adapted("llama", padding_side="left")
     with prompt_mask_hooks(model) as handle, runs(model) as seen:
@@ -748,18 +695,17 @@ def test_where_others_watch_the_backbone_sharing_steps_aside_and_says_so(put: An
     assert seen == [*ONCE, *EVERY_ROW, *ONCE]
 
 
-def test_the_remark_names_the_hook_and_its_module() -> None:
+def test_the_remark_names_the_hook_and_its_module(adapted: Any) -> None:
     model = adapted("llama")
     layer = layers_of(model)[1]
     path = next(path for path, module in model.named_modules() if module is layer)
     with prompt_mask_hooks(model) as handle, layer.register_forward_hook(look):
-        assert remark(handle) == (
-            f"virtual tokens of Transformer '0': computed for every row: a forward hook that is not of these hooks is "
-            f"on {type(layer).__name__} {path!r}, and would see the layers run twice"
+        assert_says(
+            remark(handle), f"Transformer '0' | for every row | a forward hook | {type(layer).__name__} {path!r}"
         )
 
 
-def test_hooks_outside_of_the_backbone_change_nothing() -> None:
+def test_hooks_outside_of_the_backbone_change_nothing(adapted: Any) -> None:
     """On the Transformer, on Pooling and on the prompt's own modules."""
     model = adapted("llama")
     places = (model, model[0], model[1], backbone_of(model).prompt_encoder["default"].embedding)
@@ -771,7 +717,7 @@ def test_hooks_outside_of_the_backbone_change_nothing() -> None:
     assert seen == ONCE
 
 
-def test_hooks_that_transformers_puts_on_for_itself_are_no_ones() -> None:
+def test_hooks_that_transformers_puts_on_for_itself_are_no_ones(adapted: Any) -> None:
     """Newer releases hand out hidden states by hooks on the layers, and leave them there."""
     model = adapted("qwen2", padding_side="left")
     base = backbone_of(model).base_model
@@ -784,7 +730,7 @@ def test_hooks_that_transformers_puts_on_for_itself_are_no_ones() -> None:
 
 
 @pytest.mark.parametrize("share", ["auto", True, False])
-def test_a_trace_shows_one_forward_with_the_virtual_tokens(share: Any) -> None:
+def test_a_trace_shows_one_forward_with_the_virtual_tokens(share: Any, adapted: Any) -> None:
     """The same rows, with sharing and without: that of a layer has the virtual tokens, in every row of the batch."""
     model = adapted("llama")
     with prompt_mask_hooks(model, share_prompt=share), runs(model) as seen:
@@ -798,7 +744,7 @@ def test_a_trace_shows_one_forward_with_the_virtual_tokens(share: Any) -> None:
         assert_right(model)
 
 
-def test_dimensions_that_are_asserted_inside_the_backbone_are_those_of_one_forward() -> None:
+def test_dimensions_that_are_asserted_inside_the_backbone_are_those_of_one_forward(adapted: Any) -> None:
     """A promise about a layer holds with sharing as it does without."""
     model = adapted("llama")
     norm = next(path for path, module in model.named_modules() if path.endswith("layers.0.input_layernorm"))
@@ -831,7 +777,7 @@ def rows_of_network(model: Any, share: Any, **options: Any) -> tuple[list[int], 
 
 @pytest.mark.parametrize("method", NETWORKS)
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
-def test_a_network_runs_on_one_row(architecture: str, method: str) -> None:
+def test_a_network_runs_on_one_row(architecture: str, method: str, shared: Any) -> None:
     """On encoders too: PEFT gives it the same indices for each row, of some methods in every release."""
     model, options = shared(architecture, "right", method), options_for(method)
     before, plain = rows_of_network(model, False, **options)
@@ -842,7 +788,7 @@ def test_a_network_runs_on_one_row(architecture: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["multitask_prompt_tuning", "prefix_tuning_projection", "p_tuning_lstm"])
-def test_a_networks_gradients_are_the_plain_ones(method: str) -> None:
+def test_a_networks_gradients_are_the_plain_ones(method: str, adapted: Any) -> None:
     """Of an encoder, where nothing else is shared."""
     model = adapted("bert", method, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     found = []
@@ -857,7 +803,7 @@ def test_a_networks_gradients_are_the_plain_ones(method: str) -> None:
         assert distance(found[1][name], gradient) <= 1e-5 * max(1.0, float(gradient.abs().max())), name
 
 
-def test_a_network_with_dropout_is_left_alone_in_training() -> None:
+def test_a_network_with_dropout_is_left_alone_in_training(adapted: Any) -> None:
     """It gives each row a prompt of its own, where PEFT runs it on each: then the backbone shares nothing either."""
     model = adapted("llama", "multitask_prompt_tuning")
     backbone_of(model).prompt_encoder["default"].dropout = nn.Dropout(0.5)
@@ -865,7 +811,7 @@ def test_a_network_with_dropout_is_left_alone_in_training() -> None:
     assert seen == EVERY_ROW
 
 
-def test_a_network_that_is_called_by_itself_sees_all_its_rows() -> None:
+def test_a_network_that_is_called_by_itself_sees_all_its_rows(shared: Any) -> None:
     """As saving does: only inside of a Transformer's forward are the rows known to be the same."""
     model = shared("bert", "right", "prefix_tuning_projection")
     encoder = backbone_of(model).prompt_encoder["default"]

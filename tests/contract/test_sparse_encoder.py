@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,70 +20,12 @@ from peft_hooks import (
     prompt_mask_hooks,
     register_prompt_mask_hooks,
 )
-from peft_hooks.testing.models import config_arguments, fill_weights, make_tokenizer
 
-from ..tools.cross import Pipe
-from ..tools.methods import METHODS, Unavailable, fill_adapter
+from ..tools.checks import RELEASE, TASK, TEXTS, distance, needs, options_for
 from ..tools.reference import _cache, float64_by_default, key_values, plain_backbone, prompt_rows
-from .support import RELEASE, TASK, TEXTS, distance, needs, options_for
 
 pytestmark = pytest.mark.skipif(RELEASE < (5, 0), reason="SparseEncoder came with Sentence Transformers 5.0")
 ATTRIBUTE = "model" if RELEASE >= (5, 4) else "auto_model"
-
-
-def masked_lm(architecture: str) -> Any:
-    """Make the module that gives a logit per token and word."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
-
-    try:
-        config = AutoConfig.for_model(architecture, **config_arguments(architecture, {}))
-    except ValueError:
-        pytest.skip(f"the installed transformers has no {architecture}")
-    backbone = AutoModelForMaskedLM.from_config(config)
-    fill_weights(backbone, 0)
-    with tempfile.TemporaryDirectory() as path:
-        backbone.save_pretrained(path)
-        make_tokenizer(architecture).save_pretrained(path)
-        if RELEASE >= (5, 4):
-            from sentence_transformers.base.modules import Transformer
-
-            return Transformer(path, transformer_task="fill-mask")
-        from sentence_transformers.sparse_encoder.models import MLMTransformer
-
-        return MLMTransformer(path)
-
-
-def splade(strategy: str = "max", **options: Any) -> Any:
-    """Make the pooling module."""
-    if RELEASE >= (5, 4):
-        from sentence_transformers.sparse_encoder.modules import SpladePooling
-    else:
-        from sentence_transformers.sparse_encoder.models import SpladePooling
-    return SpladePooling(strategy, **options)
-
-
-def sparse(architecture: str = "bert", strategy: str = "max", **options: Any) -> Any:
-    """Build a tiny SparseEncoder."""
-    from sentence_transformers import SparseEncoder
-
-    return SparseEncoder(modules=[masked_lm(architecture), splade(strategy, **options)], device="cpu").eval()
-
-
-def put(transformer: Any, method: str, task_type: str = "FEATURE_EXTRACTION") -> Any:
-    """Put an adapter with parameters that matter on the Transformer, or skip."""
-    from peft import get_peft_model
-
-    backbone = getattr(transformer, ATTRIBUTE)
-    try:
-        config = METHODS[method](Pipe(backbone))
-    except Unavailable as error:
-        pytest.skip(str(error))
-    config.task_type = task_type
-    adapter = get_peft_model(backbone, config).eval()
-    with torch.no_grad():
-        fill_adapter(adapter, "default", 0, 1.0)
-    setattr(transformer, ATTRIBUTE, adapter)
-    return adapter
 
 
 def logits_of(model: Any, transformer: Any, text: str) -> tuple[Tensor, int]:
@@ -136,61 +77,61 @@ def assert_sparse(model: Any, strategy: str = "max", virtual_tokens: str = "auto
 
 @pytest.mark.parametrize("strategy", ["max", "sum"])
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "mpnet", "modernbert", "electra"])
-def test_splade_counts_the_texts_tokens(architecture: str, strategy: str) -> None:
+def test_splade_counts_the_texts_tokens(architecture: str, strategy: str, sparse: Any, put_sparse: Any) -> None:
     """Words are weighted by the text's tokens alone, which attend to the virtual ones."""
     model = sparse(architecture, strategy)
-    put(model[0], "prompt_tuning")
+    put_sparse(model[0], "prompt_tuning")
     with prompt_mask_hooks(model):
         assert_sparse(model, strategy)
 
 
 @pytest.mark.parametrize("method", ["p_tuning", "multitask_prompt_tuning", "prefix_tuning", "cartridge"])
-def test_every_method_is_right_or_refused(method: str) -> None:
+def test_every_method_is_right_or_refused(method: str, sparse: Any, put_sparse: Any) -> None:
     """Prefix methods, too, where the masked-language model hands no cache on (transformers 4): hooks put them in."""
     model = sparse("bert")
-    put(model[0], method)
+    put_sparse(model[0], method)
     with prompt_mask_hooks(model, **options_for(method)):
         assert_sparse(model)
 
 
 @pytest.mark.parametrize("virtual_tokens", ["pool", "ignore", "strip"])
-def test_policies(virtual_tokens: str) -> None:
+def test_policies(virtual_tokens: str, sparse: Any, put_sparse: Any) -> None:
     """With "pool" virtual tokens weigh words too; with the others the text's do alone."""
     model = sparse("bert")
-    put(model[0], "prompt_tuning")
+    put_sparse(model[0], "prompt_tuning")
     with prompt_mask_hooks(model, virtual_tokens=virtual_tokens):
         assert_sparse(model, virtual_tokens=virtual_tokens)
 
 
 @pytest.mark.parametrize("task_type", ["TOKEN_CLS", "SEQ_CLS"])
-def test_other_task_types_of_peft(task_type: str) -> None:
+def test_other_task_types_of_peft(task_type: str, sparse: Any, put_sparse: Any) -> None:
     """PEFT's other task types put the same prompt before a masked-language model."""
     model = sparse("bert")
-    put(model[0], "prompt_tuning", task_type)
+    put_sparse(model[0], "prompt_tuning", task_type)
     with prompt_mask_hooks(model):
         assert_sparse(model)
 
 
-def test_left_padding() -> None:
+def test_left_padding(sparse: Any, put_sparse: Any) -> None:
     """On the left, positions are counted over what is not padding."""
     model = sparse("bert")
-    put(model[0], "prompt_tuning")
+    put_sparse(model[0], "prompt_tuning")
     model.tokenizer.padding_side = "left"
     with prompt_mask_hooks(model):
         assert_sparse(model)
 
 
-def test_chunks_of_pooling() -> None:
+def test_chunks_of_pooling(sparse: Any, put_sparse: Any) -> None:
     """Pooling in chunks, with active dimensions cut, sees the same rows."""
     model = sparse("bert", chunk_size=3)
-    put(model[0], "prompt_tuning")
+    put_sparse(model[0], "prompt_tuning")
     with prompt_mask_hooks(model):
         assert_sparse(model)
         found = encoded(model, TEXTS, max_active_dims=5)
     assert (found > 0).sum(dim=1).max() <= 5
 
 
-def test_add_prompt_adapter() -> None:
+def test_add_prompt_adapter(sparse: Any) -> None:
     """An adapter is put on with a task type that PEFT can run on a masked-language model."""
     from peft import PromptTuningConfig
 
@@ -201,10 +142,10 @@ def test_add_prompt_adapter() -> None:
     assert_sparse(model)
 
 
-def test_two_passes_and_a_copy() -> None:
+def test_two_passes_and_a_copy(sparse: Any, put_sparse: Any) -> None:
     """A second pass over one batch and a deep copy of the model give the same."""
     model = sparse("bert")
-    put(model[0], "prompt_tuning")
+    put_sparse(model[0], "prompt_tuning")
     with prompt_mask_hooks(model):
         features = model.tokenize(list(TEXTS)) if RELEASE < (5, 4) else model.preprocess(list(TEXTS))
         mask = features["attention_mask"].clone()
@@ -215,10 +156,10 @@ def test_two_passes_and_a_copy() -> None:
         assert torch.equal(encoded(copy.deepcopy(model), TEXTS), encoded(model, TEXTS))
 
 
-def test_without_hooks_it_crashes() -> None:
+def test_without_hooks_it_crashes(sparse: Any, put_sparse: Any) -> None:
     """What this is about: 6.2 and 5.1 crash, 5.4 to 6.1 weigh words by virtual tokens."""
     model = sparse("bert")
-    put(model[0], "prompt_tuning")
+    put_sparse(model[0], "prompt_tuning")
     if (5, 4) <= RELEASE < (6, 2):
         assert distance(encoded(model, TEXTS), torch.stack([by_hand(model, text) for text in TEXTS])) > 1e-2
     else:
@@ -226,7 +167,7 @@ def test_without_hooks_it_crashes() -> None:
             encoded(model, TEXTS)
 
 
-def test_a_router_with_words_looked_up_on_one_side() -> None:
+def test_a_router_with_words_looked_up_on_one_side(masked_lm: Any, splade: Any, put_sparse: Any) -> None:
     """Queries that are looked up have no virtual tokens, documents through the Transformer are right."""
     from sentence_transformers import SparseEncoder
 
@@ -238,7 +179,7 @@ def test_a_router_with_words_looked_up_on_one_side() -> None:
         from sentence_transformers.sparse_encoder.models import SparseStaticEmbedding
     needs(RELEASE >= (5, 0), "no Router before 5.0")
     transformer = masked_lm("bert")
-    put(transformer, "prompt_tuning")
+    put_sparse(transformer, "prompt_tuning")
     words = SparseStaticEmbedding(tokenizer=transformer.tokenizer, frozen=True)
     router = Router.for_query_document(query_modules=[words], document_modules=[transformer, splade()])
     model = SparseEncoder(modules=[router], device="cpu").eval()
@@ -261,17 +202,17 @@ class Grow(Hook):
         return {**output, "sentence_embedding": found * len(found)}
 
 
-def test_the_check_of_a_user_compares_sparse_embeddings() -> None:
+def test_the_check_of_a_user_compares_sparse_embeddings(sparse: Any, put_sparse: Any) -> None:
     """``check_padding_invariance`` is content with hooks, and not with an embedding that grows with its batch."""
     model = sparse()
-    put(model[0], "prompt_tuning")
+    put_sparse(model[0], "prompt_tuning")
     with prompt_mask_hooks(model):
         assert check_padding_invariance(model, TEXTS)
         with HookRegistry(model).attached(Grow(), to="1"):
             assert not check_padding_invariance(model, TEXTS)
 
 
-def test_a_model_as_the_hub_has_them_is_saved_and_loaded(tmp_path: Path) -> None:
+def test_a_model_as_the_hub_has_them_is_saved_and_loaded(tmp_path: Path, sparse: Any, put_sparse: Any) -> None:
     """Its modules.json names the class that a SparseEncoder's Transformer had before 5.4."""
     from sentence_transformers import SparseEncoder
 
@@ -280,7 +221,7 @@ def test_a_model_as_the_hub_has_them_is_saved_and_loaded(tmp_path: Path) -> None
     modules[0]["type"] = "sentence_transformers.sparse_encoder.models.MLMTransformer"
     (tmp_path / "hub" / "modules.json").write_text(json.dumps(modules))
     model = SparseEncoder(str(tmp_path / "hub"), device="cpu").eval()
-    put(model[0], "prompt_tuning")
+    put_sparse(model[0], "prompt_tuning")
     register_prompt_mask_hooks(model)
     peft_hooks.save(model, tmp_path / "tuned")
     loaded: Any = peft_hooks.load(tmp_path / "tuned", device="cpu")
@@ -288,7 +229,9 @@ def test_a_model_as_the_hub_has_them_is_saved_and_loaded(tmp_path: Path) -> None
     assert float((encoded(loaded, TEXTS) - encoded(model, TEXTS)).abs().max()) < 1e-6
 
 
-def test_an_adapter_in_one_route_of_an_inference_free_model_is_saved_and_loaded(tmp_path: Path) -> None:
+def test_an_adapter_in_one_route_of_an_inference_free_model_is_saved_and_loaded(
+    tmp_path: Path, splade: Any, sparse: Any, put_sparse: Any
+) -> None:
     """``save`` raised IndexError: it knew the Transformers of a folder by one class name."""
     from sentence_transformers import SparseEncoder
 
@@ -303,7 +246,7 @@ def test_an_adapter_in_one_route_of_an_inference_free_model_is_saved_and_loaded(
     words = SparseStaticEmbedding(tokenizer=base[0].tokenizer, frozen=True)
     router = Router.for_query_document(query_modules=[words], document_modules=[base[0], splade()])
     model = SparseEncoder(modules=[router], device="cpu", similarity_fn_name="dot").eval()
-    put(base[0], "prompt_tuning")
+    put_sparse(base[0], "prompt_tuning")
     register_prompt_mask_hooks(model)
     peft_hooks.save(model, tmp_path / "tuned")
     loaded: Any = peft_hooks.load(tmp_path / "tuned", device="cpu")

@@ -9,7 +9,7 @@ import torch
 
 from peft_hooks import prompt_mask_hooks, register_prompt_mask_hooks
 
-from .support import TEXTS, adapted, distance
+from ..tools.checks import TEXTS, distance
 
 TASKS = [0, 2, 1, 1, 0, 2]
 
@@ -26,7 +26,7 @@ def embedded(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("share", ["auto", False])
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
-def test_every_row_has_its_own_task(architecture: str, share: Any) -> None:
+def test_every_row_has_its_own_task(architecture: str, share: Any, adapted: Any) -> None:
     model = adapted(architecture, "multitask_prompt_tuning", padding_side="left")
     register_prompt_mask_hooks(model, share_prompt=share)
     single = []
@@ -41,7 +41,7 @@ def test_every_row_has_its_own_task(architecture: str, share: Any) -> None:
             assert handle.options.task_id == tuple(TASKS)
 
 
-def test_a_task_that_is_none_of_the_adapters_is_refused_before_any_forward() -> None:
+def test_a_task_that_is_none_of_the_adapters_is_refused_before_any_forward(adapted: Any) -> None:
     model = adapted("bert", "multitask_prompt_tuning")
     with pytest.raises(ValueError, match="but the adapter has the tasks 0 to 2"):
         register_prompt_mask_hooks(model, task_id=[0, 3])

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from peft_hooks import prompt_mask_hooks
 from peft_hooks.testing import TEXTS
 
-from .support import adapted
-
 OTHERS = (TEXTS, TEXTS[:1], ("rain",), TEXTS[1:3], TEXTS * 3)
 """Batches of other sizes and lengths than the program is made with, and a text of one token."""
 
@@ -57,14 +55,14 @@ def far(run: Any, model: Any) -> float:
         ("llama", "prompt_tuning", "right", 1e-6),  # whose virtual tokens run once for all rows where it is no program
     ],
 )
-def test_a_program_is_the_hooked_model(architecture: str, method: str, side: str, allowed: float) -> None:
+def test_a_program_is_the_hooked_model(architecture: str, method: str, side: str, allowed: float, adapted: Any) -> None:
     model = adapted(architecture, method, padding_side=side, pooling="mean")
     with prompt_mask_hooks(model), torch.no_grad():
         assert far(program_of(model).module(), model) <= allowed
 
 
 @pytest.mark.slow
-def test_a_compiled_package_is_the_hooked_model(tmp_path: Path) -> None:
+def test_a_compiled_package_is_the_hooked_model(tmp_path: Path, adapted: Any) -> None:
     model = adapted("bert", "prefix_tuning")
     with prompt_mask_hooks(model), torch.no_grad():
         program = program_of(model)

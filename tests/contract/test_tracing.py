@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,20 +20,9 @@ from peft_hooks import (
     without_adapter,
 )
 
+from ..tools.checks import TEXTS, break_graph, distance, forward, options_for, pipeline_of, unchanged
 from ..tools.methods import METHODS, backbone_of, prefix_tuning, put_backbone
-from .support import (
-    TEXTS,
-    adapted,
-    break_graph,
-    clean_dynamo,
-    distance,
-    forward,
-    options_for,
-    plain,
-    put,
-    shared,
-    unchanged,
-)
+from ..tools.wording import assert_says
 
 POLICIES = ("auto", "pool", "ignore", "strip")
 POOLING = ("cls", "max", "mean", "weightedmean", "lasttoken")
@@ -64,18 +52,23 @@ def fake_features(mode: FakeTensorMode, model: Any) -> dict[str, Any]:
     return {key: mode.from_tensor(value) for key, value in features.items() if isinstance(value, torch.Tensor)}
 
 
-def without_fast_attention(architecture: str, method: str | None, **options: Any) -> Any:
+@pytest.fixture(scope="session")
+def without_fast_attention(plain: Any, put: Any) -> Any:
     """Build a model whose backbone makes its masks without a look at them, unlike for its fast attention."""
-    from transformers import AutoModel
 
-    model = plain(architecture, **options)
-    backbone = backbone_of(model)
-    slow = AutoModel.from_config(copy.deepcopy(backbone.config), attn_implementation="eager").eval()
-    slow.load_state_dict(backbone.state_dict())
-    put_backbone(model, slow)
-    if method is not None:
-        put(model, method)
-    return model
+    def make(architecture: str, method: str | None, **options: Any) -> Any:
+        from transformers import AutoModel
+
+        model = plain(architecture, **options)
+        backbone = backbone_of(model)
+        slow = AutoModel.from_config(copy.deepcopy(backbone.config), attn_implementation="eager").eval()
+        slow.load_state_dict(backbone.state_dict())
+        put_backbone(model, slow)
+        if method is not None:
+            put(model, method)
+        return model
+
+    return make
 
 
 def run(model: Any, features: dict[str, Any]) -> tuple[int, ...]:
@@ -87,7 +80,9 @@ def run(model: Any, features: dict[str, Any]) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("architecture", "side"), [("bert", "right"), ("gpt2", "left"), ("llama", "left")])
-def test_hooks_that_are_attached_run_on_fake_tensors(architecture: str, side: str, method: str) -> None:
+def test_hooks_that_are_attached_run_on_fake_tensors(
+    architecture: str, side: str, method: str, without_fast_attention: Any
+) -> None:
     """Any read of a value would raise."""
     model, mode = without_fast_attention(architecture, method, padding_side=side, pooling=POOLING), FakeTensorMode()
     with prompt_mask_hooks(model, **options_for(method)):
@@ -98,7 +93,7 @@ def test_hooks_that_are_attached_run_on_fake_tensors(architecture: str, side: st
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_hooks_can_be_attached_to_fake_tensors(method: str, policy: str) -> None:
+def test_hooks_can_be_attached_to_fake_tensors(method: str, policy: str, without_fast_attention: Any) -> None:
     """Where there are no values the probe of a prefix goes by the signature."""
     model, mode = without_fast_attention("bert", method, pooling=POOLING), FakeTensorMode()
     fake, features = faked(mode, model), fake_features(mode, model)
@@ -106,7 +101,7 @@ def test_hooks_can_be_attached_to_fake_tensors(method: str, policy: str) -> None
         assert run(fake, features) == (len(TEXTS), len(POOLING) * 32)
 
 
-def test_the_length_of_a_prompt_that_is_left_out_is_not_read() -> None:
+def test_the_length_of_a_prompt_that_is_left_out_is_not_read(without_fast_attention: Any) -> None:
     """It may be a tensor. Where no virtual token is counted, Pooling itself leaves the prompt out, and may read it."""
     how: dict[str, Any] = {"padding_side": "left", "pooling": ("cls", "mean"), "include_prompt": False}
     model = without_fast_attention("llama", "prompt_tuning", **how)
@@ -126,28 +121,20 @@ def test_a_read_of_a_value_does_raise() -> None:
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
 @pytest.mark.parametrize("architecture", ["bert", "mpnet"])
-def test_where_nothing_can_be_measured_the_table_says_so(architecture: str, method: str) -> None:
+def test_where_nothing_can_be_measured_the_table_says_so(architecture: str, method: str, adapted: Any) -> None:
     """On the meta device, whatever the signature of a forward says."""
     model = adapted(architecture, method).to("meta")
     with unchanged(model), register_prompt_mask_hooks(model) as handle:
-        assert handle.describe().remarks[-1] == (
-            "adapters of Transformer '0': taken on trust: nothing can be measured on a backbone whose weights have no "
-            "values (meta device, fake tensors)"
-        )
+        assert_says(handle.describe().remarks[-1], "Transformer '0' | on trust | no values")
 
 
 # --- torch.compile --------------------------------------------------------------------------------------------------
 
 
-def pipeline_of(model: Any) -> Callable[[dict[str, Any]], torch.Tensor]:
-    """Return the pipeline as a function of features."""
-    transformer, pooling = model[0], model[1]
-    return lambda features: pooling(transformer(features))["sentence_embedding"]
-
-
 def graph_breaks(model: Any, features: dict[str, Any]) -> int | None:
     """Count the graph breaks of one call of the pipeline, or return None where the call itself raises."""
-    with clean_dynamo(), torch.no_grad():
+    torch._dynamo.reset()
+    with torch.no_grad():
         try:
             return len(torch._dynamo.explain(pipeline_of(model))(dict(features)).break_reasons)
         except (RuntimeError, TypeError, ValueError):
@@ -166,9 +153,10 @@ COMPILED = [
 ]
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 @pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "side", "method"), COMPILED)
-def test_hooks_add_no_graph_break(architecture: str, side: str, method: str) -> None:
+def test_hooks_add_no_graph_break(architecture: str, side: str, method: str, shared: Any) -> None:
     """Over the same model without hooks, or, where that raises, over one with another adapter that runs, or with none.
 
     PEFT itself breaks the graph to warn of token types, which it drops; without them there is no break at all.
@@ -188,18 +176,19 @@ def test_hooks_add_no_graph_break(architecture: str, side: str, method: str) -> 
         assert found <= without
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize(("architecture", "side", "method"), COMPILED)
 def test_a_compiled_model_gives_what_it_gives_uncompiled(
-    architecture: str, side: str, method: str, broken: bool
+    architecture: str, side: str, method: str, broken: bool, shared: Any
 ) -> None:
     """The hooks are attached first, and run inside, in one graph or where it breaks in the middle of the backbone."""
     model, options = shared(architecture, side, method), options_for(method)
     features = dict(model.tokenize(list(TEXTS)))
     linear = next(module for module in backbone_of(model).base_model.modules() if isinstance(module, nn.Linear))
     breaks = linear.register_forward_hook(break_graph) if broken else contextlib.nullcontext()
-    with breaks, clean_dynamo(), prompt_mask_hooks(model, **options), torch.no_grad():
+    with breaks, prompt_mask_hooks(model, **options), torch.no_grad():
         pipeline = pipeline_of(model)
         eager = pipeline(dict(features))
         compiled = torch.compile(pipeline, backend="eager")
@@ -208,12 +197,15 @@ def test_a_compiled_model_gives_what_it_gives_uncompiled(
         assert distance(compiled(dict(shorter)), pipeline(dict(shorter))) <= 1e-6
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 @pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "side", "method"), COMPILED)
-def test_a_compiled_model_is_compiled_twice_for_batches_of_all_sizes(architecture: str, side: str, method: str) -> None:
+def test_a_compiled_model_is_compiled_twice_for_batches_of_all_sizes(
+    architecture: str, side: str, method: str, shared: Any
+) -> None:
     """For the first size and for any other, as without hooks; forwards that are not compiled change nothing in it."""
     model, counter = shared(architecture, side, method), CompileCounter()
-    with clean_dynamo(), prompt_mask_hooks(model, **options_for(method)), torch.no_grad():
+    with prompt_mask_hooks(model, **options_for(method)), torch.no_grad():
         pipeline = pipeline_of(model)
         compiled = torch.compile(pipeline, backend=counter)
         for number in range(1, 6):
@@ -224,12 +216,13 @@ def test_a_compiled_model_is_compiled_twice_for_batches_of_all_sizes(architectur
     assert counter.frame_count == 2
 
 
+@pytest.mark.usefixtures("clean_dynamo")
 @pytest.mark.slow
-def test_hooks_inside_a_compiled_model_do_not_count_calls_and_say_so() -> None:
+def test_hooks_inside_a_compiled_model_do_not_count_calls_and_say_so(adapted: Any) -> None:
     """A counter would be guarded on, and the model compiled anew for every call."""
     model = adapted("bert")
     features = dict(model.tokenize(list(TEXTS)))
-    with clean_dynamo(), torch.no_grad():
+    with torch.no_grad():
         handle = register_prompt_mask_hooks(model)
         truth = forward(model, dict(features))["sentence_embedding"]
         compiled = torch.compile(model, backend="eager")
@@ -238,10 +231,11 @@ def test_hooks_inside_a_compiled_model_do_not_count_calls_and_say_so() -> None:
         handle.remove()
 
 
-def test_a_compiled_model_takes_no_adapter_and_is_left_as_it_was() -> None:
+@pytest.mark.usefixtures("clean_dynamo")
+def test_a_compiled_model_takes_no_adapter_and_is_left_as_it_was(plain: Any) -> None:
     """``add_prompt_adapter`` says to attach first, too."""
     model = plain("bert")
     config = prefix_tuning(model)
     model[0].compile(backend="eager")
-    with clean_dynamo(), unchanged(model), pytest.raises(HookError, match="is compiled already"):
+    with unchanged(model), pytest.raises(HookError, match="is compiled already"):
         add_prompt_adapter(model, config)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import EPOCH, ROOT, Built, build, run
+from ..tools.artefacts import EPOCH, ROOT, Built, build, run
 
 # Of the checkout, and of no use without git and its hosts.
 OF_THE_CHECKOUT = {".gitignore"}

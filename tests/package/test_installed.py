@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from .conftest import ROOT, Built, Installed, run
+from ..tools.artefacts import ROOT, Built, Installed, run
 
 # A part of the suite, of all that the package does: the whole suite runs on the checkout, whose files the wheel has.
 SOME_TESTS = (

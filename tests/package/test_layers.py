@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT
+from ..tools.artefacts import ROOT
 
 UPWARD = {
     "hooks/call.py": "from ..prompts.mask import ExtendPromptMask",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import ROOT, Installed
+from ..tools.artefacts import ROOT, Installed
 
 TOUR = ROOT / "examples" / "tour.ipynb"
 

@@ -10,6 +10,8 @@ import torch
 
 from peft_hooks._format import dtype_of, padding_of, shape_of, tensor_line, tensors_in
 
+from ..tools.wording import assert_says
+
 
 @pytest.mark.parametrize(
     ("dtype", "short"),
@@ -54,7 +56,7 @@ def test_padding_is_named_by_its_side(rows: list[list[int]], padding: str) -> No
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
 def test_a_mask_is_written_with_what_it_keeps(dtype: torch.dtype) -> None:
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]]).to(dtype)
-    assert tensor_line("attention_mask", mask) == f"attention_mask {dtype_of(dtype)}[2,3] kept 4/6 pad right"
+    assert_says(tensor_line("attention_mask", mask), f"attention_mask {dtype_of(dtype)}[2,3] | 4/6 | right")
 
 
 def test_another_tensor_is_written_without_being_read() -> None:

@@ -45,7 +45,7 @@ def test_files_of_others_are_refused_and_those_of_an_export_are_not(tmp_path: Pa
     written = {"tokenizer.json": digest(tokenizer)}
     refuse_others(tmp_path, names, "m.onnx", written)
     tokenizer.write_text("changed")
-    with pytest.raises(SaveError, match=r"tokenizer\.json: it was not written by .* or was changed since"):
+    with pytest.raises(SaveError, match=r"tokenizer\.json: .*not written by .*changed since"):
         refuse_others(tmp_path, names, "m.onnx", written)
 
 
@@ -53,16 +53,16 @@ def test_a_path_is_a_file_or_a_folder_by_its_ending(tmp_path: Path) -> None:
     assert _target(str(tmp_path / "model.onnx")) == (tmp_path, "model.onnx", False)
     assert _target(str(tmp_path / "model")) == (tmp_path / "model", "onnx/model.onnx", True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(SaveError, match="a file is there: give a folder, or a file that ends in"):
+    with pytest.raises(SaveError, match=r"a file is there.* a folder.* ends in"):
         _target(str(tmp_path / "file"))
     with pytest.raises(SaveError, match="nothing can be written there"), beside(tmp_path / "file" / "in"):
         pass
 
 
 def test_what_is_no_tuned_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="expected a SentenceTransformer, got the str 'minilm'"):
+    with pytest.raises(TypeError, match=r"a SentenceTransformer.* the str 'minilm'"):
         export_onnx("minilm", tmp_path / "model.onnx")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="expected the path of a file to export to, got None"):
+    with pytest.raises(TypeError, match=r"a file to export to.* None"):
         export_onnx(tiny_model(), None)  # type: ignore[arg-type]
     pytest.importorskip("onnxscript")
     with pytest.raises(UnsupportedModelError, match="has no PEFT adapter"):

@@ -16,7 +16,7 @@ from peft_hooks import merge_and_unload
 from peft_hooks.checkpoints.rope import with_flat_rope
 from peft_hooks.testing.models import pipeline_modules
 
-from ...contract.support import RELEASE, adapted, distance, encoded, needs, with_pooling
+from ...tools.checks import RELEASE, distance, encoded, needs, with_pooling
 from ...tools.methods import VIRTUAL_TOKENS
 from ...tools.tokenizers import model_with, trained
 
@@ -35,7 +35,7 @@ def read(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def test_modules_are_where_every_release_finds_them(tmp_path: Path) -> None:
+def test_modules_are_where_every_release_finds_them(tmp_path: Path, adapted: Any) -> None:
     """By the paths that they had before 5.4, with the options that they had."""
     model = adapted("bert")
     modules = pipeline_modules()
@@ -64,7 +64,7 @@ def test_modules_are_where_every_release_finds_them(tmp_path: Path) -> None:
     assert distance(encoded(again), encoded(merge_and_unload(model))) <= 1e-6
 
 
-def test_a_tokenizer_says_nothing_of_where_to_cut_and_how_to_pad(tmp_path: Path) -> None:
+def test_a_tokenizer_says_nothing_of_where_to_cut_and_how_to_pad(tmp_path: Path, adapted: Any) -> None:
     """Other engines obey what its last call had set: a text's embedding depended on it."""
     folder = saved(adapted("llama", padding_side="left"), tmp_path / "merged")
     state, settings = read(folder / "tokenizer.json"), read(folder / "tokenizer_config.json")
@@ -74,9 +74,8 @@ def test_a_tokenizer_says_nothing_of_where_to_cut_and_how_to_pad(tmp_path: Path)
     assert read(folder / "special_tokens_map.json")["pad_token"] == "[PAD]"
 
 
-def test_merges_are_written_as_tokenizers_before_0_20_read_them(tmp_path: Path) -> None:
+def test_merges_are_written_as_tokenizers_before_0_20_read_them(tmp_path: Path, put: Any) -> None:
     """Later ones write pairs, which earlier ones cannot read, and read both."""
-    from ...contract.support import put
 
     model = model_with("gpt2", trained("byte-level"), "mean")
     put(model, "prompt_tuning")
@@ -86,7 +85,7 @@ def test_merges_are_written_as_tokenizers_before_0_20_read_them(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral", "phi3"])
-def test_a_rotary_theta_is_where_transformers_4_looks(architecture: str, tmp_path: Path) -> None:
+def test_a_rotary_theta_is_where_transformers_4_looks(architecture: str, tmp_path: Path, adapted: Any) -> None:
     """It takes a default else, and the embeddings are others without a word."""
     import transformers
 
@@ -114,7 +113,7 @@ def test_flat_rope_of_every_shape() -> None:
     assert with_flat_rope({"hidden_size": 4}) == {"hidden_size": 4}
 
 
-def test_several_poolings_in_an_order_of_their_own_stay(tmp_path: Path) -> None:
+def test_several_poolings_in_an_order_of_their_own_stay(tmp_path: Path, adapted: Any) -> None:
     """Flags have no order; those in the usual one are flags."""
     folder = saved(with_pooling(adapted("bert"), ("mean", "lasttoken")), tmp_path / "usual")
     config = read(folder / "1_Pooling" / "config.json")
@@ -128,7 +127,7 @@ def test_several_poolings_in_an_order_of_their_own_stay(tmp_path: Path) -> None:
     assert distance(encoded(kind(str(folder), device="cpu")), encoded(merge_and_unload(other))) <= 1e-6
 
 
-def test_a_merged_model_can_be_pickled_and_copied() -> None:
+def test_a_merged_model_can_be_pickled_and_copied(adapted: Any) -> None:
     """As a SentenceTransformer, which a process without this library reads; a copy is saved as it is."""
     model = adapted("bert")
     merged = merge_and_unload(model)

@@ -13,7 +13,7 @@ import peft_hooks
 from peft_hooks.cli.main import main
 from peft_hooks.testing import TEXTS, tiny_model
 
-from ...contract.support import distance, encoded
+from ...tools.checks import distance, encoded
 from ...tools.methods import put_adapter
 
 
@@ -33,7 +33,9 @@ def test_it_writes_a_plain_model_and_says_how_far_it_is(tmp_path: Path, capsys: 
     said = capsys.readouterr().out
     for part in (
         "SentenceTransformer(",
-        "merged: its embeddings of 8 texts (alone, in a batch, cut at 64",
+        "merged: ",
+        "8 texts",
+        "cut at 64",
         "loaded: its",
     ):
         assert part in said
@@ -61,7 +63,7 @@ def test_what_the_model_was_saved_with_holds(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("method", "more", "said"),
     [
-        ("prefix_tuning", [], "PREFIX_TUNING puts keys and values into every layer"),
+        ("prefix_tuning", [], "PREFIX_TUNING puts keys and values"),
         ("prompt_tuning", ["--task-id", "1"], "no adapter has tasks"),
         ("lora", [], "the adapter is LORA"),
     ],

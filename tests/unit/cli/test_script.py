@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ...tools.wording import Golden, assert_says
+
 ROOT = Path(__file__).parents[3]
 FAILS = """
 import torch
@@ -109,10 +111,11 @@ def test_an_interrupt_ends_it_by_the_signal(tmp_path: Path) -> None:
     assert command.returncode == -signal.SIGINT
 
 
-def test_a_script_that_is_not_there_is_status_2(tmp_path: Path) -> None:
+def test_a_script_that_is_not_there_is_status_2(tmp_path: Path, golden: Golden) -> None:
     command = python("-m", "peft_hooks", "run", "nothing.py", cwd=tmp_path)
     assert command.returncode == 2
-    assert command.stderr == "peft-hooks: nothing.py: could not be read: No such file or directory\n"
+    golden("refusals", command.stderr)
+    assert_says(command.stderr, "peft-hooks: | nothing.py | No such file or directory")
 
 
 @pytest.mark.parametrize("name", ["package.inside", "package"])
@@ -154,11 +157,12 @@ def test_html_is_the_page_of_the_failure(tmp_path: Path) -> None:
     assert "transpose(1, 2)" in page
 
 
-def test_html_is_not_written_where_there_is_nothing_to_explain(tmp_path: Path) -> None:
+def test_html_is_not_written_where_there_is_nothing_to_explain(tmp_path: Path, golden: Golden) -> None:
     (tmp_path / "script.py").write_text("print('fine')", encoding="utf-8")
     command = python("-m", "peft_hooks", "run", "--html", "page.html", "script.py", cwd=tmp_path)
     assert (command.returncode, command.stdout) == (0, "fine\n")
-    assert command.stderr == "peft-hooks: nothing to explain, so page.html was not written\n"
+    golden("refusals", command.stderr)
+    assert_says(command.stderr, "peft-hooks: | nothing to explain | page.html")
     assert not (tmp_path / "page.html").exists()
 
 
@@ -166,5 +170,5 @@ def test_a_page_that_cannot_be_written_does_not_hide_the_error(tmp_path: Path) -
     (tmp_path / "script.py").write_text(FAILS, encoding="utf-8")
     command = python("-m", "peft_hooks", "run", "--html", "no/page.html", "script.py", cwd=tmp_path)
     assert command.returncode == 1
-    assert "peft-hooks: no/page.html: could not be written: No such file or directory\n" in command.stderr
+    assert_says(command.stderr, "peft-hooks: no/page.html: | No such file or directory\n")
     assert "peft_hooks: Conv1d 'conv' raised RuntimeError" in command.stderr

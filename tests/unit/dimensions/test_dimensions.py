@@ -8,6 +8,7 @@ import gc
 import pickle
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from peft_hooks.dimensions.bindings import Bindings, Bound
 from peft_hooks.dimensions.check import disagreement
 from peft_hooks.dimensions.lookup import output_of
 from peft_hooks.dimensions.spec import parse
+
+from ...tools.wording import Golden, assert_says
 
 
 class Update(nn.Module):
@@ -41,10 +44,17 @@ def run(hook: Hook, features: Any, module: nn.Module | None = None) -> Any:
         return model(features)
 
 
-def message(hook: Hook, features: Any, module: nn.Module | None = None) -> str:
-    with pytest.raises(DimensionError) as caught:
-        run(hook, features, module)
-    return str(caught.value)
+@pytest.fixture
+def message(golden: Golden) -> Callable[..., str]:
+    """Run a module of which a hook has to complain, and return in what words, which are golden."""
+
+    def told(hook: Hook, features: Any, module: nn.Module | None = None) -> str:
+        with pytest.raises(DimensionError) as caught:
+            run(hook, features, module)
+        golden("disagreements", caught.value)
+        return str(caught.value)
+
+    return told
 
 
 def sizes(bindings: Bindings) -> dict[str, int]:
@@ -61,51 +71,55 @@ def test_tensors_that_agree_pass_and_the_output_is_left_alone() -> None:
     assert run(AssertDimensions(TEXT, TEXT), features) is features
 
 
-def test_a_tensor_that_disagrees_is_named_with_what_bound_the_dimension() -> None:
+def test_a_tensor_that_disagrees_is_named_with_what_bound_the_dimension(message: Any) -> None:
     features = {"token_embeddings": torch.zeros(2, 9, 4), "attention_mask": torch.zeros(2, 5)}
-    assert message(AssertDimensions(TEXT), features) == (
-        "Identity '0' input: attention_mask is [2, 5], but seq = 9 was bound by token_embeddings [2, 9, 4]: 4 fewer"
+    assert_says(
+        message(AssertDimensions(TEXT), features),
+        "Identity '0' input | attention_mask | [2, 5] | seq = 9 | token_embeddings [2, 9, 4] | 4 fewer",
     )
     features["attention_mask"] = torch.zeros(3, 9)
-    assert message(AssertDimensions(TEXT), features) == (
-        "Identity '0' input: attention_mask is [3, 9], but batch = 2 was bound by token_embeddings [2, 9, 4]: 1 more"
+    assert_says(
+        message(AssertDimensions(TEXT), features),
+        "Identity '0' input | attention_mask | [3, 9] | batch = 2 | token_embeddings [2, 9, 4] | 1 more",
     )
 
 
-def test_the_output_is_held_against_the_input() -> None:
+def test_the_output_is_held_against_the_input(message: Any) -> None:
     hook = AssertDimensions({"attention_mask": "batch seq"}, {"token_embeddings": "batch seq hidden=4"})
     features = {"attention_mask": torch.zeros(2, 5)}
     assert run(hook, dict(features), Update(token_embeddings=torch.zeros(2, 5, 4)))
-    assert message(hook, dict(features), Update(token_embeddings=torch.zeros(2, 15, 4))) == (
-        "Update '0' output: token_embeddings is [2, 15, 4], but seq = 5 was bound by attention_mask [2, 5]: 10 more"
+    assert_says(
+        message(hook, dict(features), Update(token_embeddings=torch.zeros(2, 15, 4))),
+        "Update '0' output | token_embeddings | [2, 15, 4] | seq = 5 | attention_mask [2, 5] | 10 more",
     )
 
 
-def test_a_declared_size_is_held_with_and_without_a_name() -> None:
-    assert message(AssertDimensions({"x": "batch hidden=384"}), {"x": torch.zeros(2, 32)}) == (
-        "Identity '0' input: x is [2, 32], but hidden = 384 is declared"
+def test_a_declared_size_is_held_with_and_without_a_name(message: Any) -> None:
+    assert_says(
+        message(AssertDimensions({"x": "batch hidden=384"}), {"x": torch.zeros(2, 32)}),
+        "Identity '0' input | [2, 32] | hidden = 384",
     )
-    assert message(AssertDimensions({"x": "batch 384"}), {"x": torch.zeros(2, 32)}) == (
-        "Identity '0' input: x is [2, 32], but the size = 384 is declared"
+    assert_says(
+        message(AssertDimensions({"x": "batch 384"}), {"x": torch.zeros(2, 32)}),
+        "Identity '0' input | [2, 32] | size = 384",
     )
     assert run(AssertDimensions({"x": "batch hidden=384 _"}), {"x": torch.zeros(2, 384, 7)})
 
 
-def test_a_name_that_stands_twice_in_one_tensor_is_one_size() -> None:
+def test_a_name_that_stands_twice_in_one_tensor_is_one_size(message: Any) -> None:
     hook = AssertDimensions({"x": "n n"})
     assert run(hook, {"x": torch.zeros(3, 3)})
-    assert message(hook, {"x": torch.zeros(3, 4)}) == (
-        "Identity '0' input: x is [3, 4], but n = 3 was bound by x [3, 4]: 1 more"
-    )
+    assert_says(message(hook, {"x": torch.zeros(3, 4)}), "Identity '0' input | n = 3 | x [3, 4] | 1 more")
 
 
 def test_any_size_binds_nothing() -> None:
     assert run(AssertDimensions({"x": "_ _"}), {"x": torch.zeros(3, 4)})
 
 
-def test_another_number_of_dimensions_is_named_with_the_contract() -> None:
-    assert message(AssertDimensions({"x": "batch seq _ 3"}), {"x": torch.zeros(2, 9)}) == (
-        "Identity '0' input: x is [2, 9], but should have 4 dimensions (batch seq _ 3)"
+def test_another_number_of_dimensions_is_named_with_the_contract(message: Any) -> None:
+    assert_says(
+        message(AssertDimensions({"x": "batch seq _ 3"}), {"x": torch.zeros(2, 9)}),
+        "Identity '0' input | [2, 9] | 4 dimensions | batch seq _ 3",
     )
 
 
@@ -113,16 +127,19 @@ def test_what_is_not_there_or_is_no_tensor_is_not_checked() -> None:
     assert run(AssertDimensions(TEXT), {"attention_mask": [[1, 1]], "more": torch.zeros(3)})
 
 
-def test_a_difference_with_a_known_cause_is_explained_with_the_way_out() -> None:
+def test_a_difference_with_a_known_cause_is_explained_with_the_way_out(message: Any) -> None:
     cause = "num_virtual_tokens of the active PROMPT_TUNING adapter 'default': attach the mask hooks"
     hook = AssertDimensions(TEXT, causes={10: cause})
     features = {"token_embeddings": torch.zeros(2, 19, 4), "attention_mask": torch.zeros(2, 9)}
-    assert message(hook, features) == (
-        "Identity '0' input: attention_mask is [2, 9], but seq = 19 was bound by token_embeddings [2, 19, 4]: 10 "
-        "fewer. 10 = num_virtual_tokens of the active PROMPT_TUNING adapter 'default': attach the mask hooks"
+    assert_says(
+        message(hook, features),
+        "Identity '0' input | attention_mask | [2, 9] | seq = 19 | token_embeddings [2, 19, 4]",
+        "10 fewer | 10 = num_virtual_tokens | PROMPT_TUNING | 'default'",
     )
     features["attention_mask"] = torch.zeros(2, 10)
-    assert message(hook, features).endswith("[2, 19, 4]: 9 fewer")
+    told = message(hook, features)
+    assert_says(told, "[2, 19, 4] | 9 fewer")
+    assert "num_virtual_tokens" not in told
 
 
 def test_every_call_begins_with_nothing_bound() -> None:
@@ -155,61 +172,62 @@ def test_a_module_inside_another_has_bindings_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (2, 9, 4), (2, 3, 9, 4)])
-def test_an_ellipsis_is_any_number_of_dimensions(shape: tuple[int, ...]) -> None:
+def test_an_ellipsis_is_any_number_of_dimensions(shape: tuple[int, ...], message: Any) -> None:
     x = torch.zeros(shape)
     for text in ("batch ... 4", "...", "... 4", "2 ...", "batch ... n=4"):
         assert run(AssertDimensions({"x": text}), {"x": x})
-    assert message(AssertDimensions({"x": "batch ... hidden=5"}), {"x": x}) == (
-        f"Identity '0' input: x is {list(shape)}, but hidden = 5 is declared"
+    assert_says(
+        message(AssertDimensions({"x": "batch ... hidden=5"}), {"x": x}),
+        f"Identity '0' input | {list(shape)} | hidden = 5",
     )
 
 
-def test_too_few_dimensions_for_an_ellipsis_are_named_with_the_least() -> None:
-    assert message(AssertDimensions({"x": "batch ... hidden=4"}), {"x": torch.zeros(4)}) == (
-        "Identity '0' input: x is [4], but should have at least 2 dimensions (batch ... hidden=4)"
+def test_too_few_dimensions_for_an_ellipsis_are_named_with_the_least(message: Any) -> None:
+    assert_says(
+        message(AssertDimensions({"x": "batch ... hidden=4"}), {"x": torch.zeros(4)}),
+        "Identity '0' input | [4] | at least 2 dimensions | batch ... hidden=4",
     )
-    assert message(AssertDimensions({"x": "n"}), {"x": torch.zeros(4, 4)}) == (
-        "Identity '0' input: x is [4, 4], but should have 1 dimension (n)"
+    assert_says(
+        message(AssertDimensions({"x": "n"}), {"x": torch.zeros(4, 4)}), "Identity '0' input | [4, 4] | 1 dimension (n)"
     )
 
 
-def test_a_dtype_outside_of_the_union_is_named() -> None:
+def test_a_dtype_outside_of_the_union_is_named(message: Any) -> None:
     hook = AssertDimensions({"mask": "i64|bool: batch seq"})
     assert run(hook, {"mask": torch.zeros(2, 5, dtype=torch.bool)})
-    assert message(hook, {"mask": torch.zeros(2, 5)}) == (
-        "Identity '0' input: mask is f32 [2, 5], but should be i64 or bool"
-    )
-    assert message(AssertDimensions({"mask": "int: batch seq"}), {"mask": torch.zeros(2, 5, dtype=torch.bool)}) == (
-        "Identity '0' input: mask is bool [2, 5], but should be int"
+    assert_says(message(hook, {"mask": torch.zeros(2, 5)}), "Identity '0' input | mask | f32 [2, 5] | i64 or bool")
+    assert_says(
+        message(AssertDimensions({"mask": "int: batch seq"}), {"mask": torch.zeros(2, 5, dtype=torch.bool)}),
+        "Identity '0' input | mask | bool [2, 5] | be int",
     )
 
 
-def test_a_required_tensor_that_is_missing_is_named_with_what_is_there() -> None:
+def test_a_required_tensor_that_is_missing_is_named_with_what_is_there(message: Any) -> None:
     hook = AssertDimensions({"token_embedings!": "batch seq hidden"})
     features = {"token_embeddings": torch.zeros(2, 9, 4), "attention_mask": torch.zeros(2, 9), "text": ["a", "b"]}
-    assert message(hook, features) == (
-        "Identity '0' input: there is no 'token_embedings'; did you mean 'token_embeddings'? There is: "
-        "token_embeddings [2, 9, 4], attention_mask [2, 9]"
+    assert_says(
+        message(hook, features),
+        "Identity '0' input | 'token_embedings' | 'token_embeddings' | token_embeddings [2, 9, 4]",
+        "attention_mask [2, 9]",
     )
-    assert message(hook, {"x": torch.zeros(1)}) == (
-        "Identity '0' input: there is no 'token_embedings'. There is: x [1]"
-    )
-    assert message(hook, {}) == "Identity '0' input: there is no 'token_embedings'. There is: nothing"
+    assert_says(message(hook, {"x": torch.zeros(1)}), "Identity '0' input | 'token_embedings' | x [1]")
+    assert_says(message(hook, {}), "Identity '0' input | 'token_embedings' | nothing")
 
 
 @pytest.mark.parametrize("value", [None, [[1, 1]], "text", 3])
-def test_what_is_required_has_to_be_a_tensor(value: Any) -> None:
+def test_what_is_required_has_to_be_a_tensor(value: Any, message: Any) -> None:
     assert "there is no 'mask'" in message(AssertDimensions({"mask!": "batch seq"}), {"mask": value})
 
 
-def test_a_name_with_an_underscore_holds_from_input_to_output_of_one_call() -> None:
+def test_a_name_with_an_underscore_holds_from_input_to_output_of_one_call(golden: Golden) -> None:
     hook = AssertDimensions({"x": "batch ?width"}, {"y": "batch ?width"}, bindings=Bindings())
     model = nn.Sequential(Update(y=torch.zeros(2, 5), x=torch.zeros(2, 7)), Update(y=torch.zeros(2, 7)))
     HookRegistry(model).attach(hook, to=Update)
     assert model({"x": torch.zeros(2, 5)})
     with pytest.raises(DimensionError) as caught:
         model({"x": torch.zeros(2, 6)})
-    assert str(caught.value) == ("Update '0' output: y is [2, 5], but width = 6 was bound by x [2, 6]: 1 fewer")
+    golden("disagreements", caught.value)
+    assert_says(caught.value, "Update '0' output | [2, 5] | width = 6 | x [2, 6] | 1 fewer")
 
 
 def test_a_name_of_the_call_is_another_than_the_same_name_of_the_forward() -> None:
@@ -230,7 +248,7 @@ def attend(hook: Hook, *args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)
 
 
-def test_inputs_go_by_the_name_or_number_of_a_parameter() -> None:
+def test_inputs_go_by_the_name_or_number_of_a_parameter(golden: Golden) -> None:
     query, key = torch.zeros(2, 5, 4), torch.zeros(2, 7, 4)
     by_name = AssertDimensions({"query": "batch q hidden", "key!": "batch k hidden", "mask": "batch k"})
     assert attend(by_name, query, key)
@@ -238,57 +256,54 @@ def test_inputs_go_by_the_name_or_number_of_a_parameter() -> None:
     for arguments, keywords in (((query, key, torch.zeros(2, 6)), {}), ((query, key), {"mask": torch.zeros(2, 6)})):
         with pytest.raises(DimensionError) as caught:
             attend(by_name, *arguments, **keywords)
-        assert str(caught.value) == ("Attend '' input: mask is [2, 6], but k = 7 was bound by key [2, 7, 4]: 1 fewer")
-    with pytest.raises(DimensionError, match=r"1 is \[2, 7, 4\], but the size = 8 is declared"):
+        golden("disagreements", caught.value)
+        assert_says(caught.value, "Attend '' input | mask | [2, 6] | k = 7 | key [2, 7, 4] | 1 fewer")
+    with pytest.raises(DimensionError, match=r"1 .*\[2, 7, 4\].* = 8"):
         attend(AssertDimensions({"1": "2 8 4"}), query, key)
-    with pytest.raises(DimensionError, match=r"bias is \[3\]"):
+    with pytest.raises(DimensionError, match=r"bias .*\[3\]"):
         attend(AssertDimensions({"bias": "4"}), query, key, bias=torch.zeros(3))
 
 
-def test_a_name_that_forward_does_not_know_is_no_optional_tensor() -> None:
+def test_a_name_that_forward_does_not_know_is_no_optional_tensor(golden: Golden) -> None:
     with pytest.raises(DimensionError) as caught:
         attend(AssertDimensions({"querry": "batch seq"}), torch.zeros(2, 5), torch.zeros(2, 7))
-    assert str(caught.value) == (
-        "Attend '' input: there is no 'querry'; did you mean 'query'? There is: query [2, 5], key [2, 7]"
-    )
+    golden("disagreements", caught.value)
+    assert_says(caught.value, "Attend '' input | 'querry' | 'query' | query [2, 5] | key [2, 7]")
 
 
-def test_the_empty_name_is_the_argument_and_the_output_itself() -> None:
+def test_the_empty_name_is_the_argument_and_the_output_itself(message: Any) -> None:
     hook = AssertDimensions({"": "batch ?in=4"}, {"": "batch ?out=3"})
     assert run(hook, torch.zeros(2, 4), nn.Linear(4, 3)).shape == (2, 3)
-    assert message(hook, torch.zeros(2, 4), nn.Linear(4, 5)) == (
-        "Linear '0' output: the tensor is [2, 5], but out = 3 is declared"
-    )
+    assert_says(message(hook, torch.zeros(2, 4), nn.Linear(4, 5)), "Linear '0' output | [2, 5] | out = 3")
     named = AssertDimensions({"input": "batch 4"}, {"output": "batch 3"})
-    assert message(named, torch.zeros(2, 4), nn.Linear(4, 5)) == (
-        "Linear '0' output: output is [2, 5], but the size = 3 is declared"
-    )
-    assert message(AssertDimensions(outputs={"x": "batch 3"}), torch.zeros(2, 4)) == (
-        "Identity '0' output: there is no 'x'. There is: output [2, 4]"
+    assert_says(message(named, torch.zeros(2, 4), nn.Linear(4, 5)), "Linear '0' output | [2, 5] | size = 3")
+    assert_says(
+        message(AssertDimensions(outputs={"x": "batch 3"}), torch.zeros(2, 4)),
+        "Identity '0' output | 'x' | output [2, 4]",
     )
 
 
-def test_a_module_that_returns_nothing_is_told() -> None:
+def test_a_module_that_returns_nothing_is_told(message: Any) -> None:
     class Forgets(nn.Module):
         def forward(self, features: Any) -> None:
             return None
 
     hook = AssertDimensions(outputs={"x": "batch 3"})
-    assert message(hook, {"x": torch.zeros(2, 3)}, Forgets()) == ("Forgets '0' output: there is no 'x'. There is: None")
+    assert_says(message(hook, {"x": torch.zeros(2, 3)}, Forgets()), "Forgets '0' output | 'x' | None")
 
 
 def test_dots_go_into_tuples_and_dicts() -> None:
     query, key = torch.zeros(2, 5), torch.zeros(2, 7)
     assert attend(AssertDimensions(outputs={"0": "b q", "1.scores": "b k", "output.2.1": "b k"}), query, key)
-    with pytest.raises(DimensionError, match=r"1\.scores is \[2, 7\], but q = 5 was bound by 0 \[2, 5\]: 2 more"):
+    with pytest.raises(DimensionError, match=r"1\.scores .*\[2, 7\].* q = 5 .* 0 \[2, 5\].* 2 more"):
         attend(AssertDimensions(outputs={"0": "b q", "1.scores": "b q"}), query, key)
-    with pytest.raises(DimensionError, match=r"query\.x is \[2, 5\]"):
+    with pytest.raises(DimensionError, match=r"query\.x .*\[2, 5\]"):
         attend(AssertDimensions({"query.x": "b 6"}), {"x": query}, key)
     nested = {"past": ((query, key), (query, key)), "x": {"y": key}}
     assert run(AssertDimensions({"past.1.0": "b q", "x.y!": "b k", "past.9": "b", "past.0.0.0": "b"}), nested)
 
 
-def test_a_model_output_goes_by_its_fields() -> None:
+def test_a_model_output_goes_by_its_fields(message: Any) -> None:
     from transformers.modeling_outputs import BaseModelOutput
 
     class Model(nn.Module):
@@ -296,22 +311,21 @@ def test_a_model_output_goes_by_its_fields() -> None:
             return BaseModelOutput(last_hidden_state=x, hidden_states=(x, x))
 
     contract = {"last_hidden_state!": "batch hidden", "hidden_states": "layers=3 batch hidden"}
-    assert message(AssertDimensions(outputs=contract), torch.zeros(2, 4), Model()) == (
-        "Model '0' output: hidden_states is 2 x [2, 4], but layers = 3 is declared"
+    assert_says(
+        message(AssertDimensions(outputs=contract), torch.zeros(2, 4), Model()),
+        "Model '0' output | hidden_states | 2 x [2, 4] | layers = 3",
     )
 
 
-def test_a_list_of_tensors_counts_as_their_stack() -> None:
+def test_a_list_of_tensors_counts_as_their_stack(message: Any) -> None:
     hook = AssertDimensions({"layers": "float: n=3 batch seq"})
     x = torch.zeros(2, 5)
     assert run(hook, {"layers": (x, x, x)})
-    assert message(hook, {"layers": [x, x]}) == "Identity '0' input: layers is 2 x [2, 5], but n = 3 is declared"
-    assert message(hook, {"layers": [x, torch.zeros(2, 4), x]}) == (
-        "Identity '0' input: layers holds [2, 5] at 0, but [2, 4] at 1"
+    assert_says(message(hook, {"layers": [x, x]}), "Identity '0' input | layers | 2 x [2, 5] | n = 3")
+    assert_says(
+        message(hook, {"layers": [x, torch.zeros(2, 4), x]}), "Identity '0' input | layers | [2, 5] at 0 | [2, 4] at 1"
     )
-    assert message(hook, {"layers": [x.long()] * 3}) == (
-        "Identity '0' input: layers is i64 3 x [2, 5], but should be float"
-    )
+    assert_says(message(hook, {"layers": [x.long()] * 3}), "Identity '0' input | layers | i64 3 x [2, 5] | be float")
 
 
 # -- to raise or to warn, and when not to look -------------------------------------------------------------------------
@@ -323,18 +337,17 @@ def test_a_check_that_warns_lets_the_forward_go_on_and_binds_nothing() -> None:
     features = {"token_embeddings": torch.zeros(2, 9, 4), "attention_mask": torch.zeros(2, 5)}
     with pytest.warns(DimensionWarning) as caught:
         assert run(hook, features) is features
-    assert [str(warning.message) for warning in caught] == [
-        "Identity '0' input: attention_mask is [2, 5], but seq = 9 was bound by token_embeddings [2, 9, 4]: 4 fewer"
-    ]
+    (warning,) = caught
+    assert_says(warning.message, "Identity '0' input | attention_mask | [2, 5] | seq = 9 | 4 fewer")
     assert sizes(bindings) == {}
 
 
 def test_another_answer_to_errors_is_refused() -> None:
-    with pytest.raises(ValueError, match="on_error is 'raise' or 'warn', not 'ignore'"):
+    with pytest.raises(ValueError, match="'raise' or 'warn', not 'ignore'"):
         AssertDimensions({}, on_error="ignore")  # type: ignore[arg-type]
 
 
-def test_features_that_are_laid_out_otherwise_are_not_checked() -> None:
+def test_features_that_are_laid_out_otherwise_are_not_checked(message: Any) -> None:
     hook = AssertDimensions({"x": "batch 3"}, {"x": "batch 3"}, unless="flat")
     assert run(hook, {"x": torch.zeros(2, 4), "flat": True})
     assert message(hook, {"x": torch.zeros(2, 4)})
@@ -357,13 +370,15 @@ def given(length: int = 9) -> dict[str, Tensor]:
     return {"attention_mask": torch.zeros(2, length)}
 
 
-def test_modules_that_share_bindings_are_held_against_each_other() -> None:
+def test_modules_that_share_bindings_are_held_against_each_other(golden: Golden) -> None:
     assert pipeline(9)(given())
     with pytest.raises(DimensionError) as caught:
         pipeline(12)(given())
-    assert str(caught.value) == (
-        "Identity '1' input: token_embeddings is [2, 12, 4], but seq = 9 was bound by attention_mask [2, 9] of Update "
-        "'0': 3 more"
+    golden("disagreements", caught.value)
+    assert_says(
+        caught.value,
+        "Identity '1' input | token_embeddings | [2, 12, 4] | seq = 9 | attention_mask [2, 9]",
+        "Update '0' | 3 more",
     )
 
 
@@ -375,7 +390,7 @@ def test_a_new_forward_forgets_the_one_before_also_after_an_error() -> None:
     assert model(given(9))
 
 
-def test_a_check_that_fails_binds_nothing() -> None:
+def test_a_check_that_fails_binds_nothing(message: Any) -> None:
     features = {"a": torch.zeros(2, 3), "b": torch.zeros(4, 3)}
     bindings = Bindings()
     hook = AssertDimensions({"a": "x y", "b": "x y"}, bindings=bindings)
@@ -394,14 +409,11 @@ def test_a_reason_is_returned_with_the_difference_in_positions_and_agreement_is_
     a = torch.zeros(2, 3)
     assert disagreement(spec, output_of, {"a": a, "b": a}, bound, {}, "here") is None
     assert bound == {"seq": (2, "a", a.shape, "here"), "x": (3, "a", a.shape, "here")}
-    assert disagreement(spec, output_of, {"b": torch.zeros(7, 3)}, bound, {}, "here") == (
-        "b is [7, 3], but seq = 2 was bound by a [2, 3]: 5 more",
-        5,
-    )
-    assert disagreement(spec, output_of, {"b": torch.zeros(2, 7)}, bound, {}, "here") == (
-        "b is [2, 7], but x = 3 was bound by a [2, 3]: 4 more",
-        0,
-    )
+    for shape, facts, positions in (((7, 3), "seq = 2 | 5 more", 5), ((2, 7), "x = 3 | 4 more", 0)):
+        found = disagreement(spec, output_of, {"b": torch.zeros(shape)}, bound, {}, "here")
+        assert found is not None
+        assert_says(found[0], f"b is {list(shape)}", "a [2, 3]", facts)
+        assert found[1] == positions
 
 
 def test_a_module_that_fails_leaves_bound_what_was_bound_before_it() -> None:
@@ -460,7 +472,7 @@ def test_two_hooks_of_one_forward_may_sit_on_one_module() -> None:
     registry.attach(AssertDimensions({"x": "n"}, {"x": "n"}, bindings=bindings), to="0")
     registry.attach(AssertDimensions({"y": "n"}, {"y": "n"}, bindings=bindings), to="0")
     assert model({"x": torch.zeros(3), "y": torch.zeros(3)})
-    with pytest.raises(DimensionError, match=r"y is \[4\], but n = 3 was bound by x \[3\]: 1 more"):
+    with pytest.raises(DimensionError, match=r"y .*\[4\].* n = 3 .* x \[3\].* 1 more"):
         model({"x": torch.zeros(3), "y": torch.zeros(4)})
 
 
@@ -517,7 +529,7 @@ def test_threads_do_not_see_each_others_bindings() -> None:
 def test_a_copied_model_shares_bindings_among_its_own_hooks_only(copied: Any) -> None:
     model = pipeline(12)
     twin = copied(model)
-    with pytest.raises(DimensionError, match=r"bound by attention_mask .* of Update '0'"):
+    with pytest.raises(DimensionError, match=r"attention_mask .* Update '0'"):
         twin(given())
     twin[0](given(12))
     model[0](given(5))  # another forward has begun, on the first model
@@ -535,15 +547,15 @@ def test_bindings_of_a_copy_begin_empty() -> None:
     assert len(bindings.forward().bound) == 1
 
 
-def test_dimensions_are_checked_without_reading_a_value() -> None:
+def test_dimensions_are_checked_without_reading_a_value(message: Any) -> None:
     hook = AssertDimensions(TEXT, TEXT)
     meta = {"token_embeddings": torch.zeros(2, 9, 4, device="meta"), "attention_mask": torch.zeros(2, 9, device="meta")}
     assert run(hook, meta)
     with FakeTensorMode():
         fake = {"token_embeddings": torch.zeros(2, 9, 4), "attention_mask": torch.zeros(2, 9)}
         assert run(hook, fake)
-        assert message(hook, {**fake, "attention_mask": torch.zeros(2, 5)}).endswith(
-            "bound by token_embeddings [2, 9, 4]: 4 fewer"
+        assert_says(
+            message(hook, {**fake, "attention_mask": torch.zeros(2, 5)}), "token_embeddings [2, 9, 4] | 4 fewer"
         )
 
 
@@ -562,7 +574,7 @@ def test_sizes_that_are_symbols_are_checked() -> None:
     trace = make_fx(work, tracing_mode="symbolic")
     assert trace(torch.zeros(2, 9, 4), torch.zeros(2, 9))(torch.zeros(3, 7, 4), torch.zeros(3, 7)).shape == (3, 7)
     assert isinstance(seen[0], torch.SymInt)
-    with pytest.raises(DimensionError, match="attention_mask is"):
+    with pytest.raises(DimensionError, match="attention_mask"):
         trace(torch.zeros(2, 9, 4), torch.zeros(2, 5))
 
 
@@ -581,27 +593,28 @@ def test_what_was_right_is_right_again_only_with_the_same_bound_before_it() -> N
     for _ in range(3):
         model({"x": torch.zeros(2, 9), "y": torch.zeros(2, 9)})
         assert sizes(bindings) == {"batch": 2, "seq": 9}
-        with pytest.raises(DimensionError, match=r"y is \[2, 9\], but seq = 5 was bound by x \[2, 5\]"):
+        with pytest.raises(DimensionError, match=r"y .*\[2, 9\].* seq = 5 .* x \[2, 5\]"):
             model({"x": torch.zeros(2, 5), "y": torch.zeros(2, 9)})
 
 
-def test_a_dtype_or_a_missing_tensor_is_seen_after_the_same_shapes_were_right() -> None:
+def test_a_dtype_or_a_missing_tensor_is_seen_after_the_same_shapes_were_right(message: Any) -> None:
     hook = AssertDimensions({"x!": "float: batch 3", "y": "batch"})
     right = {"x": torch.zeros(2, 3), "y": torch.zeros(2)}
     assert run(hook, right)
     assert run(hook, right)
-    assert message(hook, {**right, "x": torch.zeros(2, 3, dtype=torch.int64)}).endswith("should be float")
-    assert message(hook, {"y": torch.zeros(2)}).startswith("Identity '0' input: there is no 'x'.")
-    assert message(hook, {**right, "y": torch.zeros(4)}).endswith("2 more")
+    assert_says(message(hook, {**right, "x": torch.zeros(2, 3, dtype=torch.int64)}), "x | i64 [2, 3] | be float")
+    assert_says(message(hook, {"y": torch.zeros(2)}), "Identity '0' input | 'x' | y [2]")
+    assert_says(message(hook, {**right, "y": torch.zeros(4)}), "y | [4] | 2 more")
 
 
-def test_a_hook_on_two_modules_names_the_one_that_bound_a_dimension() -> None:
+def test_a_hook_on_two_modules_names_the_one_that_bound_a_dimension(golden: Golden) -> None:
     hook = AssertDimensions({"x": "batch seq"}, {"y": "batch seq"})
     model = nn.Sequential(nn.Identity(), Update(y=torch.zeros(2, 5)))
     HookRegistry(model).attach(hook, to="*")
     with pytest.raises(DimensionError) as caught:
         model({"x": torch.zeros(2, 9)})
-    assert str(caught.value) == "Update '1' output: y is [2, 5], but seq = 9 was bound by x [2, 9]: 4 fewer"
+    golden("disagreements", caught.value)
+    assert_says(caught.value, "Update '1' output | [2, 5] | seq = 9 | x [2, 9] | 4 fewer")
 
 
 def test_what_is_remembered_is_bounded_holds_no_tensor_and_does_not_travel() -> None:

@@ -13,15 +13,15 @@ from peft_hooks import UnsupportedModelError, diagnose, prompt_mask_hooks, regis
 from peft_hooks.testing import TEXTS
 from peft_hooks.testing.models import make_tokenizer, pipeline_modules
 
-from ...contract.support import adapted, needs, plain, unchanged
+from ...tools.checks import needs, unchanged
 from ...tools.methods import backbone_of
+from ...tools.wording import Golden, assert_says
 
 WIDTH = 32
 Features = dict[str, Any]
 
-PADDING = "reads positions of padding as if they were text"
-OTHERS = "lets one text's result depend on the values of the other texts"
-LENGTH = "gives a text alone another result than the same text in a padded batch"
+# What is said of each kind of fault.
+PADDING, OTHERS, LENGTH = "positions of padding", "values of the other texts", "alone | in a padded batch"
 
 
 class Part(nn.Module):
@@ -143,20 +143,23 @@ def with_part(part: Part, then_pooling: bool, model: Any) -> Any:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", WRONG)
-def test_the_module_that_does_it_is_named_with_what_it_does(name: str, side: str, dtype: torch.dtype) -> None:
+def test_the_module_that_does_it_is_named_with_what_it_does(
+    name: str, side: str, dtype: torch.dtype, plain: Any, golden: Golden
+) -> None:
     make, then_pooling, code, reason = WRONG[name]
     torch.manual_seed(0)
     model = with_part(make(), then_pooling, plain("llama", padding_side=side)).to(dtype)
     with unchanged(model):
         (found,) = diagnose(model, TEXTS).findings
     assert (found.code, found.place) == (code, "Part '1'")
-    assert reason in found.sentence
-    assert found.measured.startswith("moves by ")
+    golden("findings", found.sentence, title=name)
+    assert_says(found.sentence, reason)
+    assert_says(found.measured, "moves by ")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", RIGHT)
-def test_a_module_that_reads_its_own_text_alone_is_healthy(name: str, dtype: torch.dtype) -> None:
+def test_a_module_that_reads_its_own_text_alone_is_healthy(name: str, dtype: torch.dtype, plain: Any) -> None:
     make, then_pooling = RIGHT[name]
     torch.manual_seed(0)
     model = with_part(make(), then_pooling, plain("llama")).to(dtype)
@@ -179,7 +182,7 @@ class Encoder(nn.Module):
         return {**features, "token_embeddings": rows}
 
 
-def test_the_layer_inside_in_which_it_begins_is_named() -> None:
+def test_the_layer_inside_in_which_it_begins_is_named(plain: Any) -> None:
     torch.manual_seed(0)
     model = with_part(Encoder(True, False, True), True, plain())  # type: ignore[arg-type]
     (found,) = diagnose(model, TEXTS).findings
@@ -189,13 +192,13 @@ def test_the_layer_inside_in_which_it_begins_is_named() -> None:
     assert "'1.layers.1" in found.sentence
 
 
-def test_a_module_that_does_it_by_itself_blames_no_other() -> None:
+def test_a_module_that_does_it_by_itself_blames_no_other(plain: Any) -> None:
     model = with_part(WRONG["mean of all"][0](), False, plain())
     (found,) = diagnose(model, TEXTS).findings
     assert "begins" not in found.sentence
 
 
-def test_only_the_modules_that_do_it_are_named() -> None:
+def test_only_the_modules_that_do_it_are_named(plain: Any) -> None:
     """Two of four, each by what it does itself: what comes in is the same in every trial."""
     model = with_part(WRONG["lstm"][0](), True, plain())
     model.append(Part(lambda _, f: pooled(f["sentence_embedding"] * 2)))
@@ -204,7 +207,7 @@ def test_only_the_modules_that_do_it_are_named() -> None:
     assert [(one.code, one.place) for one in found] == [("PH011", "Part '1'"), ("PH011", "Part '4'")]
 
 
-def test_a_pooling_of_ones_own_that_reads_padding_is_named_behind_a_prompt_as_well() -> None:
+def test_a_pooling_of_ones_own_that_reads_padding_is_named_behind_a_prompt_as_well(adapted: Any) -> None:
     """With the hooks on, which give it a mask of the right length."""
     model = with_part(WRONG["mean of all"][0](), False, adapted("llama"))
     with prompt_mask_hooks(model):
@@ -212,7 +215,7 @@ def test_a_pooling_of_ones_own_that_reads_padding_is_named_behind_a_prompt_as_we
     assert (found.code, found.place) == ("PH002", "Part '1'")
 
 
-def test_a_backbone_that_takes_no_notice_of_the_mask_is_named() -> None:
+def test_a_backbone_that_takes_no_notice_of_the_mask_is_named(plain: Any) -> None:
     """The token embeddings themselves move."""
     model = plain()
 
@@ -240,7 +243,7 @@ class Odd(nn.Module):
         return {**features, "sentence_embedding": features["sentence_embedding"] * self.calls}
 
 
-def test_a_module_that_cannot_be_called_again_breaks_nothing() -> None:
+def test_a_module_that_cannot_be_called_again_breaks_nothing(plain: Any) -> None:
     model = plain()
     model.append(Odd())
     assert not diagnose(model, TEXTS[:3]).ok
@@ -279,7 +282,7 @@ def test_a_bag_of_words_is_examined() -> None:
 
 
 def test_hooks_on_a_static_embedding_are_refused_with_what_is_true() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"no Transformer module \(its modules: StaticEmbedding\)") as error:
+    with pytest.raises(UnsupportedModelError, match=r"no Transformer module .*StaticEmbedding") as error:
         register_prompt_mask_hooks(static())
     assert "SentenceTransformer itself" not in str(error.value)
 
@@ -293,9 +296,7 @@ class Coder(nn.Module):
 
 def test_a_model_of_another_library_that_encodes_is_told_what_is_expected() -> None:
     for call in (diagnose, register_prompt_mask_hooks):
-        with pytest.raises(
-            UnsupportedModelError, match="expected a Sentence Transformers model, got a Coder, which has no"
-        ):
+        with pytest.raises(UnsupportedModelError, match=r"Sentence Transformers model.* a Coder.* no Transformer"):
             call(Coder())  # type: ignore[operator]
 
 
@@ -320,7 +321,7 @@ class OwnInput(nn.Module):
 
 
 @pytest.mark.parametrize("mixes", [False, True])
-def test_an_input_module_of_ones_own_is_examined_too(mixes: bool) -> None:
+def test_an_input_module_of_ones_own_is_examined_too(mixes: bool, plain: Any) -> None:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(modules=[OwnInput(mixes), plain()[1]], device="cpu").eval()

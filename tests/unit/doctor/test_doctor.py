@@ -25,8 +25,9 @@ from peft_hooks import (
 from peft_hooks.doctor.report import as_text
 from peft_hooks.testing import TEXTS, tiny_model
 
-from ...contract.support import RELEASE, adapted, needs, plain, put, unchanged
+from ...tools.checks import RELEASE, needs, unchanged
 from ...tools.methods import backbone_of, put_backbone
+from ...tools.wording import assert_says
 
 HOOKS = "peft_hooks.register_prompt_mask_hooks(model)"
 
@@ -58,7 +59,7 @@ def two_more_in_the_mask(features: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("architecture", ["bert", "llama", "roberta"])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken"])
-def test_a_plain_model_padded_on_the_right_is_healthy(architecture: str, pooling: str) -> None:
+def test_a_plain_model_padded_on_the_right_is_healthy(architecture: str, pooling: str, plain: Any) -> None:
     diagnosis = diagnose(plain(architecture, pooling=pooling), TEXTS)
     assert diagnosis.ok, str(diagnosis)
     assert not diagnosis.tried
@@ -66,7 +67,7 @@ def test_a_plain_model_padded_on_the_right_is_healthy(architecture: str, pooling
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning", "lora"])
 @pytest.mark.parametrize(("architecture", "side"), [("bert", "right"), ("llama", "left")])
-def test_with_the_hooks_on_every_method_is_healthy(architecture: str, side: str, method: str) -> None:
+def test_with_the_hooks_on_every_method_is_healthy(architecture: str, side: str, method: str, adapted: Any) -> None:
     model = adapted(architecture, method, padding_side=side, pooling="cls")
     with prompt_mask_hooks(model, **({"task_id": 1} if method.startswith("multi") else {})):
         diagnosis = diagnose(model, TEXTS)
@@ -77,7 +78,7 @@ def test_with_the_hooks_on_every_method_is_healthy(architecture: str, side: str,
 @pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning"])
 @pytest.mark.parametrize(("architecture", "side"), [("bert", "right"), ("llama", "left")])
 def test_what_is_wrong_without_hooks_is_gone_with_them_and_the_verdict_says_so(
-    architecture: str, side: str, method: str
+    architecture: str, side: str, method: str, adapted: Any
 ) -> None:
     diagnosis = diagnose(adapted(architecture, method, padding_side=side, pooling="cls"), TEXTS)
     if diagnosis.ok:  # a prefix before a right-padded text is right on some releases
@@ -90,19 +91,18 @@ def test_what_is_wrong_without_hooks_is_gone_with_them_and_the_verdict_says_so(
     assert ("task_id=0" in diagnosis.hooks) == method.startswith("multi")
 
 
-def test_ph001_a_mask_that_is_not_as_long_as_the_embeddings() -> None:
+def test_ph001_a_mask_that_is_not_as_long_as_the_embeddings(plain: Any) -> None:
     one = found(changed(plain(), two_more_rows), "PH001")
     assert one.place == "Pooling '1'"
-    assert one.measured.endswith("embeddings per text and a mask of 21, for 21 tokens")
-    assert one.measured.startswith("23 ")
+    assert_says(one.measured, "23 embeddings | mask of 21 | 21 tokens")
 
 
-def test_ph001_healthy_twin_extends_the_mask_too() -> None:
+def test_ph001_healthy_twin_extends_the_mask_too(plain: Any) -> None:
     model = changed(plain(), lambda features: two_more_in_the_mask(two_more_rows(features)))
     assert codes(model) == []
 
 
-def test_ph002_a_mask_of_ones_lets_padding_count() -> None:
+def test_ph002_a_mask_of_ones_lets_padding_count(plain: Any) -> None:
     def ones(features: dict[str, Any]) -> dict[str, Any]:
         return {**features, "attention_mask": torch.ones_like(features["attention_mask"])}
 
@@ -113,19 +113,19 @@ def test_ph002_a_mask_of_ones_lets_padding_count() -> None:
     assert "peft_hooks.trace_shapes" in diagnosis.findings[0].fix
 
 
-def test_ph002_healthy_twin_leaves_the_mask() -> None:
+def test_ph002_healthy_twin_leaves_the_mask(plain: Any) -> None:
     model = changed(plain(), lambda features: {**features, "attention_mask": features["attention_mask"].clone()})
     assert codes(model) == []
 
 
-def test_ph003_a_mask_that_has_become_a_float() -> None:
+def test_ph003_a_mask_that_has_become_a_float(plain: Any) -> None:
     model = changed(plain(), lambda features: {**features, "attention_mask": features["attention_mask"].float()})
     one = found(model, "PH003")
     assert codes(model) == ["PH003"]
-    assert one.measured == "i64 went into Transformer '0', f32 came to Pooling '1'"
+    assert_says(one.measured, "i64 | Transformer '0' | f32 | Pooling '1'")
 
 
-def test_ph003_healthy_twin_becomes_int32() -> None:
+def test_ph003_healthy_twin_becomes_int32(plain: Any) -> None:
     assert codes(changed(plain(), lambda f: {**f, "attention_mask": f["attention_mask"].to(torch.int32)})) == []
 
 
@@ -135,7 +135,7 @@ def prompt_config(**options: Any) -> Any:
     return PromptTuningConfig(num_virtual_tokens=4, token_dim=32, num_layers=2, num_attention_heads=4, **options)
 
 
-def test_ph004_an_adapter_assigned_to_auto_model() -> None:
+def test_ph004_an_adapter_assigned_to_auto_model(plain: Any) -> None:
     """Since 5.4 that does nothing; before, it is where the forward runs, and the hooks make it healthy."""
     from peft import get_peft_model
 
@@ -146,13 +146,13 @@ def test_ph004_an_adapter_assigned_to_auto_model() -> None:
         return
     one = found(model, "PH004")
     assert one.place == "PeftModelForFeatureExtraction '0.auto_model'"
-    assert one.measured == "0 of its 4 virtual tokens came out of the Transformer"
+    assert_says(one.measured, "0 of its 4 virtual tokens")
     exec(one.fix, {"model": model})
     register_prompt_mask_hooks(model)
     assert codes(model) == []
 
 
-def test_ph004_an_adapter_beside_the_transformer() -> None:
+def test_ph004_an_adapter_beside_the_transformer(plain: Any) -> None:
     from peft import get_peft_model
 
     model, other = plain(), plain()
@@ -160,7 +160,7 @@ def test_ph004_an_adapter_beside_the_transformer() -> None:
     assert "add_prompt_adapter" in found(model, "PH004").fix
 
 
-def test_ph004_healthy_twin_is_lora_whose_layers_are_in_the_backbone() -> None:
+def test_ph004_healthy_twin_is_lora_whose_layers_are_in_the_backbone(plain: Any) -> None:
     from peft import LoraConfig, get_peft_model
 
     model = plain()
@@ -169,45 +169,45 @@ def test_ph004_healthy_twin_is_lora_whose_layers_are_in_the_backbone() -> None:
     assert codes(model) == []
 
 
-def test_ph005_an_adapter_of_no_task_type() -> None:
+def test_ph005_an_adapter_of_no_task_type(plain: Any) -> None:
     from peft import PeftModel
 
     model = plain()
     put_backbone(model, PeftModel(backbone_of(model), prompt_config()))
     one = found(model, "PH005")
     assert one.place == "PeftModel of Transformer '0'"
-    assert one.measured == "4 virtual tokens in its config, 0 among the embeddings"
+    assert_says(one.measured, "4 virtual tokens | config | 0 among the embeddings")
     assert '"task_type": "FEATURE_EXTRACTION"' in one.fix
     assert diagnose(model, TEXTS).refusal is not None
 
 
-def test_ph005_healthy_twin_has_a_task_type() -> None:
+def test_ph005_healthy_twin_has_a_task_type(adapted: Any) -> None:
     model = adapted()
     assert "PH005" not in codes(model)
     with prompt_mask_hooks(model):
         assert codes(model) == []
 
 
-def test_ph006_cls_pooling_that_reads_a_virtual_token() -> None:
+def test_ph006_cls_pooling_that_reads_a_virtual_token(adapted: Any) -> None:
     model = adapted(pooling="cls")
     one = found(model, "PH006")
     assert one.fix == HOOKS
     assert one.fixed
-    assert one.measured == "position 0 of 4 virtual tokens was read in 6 of 6 texts; the text begins at 4"
+    assert_says(one.measured, "position 0 | 4 virtual tokens | 6 of 6 texts | begins at 4")
 
 
-def test_ph006_is_seen_where_cls_is_one_mode_of_several() -> None:
+def test_ph006_is_seen_where_cls_is_one_mode_of_several(adapted: Any) -> None:
     assert "PH006" in codes(adapted(pooling=("cls", "mean"))) or RELEASE < (3, 3)  # Pooling raises there
 
 
-def test_ph006_healthy_twins_have_the_hooks_or_chose_position_0() -> None:
+def test_ph006_healthy_twins_have_the_hooks_or_chose_position_0(adapted: Any) -> None:
     model = adapted(pooling="cls")
     for policy in ("auto", "ignore", "strip", "pool"):
         with prompt_mask_hooks(model, virtual_tokens=policy):
             assert codes(model) == [], policy
 
 
-def test_ph007_left_padding_that_moves_the_text() -> None:
+def test_ph007_left_padding_that_moves_the_text(plain: Any) -> None:
     model = plain("bert", padding_side="left")
     one = found(model, "PH007")
     assert one.place == "Transformer '0'"
@@ -218,7 +218,7 @@ def test_ph007_left_padding_that_moves_the_text() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "mpnet"])
-def test_ph007_left_padding_before_a_prompt_is_cured_by_the_hooks(architecture: str) -> None:
+def test_ph007_left_padding_before_a_prompt_is_cured_by_the_hooks(architecture: str, adapted: Any) -> None:
     """Positions, and distances. Before 3.3 Pooling raises, and there is nothing to compare."""
     model = adapted(architecture, padding_side="left", pooling="lasttoken")
     one = found(model, "PH007" if RELEASE >= (3, 3) else "PH012")
@@ -228,7 +228,7 @@ def test_ph007_left_padding_before_a_prompt_is_cured_by_the_hooks(architecture: 
         assert codes(model) == []
 
 
-def test_ph007_healthy_twins_do_not_see_where_padding_is() -> None:
+def test_ph007_healthy_twins_do_not_see_where_padding_is(plain: Any) -> None:
     assert codes(plain("llama", padding_side="left", pooling="lasttoken")) == []
     assert codes(plain("roberta", padding_side="left")) == []
 
@@ -253,7 +253,7 @@ class Nothing(Hook):
 
 @pytest.mark.parametrize("how", ["torch", "registry"])
 @pytest.mark.parametrize("direct", [True, False])
-def test_ph008_a_hook_that_never_fires_and_its_twin_that_does(how: str, direct: bool) -> None:
+def test_ph008_a_hook_that_never_fires_and_its_twin_that_does(how: str, direct: bool, plain: Any) -> None:
     model = plain()
     model.append(Inner(direct))
     if how == "torch":
@@ -265,56 +265,56 @@ def test_ph008_a_hook_that_never_fires_and_its_twin_that_does(how: str, direct: 
         return
     one = found(model, "PH008")
     assert one.place == "Sequential '2.layer'"
-    assert "'2.layer.0' inside it ran, so its parent calls .forward() directly, which skips hooks" in one.measured
+    assert_says(one.measured, "'2.layer.0' | .forward()")
     assert one.fix == "peft_hooks.HookRegistry(model).attach(hook, to='2.layer.0')"
 
 
-def test_ph008_a_hook_on_the_peft_model_itself() -> None:
+def test_ph008_a_hook_on_the_peft_model_itself(adapted: Any) -> None:
     """Since 5.4 Sentence Transformers runs its bound forward."""
     model = adapted()
     backbone_of(model).register_forward_hook(lambda *_: None)
     assert ("PH008" in codes(model)) == (RELEASE >= (5, 4))
 
 
-def test_ph008_the_hooks_of_this_library_all_fire() -> None:
+def test_ph008_the_hooks_of_this_library_all_fire(adapted: Any) -> None:
     model = adapted("bert", "multitask_prompt_tuning")
     with prompt_mask_hooks(model, task_id=0, log=True):
         assert codes(model) == []
 
 
-def test_ph009_text_and_virtual_tokens_exceed_the_positions() -> None:
+def test_ph009_text_and_virtual_tokens_exceed_the_positions(adapted: Any) -> None:
     model = adapted("bert", max_position_embeddings=66, max_seq_length=64)
     one = found(model, "PH009")
-    assert one.measured.startswith("66 positions, 4 of them for virtual tokens; a text of 64 tokens raises ")
+    assert_says(one.measured, "66 positions | 4 of them for virtual tokens | 64 tokens | raises")
     assert one.fix == HOOKS
     assert one.fixed
     model.max_seq_length = 62
     assert "PH009" not in codes(model)
 
 
-def test_ph009_healthy_twin_has_room() -> None:
+def test_ph009_healthy_twin_has_room(adapted: Any) -> None:
     assert "PH009" not in codes(adapted("bert", max_position_embeddings=68, max_seq_length=64))
 
 
-def test_ph010_a_prefix_that_the_backbone_ignores() -> None:
+def test_ph010_a_prefix_that_the_backbone_ignores(adapted: Any) -> None:
     model = adapted("fnet", "prefix_tuning")
     one = found(model, "PH010")
     assert "'fnet' has no cache (past_key_values)" in one.measured
     assert "PromptTuningConfig" in one.fix
 
 
-def test_ph010_a_prefix_that_hooks_put_in() -> None:
+def test_ph010_a_prefix_that_hooks_put_in(adapted: Any) -> None:
     model = adapted("mpnet", "prefix_tuning")
     one = found(model, "PH010")
     assert "'mpnet' has no cache (past_key_values)" in one.measured
-    assert "does not use without hooks" in one.sentence
+    assert_says(one.sentence, "without hooks")
     assert one.fix == HOOKS
     assert one.fixed
     with prompt_mask_hooks(model):
         assert codes(model) == []
 
 
-def test_ph010_healthy_twin_uses_it() -> None:
+def test_ph010_healthy_twin_uses_it(adapted: Any) -> None:
     assert "PH010" not in codes(adapted("bert", "prefix_tuning"))
 
 
@@ -326,26 +326,26 @@ class Centred(nn.Module):
         return {**features, "sentence_embedding": rows - rows.mean(dim=0, keepdim=True)}
 
 
-def test_ph011_an_embedding_that_moves_with_the_other_texts() -> None:
+def test_ph011_an_embedding_that_moves_with_the_other_texts(plain: Any) -> None:
     model = plain()
     model.append(Centred())
     assert codes(model) == ["PH011"]
     one = found(model, "PH011")
     assert one.place == "Centred '2'"
-    assert one.sentence.startswith("Centred lets one text's result depend on the values of the other texts, so that ")
+    assert_says(one.sentence, "Centred | the other texts")
 
 
-def test_ph011_healthy_twin_normalizes_each_row() -> None:
+def test_ph011_healthy_twin_normalizes_each_row(plain: Any) -> None:
     assert codes(plain(normalize=True)) == []
 
 
-def test_ph011_is_a_matter_of_tolerance() -> None:
+def test_ph011_is_a_matter_of_tolerance(plain: Any) -> None:
     model = plain()
     model.append(Centred())
     assert codes(model, tolerance=1e3) == []
 
 
-def test_ph012_a_forward_that_raises_is_placed() -> None:
+def test_ph012_a_forward_that_raises_is_placed(plain: Any) -> None:
     model = plain()
     model.append(nn.Sequential(nn.Linear(3, 3)))
     one = found(model, "PH012")
@@ -353,7 +353,7 @@ def test_ph012_a_forward_that_raises_is_placed() -> None:
     assert one.measured.split(":")[0] in ("TypeError", "AttributeError")
 
 
-def test_ph012_healthy_twin_multitask_has_its_task() -> None:
+def test_ph012_healthy_twin_multitask_has_its_task(adapted: Any) -> None:
     model = adapted("bert", "multitask_prompt_tuning")
     one = found(model, "PH012")
     assert one.measured == "ValueError: task_ids cannot be None"
@@ -369,7 +369,7 @@ def minilm() -> Any:
     return SentenceTransformer(str(path), device="cpu")
 
 
-def test_the_real_minilm_is_healthy_and_prompt_tuned_is_what_the_release_makes_of_it() -> None:
+def test_the_real_minilm_is_healthy_and_prompt_tuned_is_what_the_release_makes_of_it(put: Any) -> None:
     model = minilm()
     assert diagnose(model).ok
     put(model, "prompt_tuning")
@@ -386,7 +386,7 @@ def test_the_real_minilm_is_healthy_and_prompt_tuned_is_what_the_release_makes_o
         assert diagnose(model).ok
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_the_model_is_left_as_it_was(adapted: Any) -> None:
     """Its modules, hooks and their counts, training flags one by one, tokenizer, lengths, warnings, and the RNGs."""
     import numpy as np
 
@@ -409,42 +409,40 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_model_is_left_as_it_was_when_the_forward_raises() -> None:
+def test_the_model_is_left_as_it_was_when_the_forward_raises(adapted: Any) -> None:
     model = adapted("bert", "multitask_prompt_tuning").train()
     with unchanged(model):
         diagnose(model, TEXTS)
     assert model[0].training
 
 
-def test_it_works_where_gradients_are_off() -> None:
+def test_it_works_where_gradients_are_off(adapted: Any) -> None:
     model = adapted(pooling="cls")
     for off in (torch.no_grad(), torch.inference_mode()):
         with off:
             assert "PH006" in codes(model)
 
 
-def test_no_model_no_texts_and_one_text_are_refused() -> None:
+def test_no_model_no_texts_and_one_text_are_refused(plain: Any) -> None:
     model = plain()
-    with pytest.raises(TypeError, match="expected a SentenceTransformer, got the str 'all-MiniLM-L6-v2'"):
+    with pytest.raises(TypeError, match=r"SentenceTransformer.* the str 'all-MiniLM-L6-v2'"):
         diagnose("all-MiniLM-L6-v2")  # type: ignore[arg-type]
-    with pytest.raises(
-        UnsupportedModelError, match="got a Linear, which has no Transformer module: give the SentenceT"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"a Linear.* no Transformer module.* the SentenceTransformer"):
         diagnose(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="at least two texts"):
         diagnose(model, "a cat")
-    with pytest.raises(ValueError, match="got 1 text: at least two are needed"):
+    with pytest.raises(ValueError, match=r"1 text.* at least two"):
         diagnose(model, ["a cat"])
 
 
-def test_a_compiled_model_is_refused() -> None:
+def test_a_compiled_model_is_refused(plain: Any) -> None:
     model = plain()
     backbone_of(model).compile()
-    with pytest.raises(HookError, match="is compiled, so that nothing can watch it"):
+    with pytest.raises(HookError, match="compiled"):
         diagnose(model, TEXTS)
 
 
-def test_every_route_of_a_router_is_tried() -> None:
+def test_every_route_of_a_router_is_tried(plain: Any, put: Any) -> None:
     """The default route is healthy; the adapter is on the other."""
     needs(RELEASE >= (5, 0), "has no Router")
     from sentence_transformers import SentenceTransformer
@@ -464,16 +462,16 @@ def test_every_route_of_a_router_is_tried() -> None:
         assert codes(model) == []
 
 
-def test_a_model_of_several_vectors_for_a_text_is_refused() -> None:
+def test_a_model_of_several_vectors_for_a_text_is_refused(plain: Any) -> None:
     needs(RELEASE >= (6, 0), "has no MultiVectorEncoder")
     from sentence_transformers import MultiVectorEncoder
 
     model = MultiVectorEncoder(modules=[plain()[0]], device="cpu")
-    with pytest.raises(UnsupportedModelError, match="gives several vectors for a text, which are not compared here"):
+    with pytest.raises(UnsupportedModelError, match=r"MultiVectorEncoder.* several vectors"):
         diagnose(model, TEXTS)
 
 
-def test_a_sparse_model_is_examined_too(tmp_path: Any) -> None:
+def test_a_sparse_model_is_examined_too(tmp_path: Any, put: Any) -> None:
     needs(RELEASE >= (5, 4), "has no SparseEncoder whose Transformer takes an adapter")
     import transformers
     from sentence_transformers import SparseEncoder
@@ -495,13 +493,13 @@ def test_a_sparse_model_is_examined_too(tmp_path: Any) -> None:
     assert diagnosis.verdict.endswith("makes it right: measured")
 
 
-def test_the_diagnosis_is_text_json_and_a_table() -> None:
+def test_the_diagnosis_is_text_json_and_a_table(adapted: Any) -> None:
     diagnosis = diagnose(adapted(pooling="cls"), TEXTS)
     assert isinstance(diagnosis, Diagnosis)
     text = str(diagnosis)
     assert text == as_text(diagnosis)
     assert "PROBLEMS" in text
-    assert "PH006  [CLS] is a virtual token, at Pooling '1'" in text
+    assert_says(text, "PH006 | [CLS] | virtual token | Pooling '1'")
     assert max(map(len, text.splitlines())) <= 80
     again = json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))
     assert set(again) == {"ok", "verdict", "findings", "runs", "tolerance", "texts", "model", "hooks", "versions"}
@@ -512,5 +510,5 @@ def test_the_diagnosis_is_text_json_and_a_table() -> None:
 
 def test_a_healthy_diagnosis_says_so() -> None:
     text = str(diagnose(tiny_model("bert"), TEXTS))
-    assert "healthy  6 embeddings are the same alone and in every batch tried" in text
+    assert_says(text, "healthy | 6 embeddings | the same")
     assert "What is wrong" not in text

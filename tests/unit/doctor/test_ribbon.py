@@ -11,6 +11,8 @@ from rich.console import Console, RenderableType
 
 from peft_hooks.doctor.ribbon import SIGNS, Kind, Row, cut, legend, ribbon, summary
 
+from ...tools.wording import Golden, assert_says
+
 
 def row(virtual: int, text: int, padding: int, counted: str = "vt", label: str = "A") -> Row:
     """Make a row, right-padded; ``counted`` has the initials of the kinds that count."""
@@ -90,14 +92,18 @@ def test_a_row_that_ends_before_the_cut_has_no_mark() -> None:
     assert lines[1].split() == ["B", "■■■", "3"]
 
 
-def test_the_legend_names_what_occurs_and_no_more() -> None:
-    assert drawn(legend([row(1, 1, 0)])) == "counted by Pooling:   ◆ virtual token  ■ text"
+def test_the_legend_names_what_occurs_and_no_more(golden: Golden) -> None:
+    assert_says(drawn(legend([row(1, 1, 0)])), "counted | ◆ virtual token | ■ text")
+    assert "padding" not in drawn(legend([row(1, 1, 0)]))
     both = drawn(legend([row(1, 1, 1), row(1, 1, 1, "vtp")]))
-    assert both == "counted by Pooling:   ◆ virtual token  ■ text  ● padding\nleft out by Pooling:  · padding"
+    golden("legend", both)
+    counted, left_out = both.splitlines()
+    assert_says(counted, "counted | ◆ virtual token | ■ text | ● padding")
+    assert_says(left_out, "left out | · padding")
 
 
 def test_flags_that_are_not_one_for_each_kind_are_refused() -> None:
-    with pytest.raises(ValueError, match="row 'A' has 2 kinds, but 1 counted flags"):
+    with pytest.raises(ValueError, match=r"'A' .*2 kinds.* 1 counted"):
         ribbon([Row("A", ["text", "text"], [True])])
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from peft_hooks import HookRegistry, LogShapes
 from peft_hooks.hooks import log_shapes as log_module
 
+from ...tools.wording import Golden, assert_says
+
 
 class Pooling(nn.Module):
     """Puts its result into the dict that it gets, as the modules of Sentence Transformers do."""
@@ -40,18 +42,15 @@ def logged(module: nn.Module) -> nn.Module:
     return model
 
 
-def test_a_forward_is_one_line_on_the_librarys_logger_at_debug(debug: pytest.LogCaptureFixture) -> None:
+def test_a_forward_is_one_line_on_the_librarys_logger_at_debug(debug: pytest.LogCaptureFixture, golden: Golden) -> None:
     logged(Pooling())(features())
-    assert debug.record_tuples == [
-        (
-            "peft_hooks",
-            logging.DEBUG,
-            "Pooling '1' in: attention_mask i64[2,18] kept 24/36 pad right | out: sentence_embedding f32[2,384]",
-        )
-    ]
+    ((logger, level, line),) = debug.record_tuples
+    assert (logger, level) == ("peft_hooks", logging.DEBUG)
+    golden("log", line)
+    assert_says(line, "Pooling '1' | attention_mask i64[2,18] | 24/36 | right | sentence_embedding f32[2,384]")
 
 
-def test_tensors_by_position_by_name_and_nested_are_named(debug: pytest.LogCaptureFixture) -> None:
+def test_tensors_by_position_by_name_and_nested_are_named(debug: pytest.LogCaptureFixture, golden: Golden) -> None:
     class Takes(nn.Module):
         def forward(self, x: Tensor, pair: Any, *, attention_mask: Tensor) -> Any:
             return x + 1, {"same": pair[0], "new": (pair[1] * 2,)}
@@ -59,26 +58,35 @@ def test_tensors_by_position_by_name_and_nested_are_named(debug: pytest.LogCaptu
     logged(Takes())[1](
         torch.zeros(2, 3), [torch.zeros(1), torch.zeros(4, dtype=torch.bfloat16)], attention_mask=torch.ones(1, 3)
     )
-    assert debug.messages == [
-        "Takes '1' in: 0 f32[2,3], 1.0 f32[1], 1.1 bf16[4], attention_mask f32[1,3] kept 3/3 pad none | out: 0 "
-        "f32[2,3], 1.new.0 bf16[4]"
-    ]
+    (line,) = debug.messages
+    golden("log", line)
+    given, made = line.split("out:")
+    assert_says(given, "Takes '1' | 0 f32[2,3] | 1.0 f32[1] | 1.1 bf16[4] | attention_mask f32[1,3] | 3/3 | none")
+    assert_says(made, "0 f32[2,3] | 1.new.0 bf16[4]")
 
 
-def test_one_tensor_that_comes_out_is_the_output(debug: pytest.LogCaptureFixture) -> None:
+def test_one_tensor_that_comes_out_is_the_output(debug: pytest.LogCaptureFixture, golden: Golden) -> None:
     logged(nn.Linear(2, 3))(torch.zeros(5, 2))
-    assert debug.messages == ["Linear '1' in: 0 f32[5,2] | out: output f32[5,3]"]
+    (line,) = debug.messages
+    golden("log", line)
+    assert_says(line, "Linear '1' | 0 f32[5,2] | output f32[5,3]")
 
 
-def test_a_forward_without_tensors_is_a_line_too(debug: pytest.LogCaptureFixture) -> None:
+def test_a_forward_without_tensors_is_a_line_too(debug: pytest.LogCaptureFixture, golden: Golden) -> None:
     logged(nn.Identity())("text")
-    assert debug.messages == ["Identity '1' in: - | out: -"]
+    (line,) = debug.messages
+    golden("log", line)
+    assert_says(line, "Identity '1'")
 
 
-def test_a_forward_that_raises_is_logged_with_the_error_which_rises(debug: pytest.LogCaptureFixture) -> None:
+def test_a_forward_that_raises_is_logged_with_the_error_which_rises(
+    debug: pytest.LogCaptureFixture, golden: Golden
+) -> None:
     with pytest.raises(RuntimeError):
         logged(nn.Linear(2, 3))(torch.zeros(5, 7))
-    assert debug.messages == ["Linear '1' in: 0 f32[5,7] | raised RuntimeError"]
+    (line,) = debug.messages
+    golden("log", line)
+    assert_says(line, "Linear '1' | 0 f32[5,7] | RuntimeError")
 
 
 class Counting(Tensor):

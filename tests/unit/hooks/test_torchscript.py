@@ -25,7 +25,7 @@ def traced() -> Any:
 def test_a_scripted_module_is_named_where_no_hook_can_go() -> None:
     model = nn.Sequential(nn.Identity(), nn.Sequential(scripted()))
     registry = HookRegistry(model)
-    with pytest.raises(HookError, match=r"'1\.0' is a RecursiveScriptModule: .* 'LogShapes' cannot be attached there"):
+    with pytest.raises(HookError, match=r"'1\.0' .*RecursiveScriptModule.* 'LogShapes'"):
         registry.attach(LogShapes(), to="**")
     assert not len(registry)
     assert_no_hooks_left(model)

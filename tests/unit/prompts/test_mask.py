@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from peft_hooks import Call, DimensionError, ExtendPromptMask, HookRegistry, PreparePooling, PutPaddingLast
 
+from ...tools.wording import Golden, assert_says
+
 POLICIES = ["auto", "pool", "ignore", "strip"]
 DTYPES = [torch.int64, torch.int32, torch.bool, torch.float32, torch.uint8]
 
@@ -164,13 +166,14 @@ def test_strip_cuts_every_hidden_state_and_the_others_none(policy: str, cut: boo
     )
 
 
-def test_fewer_rows_than_tokens_are_an_error_that_says_so() -> None:
+def test_fewer_rows_than_tokens_are_an_error_that_says_so(golden: Golden) -> None:
     with pytest.raises(DimensionError) as caught:
         transform(hook_with(expected=None), features_of(RIGHT), {"token_embeddings": embed([[1, 2, 3], [1, 2, 3]])})
-    assert str(caught.value) == (
-        "Identity '0': token_embeddings is [2, 3, 2] for an input of 4 tokens, 1 position fewer, but no PEFT adapter "
-        "(the Transformer has none) adds 0. A hook or module in between changed the length: `with "
-        "peft_hooks.HookRegistry(model).attached(LogShapes(), to='**')` shows where"
+    golden("refusals", caught.value)
+    assert_says(
+        caught.value,
+        "Identity '0' | token_embeddings | [2, 3, 2] | 4 tokens | 1 position fewer | no PEFT adapter",
+        "`with peft_hooks.HookRegistry(model).attached(LogShapes(), to='**')`",
     )
 
 
@@ -186,13 +189,14 @@ class Adapted(nn.Module):
         )
 
 
-def test_another_number_of_rows_than_the_adapter_adds_is_an_error_that_names_it() -> None:
+def test_another_number_of_rows_than_the_adapter_adds_is_an_error_that_names_it(golden: Golden) -> None:
     with pytest.raises(DimensionError) as caught:
         transform(ExtendPromptMask(), features_of(RIGHT), {"token_embeddings": embed(RIGHT_ROWS)}, Adapted())
-    assert str(caught.value) == (
-        "Adapted '0': token_embeddings is [2, 6, 2] for an input of 4 tokens, 2 positions more, but the active "
-        "PROMPT_TUNING adapter 'default' adds 10. A hook or module in between changed the length: `with "
-        "peft_hooks.HookRegistry(model).attached(LogShapes(), to='**')` shows where"
+    golden("refusals", caught.value)
+    assert_says(
+        caught.value,
+        "Adapted '0' | token_embeddings | [2, 6, 2] | 4 tokens | 2 positions more | active PROMPT_TUNING | 'default'",
+        "adds 10 | `with peft_hooks.HookRegistry(model).attached(LogShapes(), to='**')`",
     )
 
 
@@ -207,7 +211,7 @@ def test_the_number_of_rows_that_the_adapter_adds_is_right() -> None:
     "adapted", [Adapted("PREFIX_TUNING", 2), Adapted("CARTRIDGE", 2), Adapted("LORA", 2, prompt=False)]
 )
 def test_rows_are_an_error_where_the_adapter_adds_none(adapted: nn.Module) -> None:
-    with pytest.raises(DimensionError, match=r"2 positions more, but the active [A-Z_]+ adapter 'default' adds 0. "):
+    with pytest.raises(DimensionError, match=r"2 positions more.* [A-Z_]+ adapter 'default' adds 0"):
         transform(ExtendPromptMask(), features_of(RIGHT), {"token_embeddings": embed(RIGHT_ROWS)}, adapted)
 
 
@@ -263,12 +267,11 @@ def test_what_is_not_one_row_per_token_is_left_alone(given: dict[str, Any], outp
 
 
 @pytest.mark.parametrize("hook", [ExtendPromptMask, PreparePooling])
-def test_an_unknown_policy_is_refused_with_those_there_are(hook: Any) -> None:
+def test_an_unknown_policy_is_refused_with_those_there_are(hook: Any, golden: Golden) -> None:
     with pytest.raises(ValueError, match="is not a policy") as caught:
         hook("mean")
-    assert str(caught.value) == (
-        "virtual_tokens='mean' is not a policy: choose one of 'auto', 'pool', 'ignore', 'strip'"
-    )
+    golden("refusals", caught.value)
+    assert_says(caught.value, "virtual_tokens='mean' | 'auto', 'pool', 'ignore', 'strip'")
 
 
 def test_the_hooks_are_written_with_their_policy_and_travel() -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from peft_hooks.prompts.prefix_places import find_places
 from peft_hooks.prompts.prefix_watched import UnknownPlacesError
 from peft_hooks.testing import tiny_model
-from tests.tools.methods import backbone_of
+
+from ...tools.methods import backbone_of
 
 KEYS, VALUES = (("keys", 0, 32),), (("values", 0, 32),)
 

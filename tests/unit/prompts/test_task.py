@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from peft_hooks import HookRegistry, SelectTask
 
+from ...tools.wording import Golden, assert_says
+
 
 class Encoder(nn.Module):
     """Stands in for PEFT's ``MultitaskPromptEmbedding``: gives back what it got."""
@@ -48,7 +50,7 @@ def test_ids_that_the_caller_gives_win(task_id: Any, by_name: bool) -> None:
     model, given = Encoder(), torch.tensor([0, 1])
     HookRegistry(model).attach(SelectTask(task_id), to="")
     assert (model(INDICES, task_ids=given) if by_name else model(INDICES, given))[1] is given
-    with pytest.raises(ValueError, match="task_ids has 7, but the adapter has the tasks 0 to 2"):
+    with pytest.raises(ValueError, match=r"task_ids has 7.* tasks 0 to 2"):
         model(INDICES, torch.tensor([0, 7]))
 
 
@@ -58,7 +60,7 @@ def test_a_task_for_each_row(kind: Any) -> None:
     HookRegistry(model).attach(hook, to="")
     assert model(INDICES)[1].tolist() == [2, 0]
     assert hook.task_id == (2, 0)
-    with pytest.raises(ValueError, match="task_id has 2 tasks, and the batch has 3 rows"):
+    with pytest.raises(ValueError, match=r"task_id has 2 tasks.* 3 rows"):
         model(torch.arange(4).expand(3, 4))
 
 
@@ -68,12 +70,13 @@ def test_the_task_is_on_the_device_of_the_indices() -> None:
     assert model(INDICES.to("meta"))[1].device.type == "meta"
 
 
-def test_a_task_that_the_adapter_does_not_have_is_refused_in_the_forward() -> None:
+def test_a_task_that_the_adapter_does_not_have_is_refused_in_the_forward(golden: Golden) -> None:
     model = nn.Sequential(Encoder(num_tasks=3))
     HookRegistry(model).attach(SelectTask(3), to="0")
     with pytest.raises(ValueError, match="task_id=3") as caught:
         model(INDICES)
-    assert str(caught.value) == "Encoder '0': task_id=3, but the adapter has the tasks 0 to 2"
+    golden("refusals", caught.value)
+    assert_says(caught.value, "Encoder '0' | task_id=3 | tasks 0 to 2")
 
 
 def test_an_encoder_that_does_not_tell_its_tasks_is_trusted() -> None:
@@ -83,23 +86,23 @@ def test_an_encoder_that_does_not_tell_its_tasks_is_trusted() -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.0, "0", True, [], [0, -1], [[0]]])
-def test_what_is_no_task_is_refused_at_once(wrong: Any) -> None:
+def test_what_is_no_task_is_refused_at_once(wrong: Any, golden: Golden) -> None:
     with pytest.raises(ValueError, match="is not a task") as caught:
         SelectTask(wrong)
-    assert (
-        str(caught.value)
-        == f"task_id={wrong!r} is not a task: give a whole number from 0, or a list of them, one for each row"
-    )
+    golden("refusals", caught.value)
+    assert_says(caught.value, f"task_id={wrong!r} | a whole number from 0")
 
 
-def test_a_forward_without_a_chosen_task_is_refused_with_the_way_out() -> None:
+def test_a_forward_without_a_chosen_task_is_refused_with_the_way_out(golden: Golden) -> None:
     model = Encoder()
     HookRegistry(model).attach(SelectTask(None), to="")
     with pytest.raises(ValueError, match="needs a task") as caught:
         model(INDICES)
-    assert str(caught.value) == (
-        "Encoder '': multitask prompt tuning needs a task: register_prompt_mask_hooks(model, task_id=0), or for a "
-        "block `with prompt_mask_hooks(model, task_id=0)`"
+    golden("refusals", caught.value)
+    assert_says(
+        caught.value,
+        "Encoder '' | a task | register_prompt_mask_hooks(model, task_id=0)",
+        "`with prompt_mask_hooks(model, task_id=0)`",
     )
 
 

@@ -18,6 +18,8 @@ from torch.nn import functional
 from peft_hooks import DimensionError, assert_dimensions, trace_shapes
 from peft_hooks.tracing.aftermath import explain_afterwards
 
+from ...tools.wording import assert_says
+
 
 class Tagger(nn.Module):
     """Forgets batch_first."""
@@ -74,7 +76,7 @@ def test_a_forward_that_failed_is_explained_with_neither_hooks_nor_a_trace() -> 
     failure = explain_afterwards(error)
     assert failure is not None
     assert failure.path == "lstm"
-    assert failure.fix == "batch_first=True in LSTM 'lstm': then everything fits"
+    assert_says(failure.fix, "batch_first=True | LSTM 'lstm'")
     (note,) = notes(error)
     assert note.splitlines()[0] == "peft_hooks: LSTM 'lstm' raised RuntimeError"
 
@@ -127,7 +129,7 @@ def test_a_text_that_is_too_long_is_told_by_what_the_model_was_given() -> None:
     model = BertModel(BertConfig(vocab_size=100, max_position_embeddings=20, **sizes))
     failure = explain_afterwards(raised(lambda: model(torch.ones(1, 30, dtype=torch.long))))
     assert failure is not None
-    assert (failure.fix or "").startswith("truncate the text to at most 20 tokens")
+    assert_says(failure.fix, "truncate | 20 tokens")
 
 
 def test_a_second_look_adds_nothing() -> None:

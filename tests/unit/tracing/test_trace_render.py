@@ -1,4 +1,4 @@
-"""How traces look: golden texts, and pages that parse and need nothing from elsewhere."""
+"""How traces look: texts that are golden, and pages that parse and need nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from peft_hooks import ShapeTrace, add_prompt_adapter, trace_shapes
 from peft_hooks.testing import TEXTS, tiny_model
+
+from ...tools.wording import Golden, assert_says
 
 VOID = {"meta", "br", "line", "rect", "circle", "path"}
 
@@ -121,77 +123,75 @@ def failing_trace() -> ShapeTrace:
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
-def test_text_folds_layers_that_do_the_same() -> None:
-    assert str(encoder_trace(stats=True)) == (
-        "Encoder: 1 forward, 8 calls of 8 modules\n"
-        "\n"
-        "(model)        Encoder    input_ids i64[2,5], attention_mask i64[2,5] kept 8/10 pad right"
-        " -> last_hidden_state f32[2,5,4]\n"
-        "embed          Embedding  input i64[2,5] -> output f32[2,5,4]\n"
-        "layer.0        Layer      hidden f32[2,5,4], attention_mask i64[2,5] kept 8/10 pad right"
-        " -> output f32[2,5,4]\n"
-        "layer.0.dense  Linear     input f32[2,5,4] -> output f32[2,5,4]\n"
-        "  ... layer.1 to layer.2 are the same"
-    )
+def test_text_folds_layers_that_do_the_same(golden: Golden) -> None:
+    text = str(encoder_trace(stats=True))
+    golden("trace", text)
+    summary, _, model, embed, layer, dense, folded = text.splitlines()
+    assert_says(summary, "Encoder | 1 forward | 8 calls | 8 modules")
+    assert_says(model, "Encoder | input_ids i64[2,5] | attention_mask i64[2,5] | 8/10 | last_hidden_state f32[2,5,4]")
+    assert_says(embed, "embed | Embedding | input i64[2,5] | output f32[2,5,4]")
+    assert_says(layer, "layer.0 | Layer | hidden f32[2,5,4] | attention_mask i64[2,5] | 8/10 | output f32[2,5,4]")
+    assert_says(dense, "layer.0.dense | Linear | input f32[2,5,4] | output f32[2,5,4]")
+    assert_says(folded, "layer.1 | layer.2")
 
 
-def test_text_names_what_is_not_shown() -> None:
+def test_text_names_what_is_not_shown(golden: Golden) -> None:
     model = nn.Sequential(nn.Sequential(nn.ReLU()))
     with trace_shapes(model, max_calls=1) as trace:
         for _ in range(2):
             model[0].forward(torch.zeros(3))
-    assert str(trace) == (
-        "Sequential: 1 forward, 1 call of 1 module\n"
-        "\n"
-        "0.0  ReLU  input f32[3] -> output f32[3]\n"
-        "\n"
-        "not called, so not seen: Sequential ''; its parent runs its forward() directly\n"
-        "not called, so not seen: Sequential '0'; its parent runs its forward() directly\n"
-        "1 further call of '0.0' not kept (max_calls)"
-    )
+    golden("trace", trace)
+    summary, _, row, _, outer, inner, kept = str(trace).splitlines()
+    assert_says(summary, "Sequential | 1 forward | 1 call | 1 module")
+    assert_says(row, "0.0 | ReLU | input f32[3] | output f32[3]")
+    assert_says(outer, "Sequential '' | not called | forward() directly")
+    assert_says(inner, "Sequential '0' | not called | forward() directly")
+    assert_says(kept, "1 further call | '0.0' | max_calls")
 
 
-def test_text_tells_forwards_apart() -> None:
+def test_text_tells_forwards_apart(golden: Golden) -> None:
     model = nn.Sequential(nn.ReLU())
     with trace_shapes(model, depth=0) as trace:
         model(torch.zeros(1))
         model(torch.zeros(2))
-    assert str(trace) == (
-        "Sequential: 2 forwards, 2 calls of 1 module\n"
-        "\n"
-        "forward 1\n"
-        "(model)  Sequential  input f32[1] -> output f32[1]\n"
-        "\n"
-        "forward 2\n"
-        "(model)  Sequential  input f32[2] -> output f32[2]"
-    )
+    golden("trace", trace)
+    summary, first, second = str(trace).split("\n\n")
+    assert_says(summary, "Sequential | 2 forwards | 2 calls | 1 module")
+    assert_says(first, "forward 1 | input f32[1] | output f32[1]")
+    assert_says(second, "forward 2 | input f32[2] | output f32[2]")
 
 
-def test_text_of_an_empty_trace() -> None:
+def test_text_of_an_empty_trace(golden: Golden) -> None:
     with trace_shapes(nn.ReLU()) as trace:
         pass
-    assert str(trace) == "ReLU: 0 forwards, 0 calls of 0 modules"
-    assert repr(trace) == "ShapeTrace(ReLU, 0 calls)"
+    golden("trace", trace)
+    golden("trace", repr(trace))
+    assert_says(trace, "ReLU | 0 forwards | 0 calls")
+    assert_says(repr(trace), "ShapeTrace | ReLU | 0 calls")
     assert "Shapes in ReLU" in check_page(trace._repr_html_()).shown
 
 
-def test_text_ends_with_the_failure() -> None:
+def test_text_ends_with_the_failure(golden: Golden) -> None:
     trace = failing_trace()
-    assert str(trace).split("\n\n")[1].splitlines() == [
-        "(model)  Sequential !  input f32[2,4] -> -",
-        "0        Linear        input f32[2,4] -> output f32[2,4]",
-        "1        Sequential !  input f32[2,4] -> -",
-        "1.0      ReLU          input f32[2,4] -> output f32[2,4]",
-        "1.1      Linear !      input f32[2,4] -> -",
+    rows = str(trace).split("\n\n")[1]
+    golden("trace", rows)
+    golden("trace", repr(trace))
+    assert [(line.split()[0], "!" in line, "output f32[2,4]" in line) for line in rows.splitlines()] == [
+        ("(model)", True, False),
+        ("0", False, True),
+        ("1", True, False),
+        ("1.0", False, True),
+        ("1.1", True, False),
     ]
     assert str(trace).endswith(str(trace.failure))
-    assert repr(trace) == "ShapeTrace(Sequential, 5 calls, failed in Linear '1.1')"
+    assert_says(repr(trace), "ShapeTrace | Sequential | 5 calls | Linear '1.1'")
 
 
-def test_virtual_tokens_are_named_in_the_text(prompted: ShapeTrace) -> None:
+def test_virtual_tokens_are_named_in_the_text(prompted: ShapeTrace, golden: Golden) -> None:
     lines = str(prompted).splitlines()
-    assert lines[1] == "5 virtual tokens in front of 18 positions of text: 23"
-    assert lines[2].startswith("the active PROMPT_TUNING adapter 'default' on '0.")
+    golden("trace", lines[1])
+    assert_says(lines[1], "5 virtual tokens | 18 positions | 23")
+    assert_says(lines[2], "PROMPT_TUNING | 'default' | '0.")
 
 
 def test_table_has_a_row_for_each_call_or_folds() -> None:
@@ -226,23 +226,24 @@ def test_a_failure_is_in_the_json() -> None:
 # -- comparing ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_trace_does_not_differ_from_its_like() -> None:
+def test_a_trace_does_not_differ_from_its_like(golden: Golden) -> None:
     diff = encoder_trace().diff(encoder_trace())
     assert not diff
-    assert str(diff) == "no difference in 8 calls"
+    golden("diff", diff)
+    assert_says(diff, "no difference | 8 calls")
     assert diff.first is None
 
 
-def test_a_difference_names_the_first_divergence_and_every_change() -> None:
+def test_a_difference_names_the_first_divergence_and_every_change(golden: Golden) -> None:
     diff = encoder_trace(5).diff(encoder_trace(6))
     assert diff
     assert diff.sizes == {(5, 6): 20}
-    assert str(diff).splitlines()[:3] == [
-        "20 tensors differ in 8 of 8 calls",
-        "first: Encoder '' in: input_ids i64[2,5] -> i64[2,6]",
-        "size 5 -> 6 (+1): 20 times",
-    ]
-    assert str(diff).endswith("Encoder '' out: last_hidden_state f32[2,5,4] -> f32[2,6,4]")
+    golden("diff", diff)
+    summary, first, size, *rest = str(diff).splitlines()
+    assert_says(summary, "20 tensors | 8 of 8 calls")
+    assert_says(first, "first | Encoder '' in | input_ids i64[2,5] | i64[2,6]")
+    assert_says(size, "5 -> 6 | +1 | 20 times")
+    assert_says(rest[-1], "Encoder '' out | last_hidden_state f32[2,5,4] | f32[2,6,4]")
     assert diff.table().row_count == 20
 
 
@@ -264,16 +265,17 @@ def test_an_adapted_model_is_aligned_with_its_base() -> None:
     assert diff.first.path.endswith("embeddings") or diff.first.module.startswith("PeftModel")
 
 
-def test_a_failing_run_is_compared_as_far_as_it_got() -> None:
+def test_a_failing_run_is_compared_as_far_as_it_got(golden: Golden) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     with trace_shapes(model) as works:
         model(torch.zeros(2, 4))
     with trace_shapes(model) as fails, pytest.raises(RuntimeError):
         model(torch.zeros(2, 5))
     diff = works.diff(fails)
-    assert str(diff.first) == "Sequential '' in: input f32[2,4] -> f32[2,5]"
+    golden("diff", diff)
+    assert_says(diff.first, "Sequential '' in | input f32[2,4] | f32[2,5]")
     assert [row.where for row in diff.only_before] == ["ReLU '1'"]
-    assert diff.failure == "Linear '0' raised RuntimeError in its call 1 of forward 1"
+    assert_says(diff.failure, "Linear '0' | RuntimeError | call 1 of forward 1")
 
 
 # -- pages -------------------------------------------------------------------------------------------------------------

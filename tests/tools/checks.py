@@ -1,10 +1,9 @@
-"""What the contract tests share: models built once per process, skips that say why, and snapshots of modules."""
+"""What tests ask of a model: embeddings by hand and how far they are, a refusal, and modules that stay as they were."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,14 +11,15 @@ import sentence_transformers
 import torch
 from torch import Tensor, nn
 
-from peft_hooks.testing import POOLING_MODES, TEXTS, tiny_model
+from peft_hooks.testing import POOLING_MODES, TEXTS
 
-from ..tools import matrix
-from ..tools.methods import CACHE_METHODS, Unavailable, put_adapter
-from ..tools.reference import reference_embedding
+from .matrix import pipeline
+from .reference import reference_embedding
 
 RELEASE = tuple(int(part) for part in sentence_transformers.__version__.split(".")[:2])
 TASK = 1
+OTHERS = ("rain", "a cat", "", "the moon and the stars", *TEXTS, " ".join(TEXTS * 3))
+"""Texts that no probe ever saw: of one token, of none, and beyond what a tiny model takes."""
 
 
 def needs(condition: bool, reason: str) -> None:
@@ -28,61 +28,9 @@ def needs(condition: bool, reason: str) -> None:
         pytest.skip(f"Sentence Transformers {sentence_transformers.__version__}: {reason}")
 
 
-def add_adapter(model: Any, config: Any) -> None:
-    """Have Sentence Transformers put LoRA's layers in, or skip where transformers asks for a later PEFT."""
-    try:
-        model.add_adapter(config)
-    except ValueError as error:
-        if "version of PEFT" not in str(error):
-            raise
-        pytest.skip(f"add_adapter: {error}")
-
-
-def plain(architecture: str = "bert", **options: Any) -> Any:
-    """Build a tiny model without an adapter, or skip where the installed transformers lacks the architecture."""
-    try:
-        return tiny_model(architecture, **options)
-    except ValueError as error:
-        if "has no architecture" not in str(error):
-            raise
-        return pytest.skip(str(error))
-
-
-def adapted(
-    architecture: str = "bert", method: str = "prompt_tuning", *, adapter: Mapping[str, Any] = {}, **options: Any
-) -> Any:
-    """Build a tiny model of one's own with an adapter; it has no hooks."""
-    model = plain(architecture, **options)
-    put(model, method, **adapter)
-    return model
-
-
-def put(model: Any, method: str, **config: Any) -> Any:
-    """Put an adapter on, or skip where the installed PEFT cannot."""
-    try:
-        return put_adapter(model, method, **config)
-    except Unavailable as error:
-        return pytest.skip(str(error))
-
-
-@functools.cache
-def shared(architecture: str, side: str, method: str | None) -> Any:
-    """Build a model once per process; for tests that leave it as it is. Without an adapter if ``method`` is None."""
-    if method is None:
-        return plain(architecture, padding_side=side)
-    try:
-        return matrix.adapted(architecture, side, method)
-    except Unavailable as error:
-        return pytest.skip(str(error))
-    except ValueError as error:
-        if "has no architecture" not in str(error):
-            raise
-        return pytest.skip(str(error))
-
-
 def with_pooling(model: Any, pooling: str | tuple[str, ...], include_prompt: bool = True) -> Any:
     """Put another Pooling after the model's Transformer."""
-    return matrix.pipeline(model[0], pooling, include_prompt)
+    return pipeline(model[0], pooling, include_prompt)
 
 
 def options_for(method: str) -> dict[str, Any]:
@@ -128,6 +76,12 @@ def forward(model: Any, features: Any) -> Any:
         return model(features)
 
 
+def pipeline_of(model: Any) -> Callable[[dict[str, Any]], Tensor]:
+    """Return the pipeline as a function of features."""
+    transformer, pooling = model[0], model[1]
+    return lambda features: pooling(transformer(features))["sentence_embedding"]
+
+
 def snapshot(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Take down ``vars()`` of every module, the hooks among them with their keys and in their order."""
     return {
@@ -166,16 +120,6 @@ def refused(model: nn.Module, kind: type[BaseException], *parts: str) -> Iterato
         assert part in str(caught.value), f"{part!r} is not in: {caught.value}"
 
 
-@contextlib.contextmanager
-def clean_dynamo() -> Iterator[None]:
-    """Trace anew, and leave nothing traced."""
-    torch._dynamo.reset()
-    try:
-        yield
-    finally:
-        torch._dynamo.reset()
-
-
 def break_graph(*_: Any) -> None:
     """Break the graph of ``torch.compile``; a forward hook."""
     torch._dynamo.graph_break()
@@ -184,30 +128,3 @@ def break_graph(*_: Any) -> None:
 def interrupt(*_: Any) -> None:
     """Raise what Ctrl-C does; a forward hook."""
     raise KeyboardInterrupt
-
-
-__all__ = [
-    "CACHE_METHODS",
-    "RELEASE",
-    "TASK",
-    "TEXTS",
-    "adapted",
-    "assert_right",
-    "break_graph",
-    "clean_dynamo",
-    "distance",
-    "encoded",
-    "expected",
-    "forward",
-    "in_order",
-    "interrupt",
-    "needs",
-    "options_for",
-    "plain",
-    "put",
-    "refused",
-    "shared",
-    "snapshot",
-    "unchanged",
-    "with_pooling",
-]

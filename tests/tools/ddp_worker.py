@@ -1,6 +1,6 @@
 """One of the two processes that ``test_processes`` starts: one step under DDP on its part of a batch.
 
-``python -m torch.distributed.run --nproc-per-node 2 -m tests.contract.ddp_worker FILE ARCHITECTURE SIDE``
+``python -m torch.distributed.run --nproc-per-node 2 -m tests.tools.ddp_worker FILE ARCHITECTURE SIDE``
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from peft_hooks import register_prompt_mask_hooks
+from peft_hooks.testing import TEXTS
 
-from .support import TEXTS, adapted
+from .tiny import adapted
 
 
 class Distance(nn.Module):
