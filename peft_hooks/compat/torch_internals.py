@@ -22,13 +22,13 @@ _FORWARD = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward
 _ALL = {**_FORWARD, "_backward_pre_hooks": "backward pre-hook", "_backward_hooks": "backward hook"}
 
 
-class Held(NamedTuple):
+class ModuleHook(NamedTuple):
     """A hook as a module holds it.
 
     Attributes:
         kind: ``"forward hook"``, or another of PyTorch's four kinds.
-        key: What PyTorch keeps it by: another hook has another.
-        hook: What is called.
+        key: The key under which PyTorch keeps it; no two hooks share one.
+        hook: The callable.
     """
 
     kind: str
@@ -36,12 +36,12 @@ class Held(NamedTuple):
     hook: Any
 
 
-def hooks_of(module: nn.Module) -> Iterator[Held]:
-    """Yield every hook on a module itself, those of its submodules not among them."""
+def hooks_of(module: nn.Module) -> Iterator[ModuleHook]:
+    """Yield every hook on a module itself, not on its submodules."""
     for attribute, kind in _ALL.items():
         # A ScriptModule has no backward hooks.
         for key, hook in getattr(module, attribute, {}).items():
-            yield Held(kind, key, hook)
+            yield ModuleHook(kind, key, hook)
 
 
 def hooked_modules(root: nn.Module) -> Iterator[nn.Module]:

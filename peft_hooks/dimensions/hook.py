@@ -123,7 +123,7 @@ class AssertDimensions(Hook):
         if self._ends:
             names.forward.bound = UNBOUND
 
-    def _left(self, call: Call) -> None:
+    def _aborted(self, call: Call) -> None:
         if self in call.notes:
             call.notes[self].undo()
 

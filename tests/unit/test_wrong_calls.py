@@ -312,7 +312,7 @@ WRONG: dict[str, Wrong] = {
     "numbers in place of texts": Wrong(
         lambda: diagnose(tuned(), ["a cat", 2]),  # type: ignore[list-item]
         TypeError,
-        "texts has 2 in it: give a list of at least two texts",
+        "texts contains 2: give a list of at least two texts",
     ),
     "a batch size alone": Wrong(
         lambda: check_padding_invariance(tuned(), TEXTS, batch_sizes=2),  # type: ignore[arg-type]

@@ -90,7 +90,7 @@ def test_what_is_no_sign_of_a_glob_is_meant_as_it_is(text: str) -> None:
 def test_a_glob_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(SelectorError) as caught:
         paths(encoder(), "0.layer.[2-0]")
-    assert str(caught.value) == "'0.layer.[2-0]' is no glob over module paths: bad character range 2-0"
+    assert str(caught.value) == "'0.layer.[2-0]' is not a glob over module paths: bad character range 2-0"
 
 
 def matches(glob: list[str], path: list[str]) -> bool:
