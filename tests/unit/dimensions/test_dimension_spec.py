@@ -58,10 +58,10 @@ def test_a_name_with_a_question_mark_in_front_is_of_its_call() -> None:
 @pytest.mark.parametrize("text", ["a-b", "3x", "=3", "a=b", "a=", "*", "-1", "...x", "a:"])
 def test_what_is_no_dimension_is_refused_when_the_hook_is_made(text: str) -> None:
     if text == "a:":
-        assert "is no dtype" in refused({"x": f"batch {text}"})
+        assert "is not a dtype" in refused({"x": f"batch {text}"})
         return
     assert refused({"x": f"batch {text}"}) == (
-        f"{text!r} in the contract of 'x' is no dimension: write a name, a size, name=size, ?name, _ or ..."
+        f"{text!r} in the contract of 'x' is not a dimension: write a name, a size, name=size, ?name, _ or ..."
     )
 
 
@@ -150,7 +150,7 @@ def test_without_a_colon_any_dtype_is_right() -> None:
 def test_an_unknown_dtype_is_refused_with_what_comes_close() -> None:
     assert (
         refused({"x": "boole: batch"})
-        == "'boole' in the contract of 'x' is no dtype; did you mean 'bool' or 'complex'?"
+        == "'boole' in the contract of 'x' is not a dtype; did you mean 'bool' or 'complex'?"
     )
 
 
