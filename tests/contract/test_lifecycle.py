@@ -84,7 +84,7 @@ def test_registering_twice_with_other_options_is_an_error_that_says_how_to_repla
     with refused(model, HookError) as caught:
         register_prompt_mask_hooks(model, virtual_tokens="strip")
     assert str(caught.value) == (
-        f"the model has the hooks with other options, HookHandle(virtual_tokens='auto', task_id=None, check=True, "
+        f"the model already has hooks with other options, HookHandle(virtual_tokens='auto', task_id=None, check=True, "
         f"log=False, share_prompt='auto', {len(handle.registry)} hooks): call `.remove()` on that handle first, or use "
         f"`with prompt_mask_hooks(model, ...)` for a block"
     )
@@ -308,7 +308,7 @@ def test_a_model_that_shares_a_module_with_a_hooked_one_is_refused_until_those_h
     other = with_pooling(model, "cls")
     handle = register_prompt_mask_hooks(model)
     for attach in (register_prompt_mask_hooks, lambda model: prompt_mask_hooks(model).__enter__()):
-        with refused(other, HookError, f"the hooks of another, {handle!r}: call `.remove()` on that handle first"):
+        with refused(other, HookError, f"the hooks of another handle, {handle!r}: call `.remove()` on it first"):
             attach(other)
     handle.remove()
     with prompt_mask_hooks(other):

@@ -448,7 +448,7 @@ def test_attention_that_runs_without_padding_later_is_refused_in_the_forward() -
     with prompt_mask_hooks(model):
         layers = backbone_of(model).base_model.transformer.layer
         layers[1].attention.v_lin.__class__ = Unpadded
-        with pytest.raises(HookError, match="a prefix has no place in attention that runs without padding"):
+        with pytest.raises(HookError, match="attention that runs without padding has no room for a prefix"):
             encoded(model)
         layers[1].attention.v_lin.__class__ = nn.Linear
         assert_right(model)

@@ -754,8 +754,8 @@ def test_the_remark_names_the_hook_and_its_module() -> None:
     path = next(path for path, module in model.named_modules() if module is layer)
     with prompt_mask_hooks(model) as handle, layer.register_forward_hook(look):
         assert remark(handle) == (
-            f"virtual tokens of Transformer '0': computed for every row: a forward hook that is not of these hooks is "
-            f"on {type(layer).__name__} {path!r}, and would see the layers run twice"
+            f"virtual tokens of Transformer '0': computed for every row: someone else's forward hook is on "
+            f"{type(layer).__name__} {path!r}, and would see the layers run twice"
         )
 
 

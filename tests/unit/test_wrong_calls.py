@@ -230,7 +230,7 @@ WRONG: dict[str, Wrong] = {
     "a task where there are none": Wrong(
         lambda: register_prompt_mask_hooks(tuned(), task_id=0),
         ValueError,
-        "task_id=0 is given, but no adapter has tasks: only MULTITASK_PROMPT_TUNING has",
+        "task_id=0 is given, but no adapter has tasks: only MULTITASK_PROMPT_TUNING does",
     ),
     # adapters
     "no adapter": Wrong(
@@ -273,7 +273,7 @@ WRONG: dict[str, Wrong] = {
     "a name that is taken": Wrong(
         lambda: add_prompt_adapter(tuned(), CONFIG),
         ValueError,
-        "an adapter named 'default' is there already: give another adapter_name",
+        "an adapter named 'default' already exists: give another adapter_name",
     ),
     "no name": Wrong(
         lambda: add_prompt_adapter(bare(), CONFIG, None),  # type: ignore[arg-type]
@@ -432,7 +432,7 @@ def test_other_options_beside_those_in_force_say_how_to_replace_them() -> None:
     with register_prompt_mask_hooks(tuned()) as handle, pytest.raises(HookError) as caught:
         register_prompt_mask_hooks(tuned(), virtual_tokens="strip")
     assert str(caught.value) == (
-        "the model has the hooks with other options, HookHandle(virtual_tokens='auto', task_id=None, check=True, "
+        "the model already has hooks with other options, HookHandle(virtual_tokens='auto', task_id=None, check=True, "
         "log=False, share_prompt='auto', 10 hooks): call `.remove()` on that handle first, or use "
         "`with prompt_mask_hooks(model, ...)` for a block"
     )
