@@ -28,7 +28,7 @@ Shapes = tuple[torch.Size | torch.dtype | None, ...]
 
 
 def shapes_in(spec: Spec, find: Find, features: Mapping[str, Any], source: Any) -> Shapes | None:
-    """Return the shapes and dtypes that decide the outcome of ``disagreement``, as a key; None if more than they do.
+    """Return, as a key, the shapes and dtypes that decide the outcome of ``disagreement``; None if they are not enough.
 
     ``features`` is where ``find`` looks first in ``source``; reading it directly saves a call per tensor and forward.
     """

@@ -66,7 +66,7 @@ class Dispatcher:
 
     @property
     def owner(self) -> Hashable:
-        """Mark of the registry's hooks, by which they are found again on a copied model."""
+        """The owner that marks the registry's hooks, by which they are found again on a copied model."""
         return self.at[0].state.owner
 
     def put_on(self, module: nn.Module) -> None:

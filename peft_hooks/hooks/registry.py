@@ -208,7 +208,7 @@ class HookRegistry:
 
     @property
     def owner(self) -> Hashable:
-        """Mark of the hooks on the modules."""
+        """The owner that marks the hooks on the modules."""
         return self._places.state.owner
 
     def restore(self, former: State) -> None:

@@ -80,6 +80,6 @@ def _refuse_scripted(module: nn.Module, path: str, name: str) -> None:
     if not takes_hooks(module):
         where = repr(path) if path else "the model"
         raise HookError(
-            f"{where} is a {type(module).__name__}: TorchScript runs it without hooks of Python, so {name!r} cannot be "
+            f"{where} is a {type(module).__name__}: TorchScript runs it without Python hooks, so {name!r} cannot be "
             f"attached there: select the modules around it"
         )
