@@ -20,7 +20,7 @@ from ..hooks.undo import attempt, block, surely
 from .plan import HookOptions, Options
 from .refusals import refuse_options, refuse_what_cannot_be_right
 from .sharing_plan import remarks
-from .watched import Lengths, Modes, looked_at, wanted_hooks
+from .watched import Lengths, Modes, snapshot_of, wanted_hooks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -112,7 +112,7 @@ class HookHandle:
         wanted = wanted_hooks(pipeline, options)
         _handles[pipeline.root] = self
         self.registry.put_back(former)
-        self.registry.attach_all(wanted, note=looked_at(pipeline, wanted), path_of=pipeline.path_of)
+        self.registry.attach_all(wanted, note=snapshot_of(pipeline, wanted), path_of=pipeline.path_of)
 
     def fits(self) -> bool:
         """Tell whether attaching to the model as it is now would give the same hooks."""
@@ -121,7 +121,7 @@ class HookHandle:
             wanted = wanted_hooks(pipeline, self.options, frozenset(self.registry))
         except UnsupportedModelError:
             return False
-        return bool(looked_at(pipeline, wanted) == self.registry.state.note)
+        return bool(snapshot_of(pipeline, wanted) == self.registry.state.note)
 
     def adopted(self, pipeline: Pipeline) -> None:
         """Take over the hooks that came along with a copied model, parts of which may have been replaced."""
@@ -132,7 +132,7 @@ class HookHandle:
         except UnsupportedModelError:
             return  # `refresh` will say so
         if state.where() == {(one.name, one.to) for one in wanted}:
-            self.registry.restore(replace(state, note=looked_at(pipeline, wanted)))
+            self.registry.restore(replace(state, note=snapshot_of(pipeline, wanted)))
 
     def describe(self) -> HookTable:
         """List the hooks: module, role, order, calls, why one never fired, and whether virtual tokens are shared."""
@@ -156,7 +156,7 @@ class HookHandle:
         def enter() -> HookHandle:
             self.registry.set_aside(options)  # a copy made inside the block has the block's options
             wanted = wanted_hooks(pipeline, options, proven)
-            self.registry.attach_all(wanted, note=looked_at(pipeline, wanted), path_of=pipeline.path_of)
+            self.registry.attach_all(wanted, note=snapshot_of(pipeline, wanted), path_of=pipeline.path_of)
             return self
 
         # Modes are not restored at the end of the block, which may train the model or switch adapters.

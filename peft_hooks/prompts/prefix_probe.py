@@ -113,7 +113,7 @@ def places_of_prefix(transformer: Any) -> Places | None:
         _known[peft_model] = there
     known = _known[peft_model]
     # If a module of the backbone was replaced, the hooks no longer fit; refreshing them measures again.
-    return known if known is None or _there(peft_model.base_model, known) else None
+    return known if known is None or _all_exist(peft_model.base_model, known) else None
 
 
 @contextlib.contextmanager
@@ -126,7 +126,7 @@ def prefix_put_in(transformer: Any) -> Iterator[None]:
         yield
 
 
-def _there(backbone: nn.Module, places: Places) -> bool:
+def _all_exist(backbone: nn.Module, places: Places) -> bool:
     """Tell whether every place still has a module."""
     paths = {path for path, _ in backbone.named_modules(remove_duplicate=False)}
     return paths.issuperset(one.path for one in places.projections)

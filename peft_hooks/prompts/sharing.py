@@ -136,10 +136,10 @@ class SharePrompt(Hook):
         if "hidden_states" in fields:
             layers = zip(prompt.output["hidden_states"], output["hidden_states"], strict=True)
             fields["hidden_states"] = tuple(joined if own is last else _join(first, own) for first, own in layers)
-        if not _said(asked, "use_cache", config):
+        if not _option_of(asked, "use_cache", config):
             fields.pop(prompt.name, None)
         whole = type(output)(**fields)
-        return whole if _said(asked, "return_dict", config) else whole.to_tuple()
+        return whole if _option_of(asked, "return_dict", config) else whole.to_tuple()
 
 
 class _Prompt(NamedTuple):
@@ -169,7 +169,7 @@ def _run(call: Call, virtual: int) -> _Prompt | None:
     return _Prompt(rest, name, output[name])
 
 
-def _said(kwargs: Mapping[str, Any], option: str, config: Any) -> bool:
+def _option_of(kwargs: Mapping[str, Any], option: str, config: Any) -> bool:
     """Return an option of a backbone's forward, from the call or else from the config."""
     value = kwargs.get(option)
     return bool(getattr(config, option, True) if value is None else value)

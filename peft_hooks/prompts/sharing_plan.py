@@ -109,6 +109,5 @@ def _why_not_now(
         return "a hook that PyTorch runs on every module would see the layers run twice"
     path = next(path for path, module in model.named_modules() if module is onlooker.module)
     return (
-        f"someone else's {onlooker.kind} is on {type(onlooker.module).__name__} {path!r}, and would see "
-        f"the layers run twice"
+        f"a foreign {onlooker.kind} is on {type(onlooker.module).__name__} {path!r}, and would see the layers run twice"
     )

@@ -42,17 +42,17 @@ def _is_needed(hook: Hook) -> bool:
     return not isinstance(hook, EncodePromptOnce)
 
 
-class Seen(NamedTuple):
+class Snapshot(NamedTuple):
     """A snapshot of hooks with their modules, and of adapters. Modules are referenced weakly."""
 
     hooks: tuple[Any, ...]
     adapters: tuple[Any, ...]
 
 
-def looked_at(pipeline: Pipeline, wanted: Iterable[Wanted]) -> Seen:
+def snapshot_of(pipeline: Pipeline, wanted: Iterable[Wanted]) -> Snapshot:
     """Take a snapshot of what attaching these hooks depends on."""
     hooks = tuple((one.name, type(one.hook), one.order, weakref.ref(one.to), _facts(one.hook)) for one in wanted)
-    return Seen(hooks, tuple(map(_adapters, pipeline.encoders)))
+    return Snapshot(hooks, tuple(map(_adapters, pipeline.encoders)))
 
 
 def _facts(hook: Hook) -> dict[str, Any]:

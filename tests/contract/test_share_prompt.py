@@ -754,7 +754,7 @@ def test_the_remark_names_the_hook_and_its_module() -> None:
     path = next(path for path, module in model.named_modules() if module is layer)
     with prompt_mask_hooks(model) as handle, layer.register_forward_hook(look):
         assert remark(handle) == (
-            f"virtual tokens of Transformer '0': computed for every row: someone else's forward hook is on "
+            f"virtual tokens of Transformer '0': computed for every row: a foreign forward hook is on "
             f"{type(layer).__name__} {path!r}, and would see the layers run twice"
         )
 
