@@ -8,47 +8,47 @@ Where each hook sits, for ``V`` virtual tokens::
     tokenizer              input_ids, attention_mask [batch, seq]; padding on the left or right
       |
       v
-    Transformer            model[0]            <- PutPaddingLast: rolls every row, so that its text comes first
+    Transformer            model[0]            <- PutPaddingLast: rolls each row so that its text comes first
       |                                           ExtendPromptMask: measures V, makes the mask [batch, V + seq]
       |  PeftModel         inputs_embeds [batch, V + seq, hidden], or a cache of V keys and values
-      |    prompt_encoder                      <- SelectTask: multitask prompt tuning's task
-      |    backbone                            <- SharePrompt: virtual tokens once, not once for each row
-      |                                           PutPrefixInAttention: a prefix, where there is no cache
+      |    prompt_encoder                      <- SelectTask: the task of multitask prompt tuning
+      |    backbone                            <- SharePrompt: runs virtual tokens once, not once per row
+      |                                           PutPrefixInAttention: a prefix where there is no cache
       v
-    Pooling                model[1]            <- PreparePooling: cls and prompts at their real place
+    Pooling                model[1]            <- PreparePooling: cls and prompts at their real positions
       |                    token_embeddings [batch, V + seq, hidden], attention_mask [batch, V + seq]
       v
     sentence_embedding     [batch, width]
 
-    any module, any model                      <- AssertDimensions, LogShapes, a Hook of your own; trace_shapes
+    any module, any model                      <- AssertDimensions, LogShapes, your own Hook; trace_shapes
 
-What you need, and the name for it:
+What you need, and what it is called:
 
     a model with a prompt      add_prompt_adapter, remove_prompt_adapter, without_adapter
-    right embeddings           register_prompt_mask_hooks -> HookHandle, prompt_mask_hooks for a block
-    a proof                    check_padding_invariance -> PaddingReport, diagnose -> Diagnosis of Finding
-    to train, keep and share   PromptTrainer, save, load
+    correct embeddings         register_prompt_mask_hooks -> HookHandle, prompt_mask_hooks for a block
+    proof                      check_padding_invariance -> PaddingReport, diagnose -> Diagnosis of Finding
+    to train, save and share   PromptTrainer, save, load
     to serve anywhere          merge_and_unload, export_onnx -> OnnxReport
     why a shape is wrong       trace_shapes -> ShapeTrace, assert_dimensions, contract_of, AssertDimensions, LogShapes
     hooks of your own          Hook, Call, HookRegistry; peft_hooks.testing for their tests
-    the hooks one by one       ExtendPromptMask, PreparePooling, PutPaddingLast, PutPrefixInAttention, SelectTask,
+    the individual hooks       ExtendPromptMask, PreparePooling, PutPaddingLast, PutPrefixInAttention, SelectTask,
                                SharePrompt
     what can be raised         PeftHooksError: HookError, HookNameError, SelectorError, UnsupportedModelError,
                                DimensionError (or DimensionWarning), LoadError, SaveError, MissingExtraError
 
-The folders, each of which imports only from those above it:
+The folders; each imports only from those above it:
 
     compat         what differs between releases of torch, transformers, PEFT and Sentence Transformers
     hooks          hooks on any module: the dispatcher, the registry, selectors
-    dimensions     named dimensions, checked in a forward
-    prompts        virtual tokens made right: the hooks one by one, what is refused, what is attached
-    tracing        shapes recorded; render draws them, explain says why a forward failed
+    dimensions     named dimensions, checked during a forward
+    prompts        correct handling of virtual tokens: the individual hooks, what is refused, what is attached
+    tracing        records shapes; render draws them, explain says why a forward failed
     doctor         checks of a whole model
-    checkpoints    save and load
-    testing        for tests of your own
-    cli            the command peft-hooks
+    checkpoints    save, load, merge and export
+    testing        helpers for your own tests
+    cli            the peft-hooks command
 
-``import peft_hooks`` loads no other library, not even torch: names are imported when they are first used.
+``import peft_hooks`` loads no other library, not even torch: each name is imported on first use.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from ._version import VERSION
 
 if TYPE_CHECKING:
     # isort: off
-    # `as`, so that type checkers take a name to be exported; isort would make a statement of each.
+    # `as` tells type checkers that a name is re-exported; isort would split each into its own statement.
     from .checkpoints.exporting import export_onnx as export_onnx
     from .checkpoints.loading import load as load
     from .checkpoints.merging import merge_and_unload as merge_and_unload
@@ -120,7 +120,7 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 
-# Each public name once, with the module that has it: imported when it is first used.
+# Every public name, once, with the module that defines it, which is imported on first use.
 _HOMES = {
     "AssertDimensions": "dimensions.hook",
     "Call": "hooks.call",
@@ -181,14 +181,14 @@ def _import(name: str) -> object:
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Explain the errors of each cell from now on: what IPython calls for ``%load_ext peft_hooks``."""
+    """Explain the errors of every cell from now on. IPython calls this for ``%load_ext peft_hooks``."""
     from .cli.notebook import load
 
     load(shell)
 
 
 def unload_ipython_extension(shell: Any) -> None:
-    """Leave the errors of cells as they are: what IPython calls for ``%unload_ext peft_hooks``."""
+    """Stop explaining the errors of cells. IPython calls this for ``%unload_ext peft_hooks``."""
     from .cli.notebook import unload
 
     unload(shell)
@@ -199,10 +199,10 @@ def __dir__() -> list[str]:
         before_trainers = importlib.metadata.version("sentence-transformers").startswith("2.")
     except importlib.metadata.PackageNotFoundError:
         before_trainers = False
-    # help() imports every name that it is told of, and PromptTrainer cannot be before 3.0.
+    # help() imports every name listed here, and PromptTrainer cannot be imported before 3.0.
     return sorted({*globals(), *__all__, *_SUBMODULES} - ({"PromptTrainer"} if before_trainers else set()))
 
 
-# Hidden from type checkers, which would otherwise take every name to exist.
+# Hidden from type checkers, which would otherwise assume that every name exists.
 if not TYPE_CHECKING:
     __getattr__ = _import

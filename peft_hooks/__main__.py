@@ -1,4 +1,4 @@
-"""``python -m peft_hooks``."""
+"""Run the command line as ``python -m peft_hooks``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a wrong call was given, in words, and what to give in its place."""
+"""Describe wrong arguments in words, and what to pass instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .errors import UnsupportedModelError
 
 
 def in_words(value: Any) -> str:
-    """Return what was given, for a message: ``the str 'minilm'``, ``None``, ``a BertModel``, ``the class Linear``."""
+    """Describe a value for a message: ``the str 'minilm'``, ``None``, ``a BertModel``, ``the class Linear``."""
     if value is None:
         return "None"
     if isinstance(value, type):
@@ -24,10 +24,10 @@ def in_words(value: Any) -> str:
 
 
 def need_module(value: Any, who: str) -> None:
-    """Raise TypeError if ``value`` is no module, with what to give to ``who``.
+    """Check that ``value`` is a module; otherwise raise an error that says what to pass to ``who``.
 
     Raises:
-        TypeError: If it is not.
+        TypeError: If ``value`` is not an ``nn.Module``.
     """
     if isinstance(value, nn.Module):
         return
@@ -42,7 +42,7 @@ def need_module(value: Any, who: str) -> None:
 
 
 def refuse_meta(model: nn.Module) -> None:
-    """Raise UnsupportedModelError if a model has no values to compute with.
+    """Refuse a model whose parameters have no values to compute with.
 
     Raises:
         UnsupportedModelError: If a parameter is on the meta device.
@@ -56,10 +56,10 @@ def refuse_meta(model: nn.Module) -> None:
 
 
 def texts_given(texts: Any, pairs: bool = False) -> list[Any]:
-    """Return what was given to encode, of which there must be two or more; with ``pairs``, two texts each.
+    """Return the texts to encode as a list of at least two; with ``pairs``, each must be a pair of texts.
 
     Raises:
-        TypeError: If it is no list of texts (or of pairs).
+        TypeError: If ``texts`` is not a list of texts (or of pairs).
         ValueError: If there are fewer than two.
     """
     wanted = "a list of at least two (text, text) pairs" if pairs else "a list of at least two texts"
@@ -76,15 +76,19 @@ def texts_given(texts: Any, pairs: bool = False) -> list[Any]:
         if pairs and (isinstance(text, str) or not isinstance(text, Sequence) or len(text) != 2):
             raise TypeError(f"a CrossEncoder scores pairs, got {text!r}: give {wanted}")
         if text is None or isinstance(text, (bytes, float, int)):
-            raise TypeError(f"texts has {text!r} in it: give {wanted}")
+            raise TypeError(f"texts contains {text!r}: give {wanted}")
     return given
 
 
 def need_path(value: Any, what: str) -> str:
-    """Return a path as a str, or raise TypeError, which says of what it should be the path.
+    """Return a path as a str.
+
+    Args:
+        value: The argument that should be a path.
+        what: What the path should lead to, for the message.
 
     Raises:
-        TypeError: If it is neither a str nor a path.
+        TypeError: If ``value`` is neither a str nor a path.
     """
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"expected {what}, got {in_words(value)}")
@@ -92,7 +96,7 @@ def need_path(value: Any, what: str) -> str:
 
 
 def loading(value: Any) -> str:
-    """Return how to come from what is no module to a model of Sentence Transformers."""
+    """Return a hint on how to get a Sentence Transformers model from a value that is not a module."""
     if isinstance(value, type):
         return "give a loaded model, not a class"
     if isinstance(value, (list, tuple, set, dict)):

@@ -1,4 +1,4 @@
-"""How tensors are written as text: ``attention_mask i64[2,18] kept 24/36 pad right``."""
+"""Write tensors as text: ``attention_mask i64[2,18] kept 24/36 pad right``."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def shape_of(tensor: Tensor) -> str:
 
 
 def nested_shape(value: Tensor) -> str:
-    """Return the shape of a nested tensor, ``[2,*,8]``: the rows have different lengths."""
+    """Return the shape of a nested tensor, whose rows have different lengths: ``[2,*,8]``."""
     sizes = []
     for place in range(value.dim()):
         try:
             sizes.append(str(int(value.size(place))))
-        except Exception:  # this is the dimension that the rows differ in
+        except Exception:  # the dimension in which the rows differ
             sizes.append("*")
     return f"[{','.join(sizes)}]"
 
 
 def tensor_line(name: str, tensor: Tensor) -> str:
-    """Return one tensor as text. A mask's values are read, to say what it keeps: not for a forward in a hurry."""
+    """Return one tensor as text. A mask's values are read to say what it keeps, which synchronizes with the device."""
     if tensor.is_nested:
         return f"{name} nested{nested_shape(tensor)}"
     line = f"{name} {dtype_of(tensor.dtype)}[{','.join(map(str, tensor.shape))}]"
@@ -46,7 +46,7 @@ def tensor_line(name: str, tensor: Tensor) -> str:
 
 
 def padding_of(kept: Tensor) -> str:
-    """Say where a mask ``bool[batch, seq]`` has its padding: ``none``, ``left``, ``right``, ``inside`` or ``mixed``."""
+    """Return where a mask ``bool[batch, seq]`` has padding: ``none``, ``left``, ``right``, ``inside`` or ``mixed``."""
     sides = {"left": not bool(kept[:, 0].all()), "right": not bool(kept[:, -1].all())}
     if bool(kept.all()):
         return "none"
@@ -56,9 +56,9 @@ def padding_of(kept: Tensor) -> str:
 
 
 def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor in dicts, tuples, lists and ``ModelOutput`` by its name, such as ``hidden_states.0``.
+    """Yield every tensor in dicts, tuples, lists and ``ModelOutput`` with its name, such as ``hidden_states.0``.
 
-    What cannot be read is passed over.
+    Anything that cannot be read is skipped.
     """
     if isinstance(value, Tensor):
         yield name, value
@@ -73,7 +73,7 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def _items_of(mapping: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
     try:
         return list(mapping.items())
-    except Exception:  # of a mapping of someone else's, whose values are made when they are read
+    except Exception:  # a third-party mapping may compute its values as they are read
         return []
 
 

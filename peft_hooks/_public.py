@@ -1,4 +1,4 @@
-"""What makes a class or function public: the module that users import it from."""
+"""Mark classes and functions as public: their ``__module__`` is the one that users import them from."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _Named = TypeVar("_Named", bound=Callable[..., object])
 
 
 def public(named: _Named) -> _Named:
-    """Give a public class or function ``peft_hooks`` as its module.
+    """Set the ``__module__`` of a public class or function to ``peft_hooks``.
 
-    So reprs, error messages and pickles name what users import, and survive a move between files.
+    Reprs, error messages and pickles then name what users import, and survive a move between files.
     """
     named.__module__ = "peft_hooks"
     return named

@@ -1,3 +1,3 @@
-"""The version, where it can be read without importing torch."""
+"""The version, in a file of its own so that it can be read without importing torch."""
 
 VERSION = "0.1.0"

@@ -1,4 +1,4 @@
-"""The exceptions of the library. Messages give names, shapes and the way out, never tensor values."""
+"""The library's exceptions. Messages give names, shapes and what to do, never tensor values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ._public import public
 
 @public
 class PeftHooksError(Exception):
-    """Base class of every error that peft_hooks raises on purpose.
+    """Base class of every error that peft_hooks raises deliberately.
 
     Example:
         >>> import torch
@@ -25,7 +25,7 @@ class PeftHooksError(Exception):
 
 @public
 class HookNameError(PeftHooksError, LookupError):
-    """A hook's name is unknown, or taken already.
+    """A hook's name is unknown, or already taken.
 
     Example:
         >>> import torch
@@ -40,7 +40,7 @@ class HookNameError(PeftHooksError, LookupError):
 
 @public
 class SelectorError(PeftHooksError, LookupError):
-    """A selector matches no module, or is of a kind that cannot select one.
+    """A selector matches no module, or is not a kind of selector.
 
     Example:
         >>> import torch
@@ -55,7 +55,7 @@ class SelectorError(PeftHooksError, LookupError):
 
 @public
 class HookError(PeftHooksError, RuntimeError):
-    """Hooks cannot be attached as asked: a compiled model, other options in force, a model that is gone.
+    """Hooks cannot be attached as asked: the model is compiled, has hooks with other options, or no longer exists.
 
     Example:
         >>> import torch
@@ -69,7 +69,7 @@ class HookError(PeftHooksError, RuntimeError):
 
 @public
 class UnsupportedModelError(PeftHooksError, ValueError):
-    """The model cannot give right embeddings with this adapter, whatever the hooks; the message says what can.
+    """No hooks can make this model's embeddings correct with this adapter; the message says what would.
 
     Example:
         >>> from peft_hooks import register_prompt_mask_hooks
@@ -83,7 +83,7 @@ class UnsupportedModelError(PeftHooksError, ValueError):
 
 @public
 class LoadError(PeftHooksError, ValueError):
-    """A saved model cannot be loaded: it is damaged, incomplete, would run code, or its base model is not found.
+    """A saved model cannot be loaded: it is damaged or incomplete, would run code, or its base model is not found.
 
     Example:
         >>> import peft_hooks
@@ -114,7 +114,7 @@ class SaveError(PeftHooksError, ValueError):
 
 @public
 class MissingExtraError(PeftHooksError, ImportError):
-    """What was called needs a package that is not installed: the message has the extra that brings it.
+    """A call needs a package that is not installed; the message names the extra that provides it.
 
     Example:
         >>> import peft_hooks
@@ -141,7 +141,7 @@ class DimensionError(PeftHooksError, ValueError):
 
 @public
 class DimensionWarning(UserWarning):
-    """Tensors disagree about a named dimension, in a check that was asked to warn.
+    """Tensors disagree about a named dimension, in a check that warns instead of raising.
 
     Example:
         >>> import torch, warnings
@@ -157,7 +157,7 @@ class DimensionWarning(UserWarning):
 
 
 def close_matches(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """Return ``"; did you mean 'a' or 'b'?"``, or what is known when nothing is close."""
+    """Return ``"; did you mean 'a' or 'b'?"``, or a list of the known names if none is close."""
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
     if close:

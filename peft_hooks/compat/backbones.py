@@ -1,4 +1,4 @@
-"""What the hooks need to know of a backbone's architecture: its positions, its cache, its sizes."""
+"""What the hooks need to know about a backbone's architecture: its positions, its windows, its sizes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from . import sentence_transformers as releases
 
 
 def model_type(transformer: Any) -> str:
-    """Return the backbone's architecture by its config name: ``"bert"``."""
+    """Return the backbone's architecture under its name in the config: ``"bert"``."""
     backbone = releases.plain_backbone(transformer)
     return str(getattr(backbone.config, "model_type", type(backbone).__name__))
 
 
 def accepts(backbone: nn.Module, argument: str) -> bool:
-    """Tell whether the backbone's forward names ``argument``; one that is only swallowed by ``**kwargs`` is ignored."""
+    """Tell whether the backbone's forward names ``argument``; being swallowed by ``**kwargs`` does not count."""
     return argument in inspect.signature(backbone.forward).parameters
 
 
 def is_of_transformers(hook: Any) -> bool:
-    """Tell whether transformers put a hook on a backbone for itself: by some it hands out hidden states (since 5.0)."""
+    """Tell whether a hook belongs to transformers itself, which collects hidden states by hooks (since 5.0)."""
     return str(getattr(hook, "__module__", "")).partition(".")[0] == "transformers"
 
 
@@ -34,14 +34,14 @@ def position_offset(transformer: Any) -> int:
 
 
 def first_position(backbone: nn.Module) -> int:
-    """Return a backbone's first position id: ``padding_idx + 1`` in those of RoBERTa's kind, 0 in others."""
+    """Return a backbone's first position id: ``padding_idx + 1`` in RoBERTa and similar architectures, otherwise 0."""
     found = _first_positions.get(backbone)
     if found is None:
         found = _first_positions[backbone] = _find_first_position(backbone)
     return found
 
 
-# Looking for it is a walk through all modules, and it is asked for whenever hooks are attached.
+# Finding it takes a walk through all modules, and it is needed whenever hooks are attached.
 _first_positions: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
@@ -62,16 +62,17 @@ def position_count(transformer: Any) -> int | None:
 
 
 def window_of(config: Any) -> int | None:
-    """Return how many positions a layer of the backbone attends over at most, or None if nothing in the config says.
+    """Return the smallest window that a layer of the backbone attends within, or None if the config has none.
 
-    What a number is for is guessed by its name. It decides how long a probe has to be, or up to which length one holds.
+    What a number means is guessed from its name. It only decides how long a probe has to be, or up to which length the
+    result of one is valid.
     """
-    values = vars(config).items()  # asking the config itself raises where a number differs by layer
+    values = vars(config).items()  # attribute access raises if a number differs by layer
     found = [value for name, value in values if _is_window(name, value) and vars(config).get(f"use_{name}", True)]
     return min(found, default=None)
 
 
-# Parts of names of numbers that are no length of a window, though they have one in their name.
+# Parts of names of numbers that look like window lengths, but are not.
 _NO_LENGTH = ("layer", "pattern", "stride", "expert", "num_", "mamba", "audio", "speech", "vision")
 
 
@@ -83,14 +84,15 @@ def _is_window(name: str, value: Any) -> bool:
 
 
 def backbone_sizes(transformer: Any, method: str) -> dict[str, int]:
-    """Return what a prompt-learning config needs to know of the backbone, where PEFT looks in the wrong place.
+    """Return the sizes that a prompt-learning config needs, where PEFT would look in the wrong place.
 
-    PEFT reads ``hidden_size``, ``n_embd`` or ``d_model`` of the config: DistilBERT has ``dim``, and word embeddings of
-    ALBERT and small ELECTRAs are narrower than ``hidden_size``. A prefix has the shape of the key-value heads, which
-    PEFT before 0.18 computes without ``head_dim`` (Qwen3, Gemma): https://github.com/huggingface/peft/pull/2883
+    PEFT reads ``hidden_size``, ``n_embd`` or ``d_model`` from the config: DistilBERT has ``dim``, and the word
+    embeddings of ALBERT and small ELECTRAs are narrower than ``hidden_size``. A prefix has the shape of the key-value
+    heads, which PEFT before 0.18 computes without ``head_dim`` (Qwen3, Gemma):
+    https://github.com/huggingface/peft/pull/2883
 
     Raises:
-        UnsupportedModelError: If a prefix is asked for, and the config tells of no attention heads (FNet, Mamba, RWKV).
+        UnsupportedModelError: If the method is a prefix, and the config has no attention heads (FNet, Mamba, RWKV).
     """
     backbone: Any = releases.plain_backbone(transformer)
     config = backbone.config
@@ -98,18 +100,18 @@ def backbone_sizes(transformer: Any, method: str) -> dict[str, int]:
     layers = _first_of(config, "num_hidden_layers", "n_layers", "n_layer", "num_layers")
     if method not in releases.PREFIX_METHODS:
         width = int(backbone.get_input_embeddings().weight.shape[1])
-        # PEFT wants heads and layers of every method; rows among the word embeddings have neither.
+        # PEFT requires heads and layers for every method; virtual tokens among the word embeddings have neither.
         return {"token_dim": width, "num_attention_heads": heads or 1, "num_layers": layers or 1}
     hidden = _first_of(config, "hidden_size", "dim", "n_embd", "d_model")
     try:
         head_size = getattr(config, "head_dim", None) or (hidden or 0) // (heads or 1)
         heads = heads and (getattr(config, "num_key_value_heads", None) or heads)
-    except Exception:  # transformers has an error of its own for what differs by layer (Gemma 4)
+    except Exception:  # transformers raises its own error for what differs by layer (Gemma 4)
         heads = None
     if not (heads and layers and hidden and isinstance(heads, int)):
         raise UnsupportedModelError(
-            f"{method} puts keys and values of one shape before those of each layer, and the config of the backbone "
-            f"{model_type(transformer)!r} tells of no attention heads that all layers have: use PROMPT_TUNING or "
+            f"{method} puts keys and values of one shape before those of each layer, but the config of the backbone "
+            f"{model_type(transformer)!r} names no attention heads that all layers have: use PROMPT_TUNING or "
             f"P_TUNING (virtual tokens among the inputs), or LORA"
         )
     return {"token_dim": heads * head_size, "num_attention_heads": heads, "num_layers": layers}

@@ -1,7 +1,8 @@
-"""The one file that knows how the supported releases of transformers keep keys and values.
+"""The only file that knows how the supported releases of transformers keep keys and values.
 
-Up to 4.4x some backbones take and give a tuple of pairs, ``[batch, heads, seq, head size]`` each; the others, and all
-since 5, a ``DynamicCache``. Its argument is ``past_key_values``, since 5.24 ``cache``: the former name goes in 5.40.
+Up to 4.4x some backbones take and return a tuple of pairs, ``[batch, heads, seq, head size]`` each; the others, and all
+since 5.0, a ``DynamicCache``. The argument is ``past_key_values``; since 5.24 it is ``cache``, and 5.40 will remove the
+former name.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from typing import Any
 from torch import Tensor, nn
 
 NAMES = ("cache", "past_key_values")
-"""What backbones call the argument that holds keys and values. Which one is right is found out by a forward."""
+"""Names of the argument that holds keys and values. A forward finds out which one a backbone takes."""
 
 NO_LAYERS = "caches have layers, which a graph can fill, since transformers 4.54"
 
 
 def empty_cache(backbone: Any) -> dict[str, Any]:
-    """Return what the backbone has to be given to fill with keys and values; nothing where it makes its own.
+    """Return the argument with an empty cache for the backbone to fill; empty if it makes its own.
 
-    Gemma 2 and 3 make a cache of a fixed length from 4.42 to 4.55, and take one that grows.
+    From 4.42 to 4.55 Gemma 2 and 3 make a cache of fixed length, but take one that grows.
     """
     from transformers import DynamicCache
 
@@ -31,26 +32,26 @@ def empty_cache(backbone: Any) -> dict[str, Any]:
 
 
 def can_be_traced() -> bool:
-    """Tell whether ``torch.compile`` takes a cache that is filled in a graph: since 4.54, when they keep layers."""
+    """Tell whether ``torch.compile`` handles a cache that is filled in a graph: since 4.54, when caches got layers."""
     from transformers import DynamicCache
 
     return hasattr(DynamicCache(), "layers")
 
 
 def cache_field(output: Mapping[str, Any]) -> str | None:
-    """Return under which name an output holds keys and values, or None if it has none. The argument has that name."""
+    """Return the name under which an output holds keys and values, which the argument has too; None without any."""
     return next((name for name in output if _is_cache(output[name])), None)
 
 
 def _is_cache(value: Any) -> bool:
     if not isinstance(value, tuple):
         return hasattr(value, "get_seq_length")
-    # Hidden states are a tuple of tensors.
+    # Not hidden states, which are a tuple of tensors.
     return bool(value) and isinstance(value[0], tuple) and all(isinstance(part, Tensor) for part in value[0])
 
 
 def filled_caches(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[dict[str, Any]]:
-    """Yield the arguments by which one backbone or another takes keys and values, one pair for each layer.
+    """Yield the arguments in which backbones take keys and values, one alternative after the other.
 
     Args:
         pairs: Keys and values of each layer, ``[batch, heads, seq, head size]``.
@@ -66,7 +67,7 @@ def filled_caches(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[dict[str, 
 
 
 def pairs_of(cache: Any) -> list[tuple[Tensor, Tensor]]:
-    """Return the keys and values of each layer that a cache holds, ``[batch, heads, seq, head size]`` each."""
+    """Return the keys and values of each layer in a cache, ``[batch, heads, seq, head size]`` each."""
     if isinstance(cache, (tuple, list)):
         return [(layer[0], layer[1]) for layer in cache]
     if hasattr(cache, "key_cache") and not hasattr(cache, "layers"):  # before 4.54
@@ -75,10 +76,10 @@ def pairs_of(cache: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def repeated(cache: Any, batch: int) -> Any:
-    """Return the cache of one row as that of ``batch`` equal rows; it may be the same object, changed.
+    """Return the cache of one row expanded to ``batch`` equal rows; it may be the same object, modified.
 
-    The rows are one in memory: the backbone copies them as it puts the text's keys and values behind them, which
-    ``cache.batch_repeat_interleave`` would do once more. Gradients of all rows flow into the one.
+    The rows share memory: the backbone copies them when it appends the text's keys and values, and
+    ``cache.batch_repeat_interleave`` would copy them once more. The gradients of all rows flow into the single one.
     """
 
     def rows(part: Any) -> Any:
@@ -98,9 +99,9 @@ _OF_TOKENS = ("keys", "values", "key_cache", "value_cache")
 
 
 def grows(cache: Any, length: int) -> bool:
-    """Tell whether a cache that was filled with ``length`` positions has no more: what follows goes into new memory.
+    """Tell whether a cache filled with ``length`` positions has no more, so that appending allocates new memory.
 
-    One of a fixed length is written to where it is, and cannot be kept for another text.
+    A cache of fixed length is written to in place, and cannot be kept for another text.
     """
     parts = cache if isinstance(cache, tuple) else _tokens_in(cache)
     return all(part.size(-2) <= length for layer in parts for part in layer)
@@ -115,9 +116,9 @@ def _tokens_in(cache: Any) -> Iterator[tuple[Tensor, ...]]:
 
 
 def copied(cache: Any) -> Any:
-    """Return another cache of the same keys and values, one in memory with these: a text's go into the copy.
+    """Return a cache that shares the memory of these keys and values; those of a text are appended to the copy only.
 
-    Whatever else it has, such as the states of a recurrence, may be written to where it is, and is copied.
+    Everything else in it, such as recurrent states, may be written to in place, and is cloned.
     """
     if isinstance(cache, tuple):
         return cache
@@ -145,7 +146,7 @@ def _cloned(value: Any) -> Any:
 
 
 def throws_caches_away(module: nn.Module) -> bool:
-    """Tell whether a layer is being checkpointed in training by the class that leaves out caches (since 4.53)."""
+    """Tell whether a layer in training is checkpointed by the class that drops caches (since 4.53)."""
     layers = sys.modules.get("transformers.modeling_layers")
     kind = getattr(layers, "GradientCheckpointingLayer", None)
     return kind is not None and isinstance(module, kind) and bool(module.gradient_checkpointing) and module.training

@@ -1,4 +1,4 @@
-"""Which adapters a Transformer has, and switching them off: what PEFT has no way for that every release knows."""
+"""List a Transformer's adapters, delete them, switch them off: what PEFT does not offer in every release."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def adapter_names(transformer: Any) -> list[str]:
 
 
 def active_adapter(transformer: Any) -> str:
-    """Return the name of the active adapter; ``active_adapters`` is a list of a PeftModel, a method of a backbone."""
+    """Return the active adapter's name; ``active_adapters`` is a list on a PeftModel, and a method on a backbone."""
     backbone = releases.backbone_of(transformer)
     if is_peft_model(backbone):
         return str(backbone.active_adapter)
@@ -26,20 +26,20 @@ def active_adapter(transformer: Any) -> str:
 
 
 def is_peft_model(backbone: Any) -> bool:
-    """Tell whether this is a ``PeftModel``, also one without any adapter left, of which nothing else can be asked."""
+    """Tell whether this is a ``PeftModel``, even one with no adapter left, on which other checks would raise."""
     kind = releases.peft_class()
     return kind is not None and isinstance(backbone, kind)
 
 
 def names_in(peft_model: Any) -> list[str]:
-    """Return the names of the adapters of a ``PeftModel``, also of one that was added or deleted in part."""
+    """Return the names of the adapters of a ``PeftModel``, including one that is only partly added or deleted."""
     return list(dict.fromkeys([*peft_model.peft_config, *(name for held in _prompts(peft_model) for name in held)]))
 
 
 def forget_adapter(peft_model: Any, name: str) -> None:
-    """Delete an adapter that is not the active one, all of it or what there is of it.
+    """Delete an adapter that is not active, or whatever is left of it.
 
-    ``PeftModel.delete_adapter`` came with PEFT 0.17, and did not know prompt learning at first.
+    ``PeftModel.delete_adapter`` came with PEFT 0.17, and did not handle prompt learning at first.
     """
     if not peft_model.active_peft_config.is_prompt_learning:
         if name in peft_model.peft_config:
@@ -51,15 +51,15 @@ def forget_adapter(peft_model: Any, name: str) -> None:
 
 
 def _prompts(peft_model: Any) -> list[Any]:
-    """Return what has something of each prompt, by the adapter's name."""
+    """Return the containers that hold something for each prompt, by the adapter's name."""
     found = (getattr(peft_model, name, None) for name in ("prompt_encoder", "prompt_tokens"))
     return [held for held in found if held is not None]
 
 
 def tuner_layers(module: nn.Module) -> list[Any]:
-    """Return the layers of LoRA, or another method that changes the backbone, and modules trained alongside it.
+    """Return the layers of LoRA, or of another method that changes the backbone, and modules trained alongside.
 
-    All have ``disable_adapters`` and ``enable_adapters(bool)``; the class of the latter was renamed in PEFT 0.15.
+    All have ``disable_adapters`` and ``enable_adapters(bool)``; the class of the modules was renamed in PEFT 0.15.
     """
     homes = (sys.modules.get("peft.tuners.tuners_utils"), sys.modules.get("peft.utils.other"))
     names = ("BaseTunerLayer", "AuxiliaryTrainingWrapper", "ModulesToSaveWrapper")
@@ -73,7 +73,7 @@ def wrapped_heads(module: nn.Module) -> list[Any]:
 
 
 def active_head(wrapper: Any) -> nn.Module:
-    """Return the module that runs in place of one that is trained beside an adapter."""
+    """Return the module that actually runs where a wrapper holds one that is trained with an adapter."""
     active, trained = wrapper.active_adapter, getattr(wrapper, "modules_to_save", {})
     names = [active] if isinstance(active, str) else active  # a list since PEFT 0.15
     module: nn.Module = next((trained[name] for name in names if name in trained), wrapper.original_module)
@@ -81,7 +81,7 @@ def active_head(wrapper: Any) -> nn.Module:
 
 
 def unwrap_heads(backbone: nn.Module) -> None:
-    """Put the heads back that the adapters wrapped: PEFT has no way for prompt learning."""
+    """Restore the heads that the adapters wrapped, which PEFT cannot do for prompt learning."""
     heads = set(wrapped_heads(backbone))
     for parent in list(backbone.modules()):
         for name, child in list(parent.named_children()):
@@ -103,10 +103,10 @@ def base_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def fingerprint(backbone: nn.Module) -> float | None:
-    """Return a number that tells a base model's weights from others', with or without LoRA's layers in it.
+    """Return a number that identifies a base model's weights, with or without LoRA's layers in it.
 
-    It is computed of a few of each parameter's components, so a change of single ones may be missed. Half precision
-    changes it by less than one in a thousand. A pooler may be missing in a checkpoint, and is random then.
+    It is computed from some components of each parameter, so a change to a few may be missed. Half precision changes it
+    by less than one in a thousand. A pooler is left out: a checkpoint may lack it, and then it is random.
     """
     found = [
         parameter.detach().flatten()[:4096].double().abs().mean().cpu()
@@ -116,10 +116,10 @@ def fingerprint(backbone: nn.Module) -> float | None:
     return float(torch.stack(found).mean()) if found else None
 
 
-class Bare(nn.Module):
-    """Stands where a ``PeftModel`` was, and calls the backbone so that the hooks on it fire.
+class BareBackbone(nn.Module):
+    """Stand in for a ``PeftModel``, and call the backbone so that the hooks on it run.
 
-    Since 5.4 Sentence Transformers calls the ``forward`` of what stands there, which skips its own hooks.
+    Since 5.4 Sentence Transformers calls the ``forward`` of this module directly, which skips the module's own hooks.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -137,8 +137,8 @@ class Bare(nn.Module):
             return getattr(super().__getattr__("backbone"), name)
 
 
-class Bared:
-    """A Transformer that runs without its adapters between ``off`` and ``on``, which may run twice or after a part.
+class AdapterSwitch:
+    """Run a Transformer without its adapters between ``off`` and ``on``, which are safe to repeat if interrupted.
 
     ``PeftModel.disable_adapter()`` replaces a prompt's ``forward`` and leaves it replaced, and raises
     ``UnboundLocalError`` on encoders since transformers 4.50.
@@ -156,21 +156,21 @@ class Bared:
         """Switch the adapters off."""
         for layer in self._layers:
             layer.enable_adapters(False)
-        # A prompt; LoRA's layers are off by now.
+        # A prompt adapter; LoRA's layers are already off.
         if is_peft_model(self._outer) and self._outer.base_model is self._backbone:
-            releases.put_backbone(self._transformer, Bare(self._backbone))
+            releases.put_backbone(self._transformer, BareBackbone(self._backbone))
 
     def on(self) -> None:
-        """Put everything back."""
+        """Switch the adapters on again, and restore everything."""
         releases.put_backbone(self._transformer, self._outer)
         for layer in self._layers:
             layer.enable_adapters(True)
-        for parameter, trainable in self._frozen.items():  # enabling makes an adapter trainable that was not
+        for parameter, trainable in self._frozen.items():  # enabling also makes frozen adapters trainable
             parameter.requires_grad = trainable
 
 
 def prompt_of(entry: Any) -> tuple[str, nn.Module, list[str]]:
-    """Return the active adapter of a Transformer or a ``PeftModel``, its prompt encoder, and all adapters' names."""
+    """Return the active adapter's name and prompt encoder, and the names of all adapters."""
     peft_model = entry if hasattr(entry, "active_peft_config") else releases.backbone_of(entry)
     name = peft_model.active_adapter
     return name, peft_model.prompt_encoder[name], list(peft_model.peft_config)

@@ -1,4 +1,4 @@
-"""A model of Sentence Transformers, read once into plain records, or an error that says what to give."""
+"""Read a Sentence Transformers model once, into plain records, or raise an error that says what to give."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .st_modules import steps_of
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """What texts go into, and what is inside.
+    """A module that takes texts, and what is inside it.
 
     Attributes:
-        path: Where it is; that of the backbone, for a CrossEncoder before 5.4.
-        module: The Transformer module, or what stands for a CrossEncoder before 5.4.
+        path: Its path; for a CrossEncoder before 5.4, that of the backbone.
+        module: The Transformer module, or the stand-in for a CrossEncoder before 5.4.
         entry: The module that the text goes into: the Transformer, or the CrossEncoder's backbone.
-        outer: What it runs: the ``PeftModel``, or the backbone where there is none.
-        backbone: The transformers model, with no PEFT around it.
+        outer: What it runs: the ``PeftModel``, or the backbone if there is none.
+        backbone: The transformers model, without PEFT around it.
         prompts: The configs of the prompt-learning adapters by name.
         adapted: Whether there is an adapter of any kind.
     """
@@ -41,7 +41,7 @@ class Encoder:
 
     @classmethod
     def of(cls, path: str, module: Any) -> Encoder:
-        """Read a Transformer module, or what stands for one."""
+        """Read a Transformer module, or the stand-in for a CrossEncoder."""
         return cls(
             path,
             module,
@@ -54,25 +54,25 @@ class Encoder:
 
     @cached_property
     def positions(self) -> int | None:
-        """How many tokens the backbone has positions for; None without a limit."""
+        """How many tokens the backbone has positions for; None if there is no limit."""
         return backbones.position_count(self.module)
 
     @property
     def is_transformer(self) -> bool:
-        """Whether it is a Transformer module, and not a CrossEncoder of before 5.4."""
+        """Whether it is a Transformer module, not a CrossEncoder before 5.4."""
         return self.entry is self.module
 
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """What a model of Sentence Transformers consists of, as it is now: read once, for all who refuse, plan and attach.
+    """The parts of a Sentence Transformers model at one time, read once for refusing, planning and attaching.
 
     Attributes:
         root: The module that hooks go on.
         modules: Every module inside, with its first path.
-        encoders: What texts go into.
+        encoders: The modules that take texts.
         poolings: The Pooling modules, with their paths.
-        steps: The modules that are called one after another, those in the routes of a Router among them.
+        steps: The modules that are called one after another, including those in the routes of a Router.
     """
 
     root: nn.Module
@@ -99,11 +99,11 @@ class Pipeline:
 
 
 def read_pipeline(model: Any) -> Pipeline:
-    """Read what was given as a model of Sentence Transformers.
+    """Read a Sentence Transformers model.
 
     Raises:
-        TypeError: If ``model`` is no module: a name, a list, a class, None.
-        UnsupportedModelError: If it is a module that has no Transformer: a ``PeftModel``, an ``AutoModel``.
+        TypeError: If ``model`` is not a module: a name, a list, a class, None.
+        UnsupportedModelError: If it is a module without a Transformer: a ``PeftModel``, an ``AutoModel``.
     """
     root = cross.root_of(model)
     if not isinstance(root, nn.Module):
@@ -115,14 +115,14 @@ def read_pipeline(model: Any) -> Pipeline:
 
 
 def _encoders() -> tuple[type, ...]:
-    """Return the classes of models that encode texts by any modules, as far as the release has them."""
+    """Return the classes of models that encode texts with arbitrary modules, as far as the release has them."""
     library = sys.modules.get("sentence_transformers")
     found = (getattr(library, name, None) for name in ("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"))
     return tuple(kind for kind in found if isinstance(kind, type))
 
 
 def _no_transformer(model: nn.Module) -> str:
-    """Say what is missing in a module that has no Transformer, and what to give instead."""
+    """Return a message about a module without a Transformer that says what to give instead."""
     if isinstance(model, _encoders()):
         parts = ", ".join(type(module).__name__ for module in model.children()) or "none"
         return (

@@ -1,4 +1,4 @@
-"""What the libraries say while they load and encode, held back."""
+"""Silence what the libraries print while they load and encode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what the libraries say while they load and encode, for the length of a block."""
+    """Silence warnings, progress bars and log messages of the libraries for a ``with`` block."""
     from transformers.utils import logging as chatter
 
     bars, level = chatter.is_progress_bar_enabled(), chatter.get_verbosity()
@@ -18,7 +18,7 @@ def quiet() -> Iterator[None]:
     chatter.set_verbosity(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns of token_type_ids in every forward
+            warnings.simplefilter("ignore")  # PEFT warns about token_type_ids in every forward
             yield
     finally:
         chatter.set_verbosity(level)

@@ -1,6 +1,6 @@
-"""The one file that knows how the supported releases of Sentence Transformers and PEFT differ.
+"""The only file that knows how the supported releases of Sentence Transformers and PEFT differ.
 
-What can be measured in a forward is measured there (``ExtendPromptMask``) and not looked up here.
+What a forward can measure (``ExtendPromptMask``) is not looked up here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .st_modules import outermost
 from .torch_internals import child_of
 
 PREFIX_METHODS = ("PREFIX_TUNING", "CARTRIDGE")
-"""Methods that put keys and values before the text and give no rows of their own."""
+"""Methods that put keys and values before the text and return no rows of their own."""
 
 # Pooling's modes: one `pooling_mode` since 5.4, a flag for each before.
 MODE_FLAGS = {
@@ -37,30 +37,30 @@ def pooling_modes(pooling: nn.Module) -> frozenset[str]:
 
 
 def count_of_modes(pooling: nn.Module) -> int:
-    """Return how many parts a Pooling module's embedding has; since 5.4 one mode may stand there twice."""
+    """Return how many parts a Pooling module's embedding has; since 5.4 a mode may occur twice."""
     mode = getattr(pooling, "pooling_mode", None)
     return len(pooling_modes(pooling)) if mode is None or isinstance(mode, str) else len(mode)
 
 
 def _class(module_name: str, name: str) -> type | None:
-    """Return a class if its module is loaded: what was never imported has no instance in the model at hand."""
+    """Return a class if its module is loaded: if it was never imported, the model cannot contain an instance."""
     return getattr(sys.modules.get(module_name), name, None)
 
 
 def transformer_class() -> type[nn.Module] | None:
-    """Return the class of Sentence Transformers' Transformer module: it moved in 5.4."""
+    """Return the class of Sentence Transformers' Transformer module, which moved in 5.4."""
     moved = _class("sentence_transformers.base.modules.transformer", "Transformer")
     return moved or _class("sentence_transformers.models.Transformer", "Transformer")
 
 
 def pooling_class() -> type[nn.Module] | None:
-    """Return the class of Sentence Transformers' Pooling module: it moved in 5.4."""
+    """Return the class of Sentence Transformers' Pooling module, which moved in 5.4."""
     moved = _class("sentence_transformers.sentence_transformer.modules.pooling", "Pooling")
     return moved or _class("sentence_transformers.models.Pooling", "Pooling")
 
 
 def is_cross_encoder(model: Any) -> bool:
-    """Tell whether ``model`` is a CrossEncoder: a plain object before 4.0, then a module, since 5.4 a pipeline."""
+    """Tell whether ``model`` is a CrossEncoder: a plain object before 4.0, then a module, and since 5.4 a pipeline."""
     kind = _class("sentence_transformers", "CrossEncoder")
     return kind is not None and isinstance(model, kind)
 
@@ -72,7 +72,7 @@ def peft_class() -> type[nn.Module] | None:
 
 def backbone_of(transformer: Any) -> Any:
     """Return what the Transformer's forward runs: its attribute ``model`` since 5.4, ``auto_model`` before."""
-    if isinstance(transformer, nn.Module):  # asked in every forward: as attributes they take ten times as long to find
+    if isinstance(transformer, nn.Module):  # runs in every forward, and attribute access would take ten times as long
         for name in ("model", "auto_model"):
             backbone = child_of(transformer, name)
             if backbone is not None:
@@ -89,21 +89,21 @@ def put_backbone(transformer: Any, backbone: nn.Module) -> None:
 
 
 def stray_backbone(transformer: Any) -> nn.Module | None:
-    """Return a module that was assigned to ``auto_model`` on a release whose forward never calls it (5.4 and later)."""
+    """Return a module that was assigned to ``auto_model`` on a release that never calls it (5.4 and later), or None."""
     children = dict(transformer.named_children())
     return children.get("auto_model") if "model" in children else None
 
 
 def active_config(transformer: Any) -> Any:
-    """Return the config of the active PEFT adapter, or None. Called in every forward: no imports, no ``isinstance``."""
+    """Return the config of the active PEFT adapter, or None. Runs in every forward: no imports, no ``isinstance``."""
     try:
         return getattr(backbone_of(transformer), "active_peft_config", None)
     except AttributeError:
-        return None  # not a Transformer of this library: a stand-in in a user's test
+        return None  # not a Transformer of Sentence Transformers, but a stand-in in a user's test
 
 
 def active_virtual_tokens(transformer: Any) -> int:
-    """Return how many rows the active adapter adds in front of the text's: 0 for LoRA and prefix methods."""
+    """Return how many rows the active adapter adds in front of the text; 0 for LoRA and prefix methods."""
     config = active_config(transformer)
     if config is None or not config.is_prompt_learning or config.peft_type in PREFIX_METHODS:
         return 0
@@ -111,7 +111,7 @@ def active_virtual_tokens(transformer: Any) -> int:
 
 
 def method_of(config: Any) -> str:
-    """Return a PEFT config's method by name: ``"PROMPT_TUNING"``."""
+    """Return the name of a PEFT config's method: ``"PROMPT_TUNING"``."""
     return str(getattr(config.peft_type, "value", config.peft_type))
 
 
@@ -124,7 +124,7 @@ def adapter_summary(transformer: Any) -> str:
 
 
 def _transformer_classes() -> list[type[nn.Module]]:
-    # Before 5.4 a SparseEncoder's Transformer has a class of its own, of the same attributes.
+    # Before 5.4 a SparseEncoder's Transformer has its own class, with the same attributes.
     masked = _class("sentence_transformers.sparse_encoder.models.MLMTransformer", "MLMTransformer")
     return [kind for kind in (transformer_class(), masked) if kind is not None]
 
@@ -145,7 +145,7 @@ def poolings_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def find_roles(model: nn.Module) -> Mapping[str, list[str]]:
     """Return the paths of the roles ``"transformer"``, ``"backbone"`` and ``"pooling"``; empty for any other model.
 
-    The backbone is PEFT's ``base_model`` where there is an adapter: hooks on the ``PeftModel`` never fire since 5.4.
+    With an adapter, the backbone is PEFT's ``base_model``: hooks on the ``PeftModel`` never fire since 5.4.
     """
     transformers = transformers_of(model)
     if not transformers:
@@ -169,7 +169,7 @@ def prompt_encoders(transformer: Any, method: str) -> Iterator[nn.Module]:
 
 
 def why_never_called(model: nn.Module, path: str) -> str | None:
-    """Say why a hook on the module at ``path`` cannot fire, where Sentence Transformers is the reason."""
+    """Return why a hook at ``path`` cannot fire, if Sentence Transformers is the reason, or None."""
     for at, transformer in transformers_of(model):
         prefix = f"{at}." if at else ""
         if path == f"{prefix}model" and backbone_of(transformer) is model.get_submodule(path):
@@ -197,13 +197,13 @@ def prompt_configs(transformer: Any) -> dict[str, Any]:
 
 
 def forward_skips_prompts(backbone: Any) -> bool:
-    """Tell whether this is a ``PeftModel`` of no task, whose forward is the base model's and never adds a prompt."""
+    """Tell whether this is a ``PeftModel`` without a task, whose forward is the base model's and adds no prompt."""
     kind = peft_class()
     return kind is not None and isinstance(backbone, kind) and type(backbone).forward is kind.forward
 
 
 def plain_backbone(transformer: Any) -> Any:
-    """Return the transformers model, with no PEFT around it."""
+    """Return the transformers model, without PEFT around it."""
     backbone = backbone_of(transformer)
     return backbone.get_base_model() if hasattr(backbone, "active_peft_config") else backbone
 
@@ -211,8 +211,8 @@ def plain_backbone(transformer: Any) -> Any:
 def missing_in_prompt_length(model: nn.Module) -> int:
     """Return how many tokens of a prompt ``prompt_length`` does not count.
 
-    Before 5.0 it is one less than the tokens of the prompt, for a closing special token, also with tokenizers that add
-    none (GPT-2, Llama, Mistral): https://github.com/huggingface/sentence-transformers/commit/5d7bb02e
+    Before 5.0 it is one less than the prompt's tokens, to allow for a closing special token, even with tokenizers that
+    add none (GPT-2, Llama, Mistral): https://github.com/huggingface/sentence-transformers/commit/5d7bb02e
     """
     if int(_release().split(".")[0]) >= 5:
         return 0
@@ -222,7 +222,7 @@ def missing_in_prompt_length(model: nn.Module) -> int:
 
 
 def reads_pickles_alone() -> bool:
-    """Tell whether Dense and other modules with weights are saved and loaded as pickles only, as in 2.7."""
+    """Tell whether Dense and other modules with weights are only saved and loaded as pickles, as in 2.7."""
     return int(_release().split(".")[0]) < 3
 
 
@@ -231,9 +231,9 @@ def _release() -> str:
 
 
 def cls_part(pooling: Any, width: int) -> slice | None:
-    """Return which components of the embedding of tokens of a width are ``cls``, or None if none are.
+    """Return which components of the embedding are ``cls``, for tokens of this width, or None if none are.
 
-    Before 5.4 ``cls`` is always the first of several modes; since then the modes have the user's own order.
+    Before 5.4 ``cls`` is always the first of several modes; since then the modes are in the user's order.
     """
     mode = getattr(pooling, "pooling_mode", "cls")
     order = (mode,) if isinstance(mode, str) else tuple(mode)
@@ -243,6 +243,6 @@ def cls_part(pooling: Any, width: int) -> slice | None:
 
 
 def routes_of(model: nn.Module) -> list[str]:
-    """Return the routes of a model's Router, for ``encode(task=...)``: since 5.0."""
+    """Return the routes of a model's Router, for ``encode(task=...)`` (since 5.0)."""
     routers: list[Any] = [module for module in model.modules() if type(module).__name__ == "Router"]
     return list(dict.fromkeys(route for router in routers for route in router.sub_modules))

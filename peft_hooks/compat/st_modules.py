@@ -1,4 +1,4 @@
-"""What Sentence Transformers' own modules are and declare: names of attributes that differ between releases."""
+"""Sentence Transformers' own modules: their kinds, widths and names, whose attributes differ between releases."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ KINDS = frozenset(
 )
 
 FLATTENED = "cu_seq_lens_q"
-"""The key of features whose texts are laid out end to end in one row, since 5.4 with Flash Attention 2."""
+"""A key of features whose texts are laid out end to end in one row: since 5.4, with Flash Attention 2."""
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """Return the name of the class of Sentence Transformers whose forward this module has, or None.
+    """Return the name of the Sentence Transformers class whose forward this module has, or None.
 
-    The classes have moved (5.4), their names have not. A subclass with a forward of its own has a contract of its own.
+    The classes moved in 5.4, but their names stayed. A subclass with its own forward has its own contract.
     """
     for kind in type(module).__mro__:
         if kind.__name__ in KINDS and kind.__module__.partition(".")[0] == "sentence_transformers":
@@ -46,9 +46,9 @@ def kind_of(module: nn.Module) -> str | None:
 
 
 def widths_of(module: Any) -> tuple[int | None, int | None]:
-    """Return how wide the rows are that a module takes and gives, by its weights; None where they do not tell.
+    """Return the widths of the rows that a module takes and returns, read from its weights; None if they do not say.
 
-    What a module declares holds nothing: a Pooling of a declared width of 128 works on 384, and only reports 128.
+    Declared widths mean nothing: a Pooling with a declared width of 128 works on 384, and only reports 128.
     """
     kind, layers = kind_of(module), list(getattr(module, "convs", ()))
     if kind == "CNN" and layers:
@@ -69,26 +69,26 @@ def _last_size(module: Any) -> int | None:
 
 
 def names_in_and_out(module: Any) -> tuple[str, str]:
-    """Return which features a Dense or Normalize module reads and writes: the user's choice since 5.4 and 6.0."""
+    """Return which features a Dense or Normalize module reads and writes: configurable since 5.4 and 6.0."""
     name = getattr(module, "module_input_name", "sentence_embedding")
     return name, getattr(module, "module_output_name", None) or name
 
 
 def layers_of(pooling: Any) -> int | None:
-    """Return how many layers a WeightedLayerPooling module takes, embeddings included; None if any number fits."""
+    """Return how many layers a WeightedLayerPooling takes, including the embeddings; None if any number fits."""
     weights = pooling.layer_weights.numel()
     return None if weights == 1 else int(pooling.layer_start + weights)
 
 
 def routes_of(router: Any) -> list[list[nn.Module]]:
-    """Return the modules of each route of a Router. One route always runs: before 5.0 it is Asym, where none may."""
+    """Return the modules of each route of a Router. One route always runs, except in Asym, its form before 5.0."""
     return [list(route.children()) for route in router.sub_modules.values()]
 
 
 def word_weights(count: int, weights: Mapping[int, float]) -> nn.Module:
     """Return a WordWeights module that multiplies the rows of some ids below ``count``, and leaves the others.
 
-    Its vocabulary is only a list of names, of which those of ids are as good as others.
+    Its vocabulary is only a list of names, so ids serve as well as words.
     """
     new, old = "sentence_transformers.sentence_transformer.modules", "sentence_transformers.models"
     home = importlib.import_module(new if importlib.util.find_spec("sentence_transformers.base") else old)
@@ -98,7 +98,7 @@ def word_weights(count: int, weights: Mapping[int, float]) -> nn.Module:
 
 
 def lengthen_word_weights(module: Any, weights: Mapping[int, float]) -> None:
-    """Give a WordWeights module weights for ids at the end of its vocabulary, in place."""
+    """Append weights for further ids to the vocabulary of a WordWeights module, in place."""
     known, count = module.emb_layer.weight.detach(), max(weights) + 1
     layer = nn.Embedding(count, 1, device=known.device, dtype=known.dtype)
     names = [f"<|virtual_{token}|>" for token in range(len(module.vocab), count)]
@@ -113,7 +113,7 @@ def lengthen_word_weights(module: Any, weights: Mapping[int, float]) -> None:
 
 
 def insert_module(model: Any, index: int, module: nn.Module) -> None:
-    """Insert a module into a pipeline; what its modules take as options of a forward goes by their names."""
+    """Insert a module into a pipeline, and renumber the modules' forward options, which are keyed by their names."""
     options = getattr(model, "module_kwargs", None)
     model.insert(index, module)
     if options:
@@ -124,9 +124,9 @@ def insert_module(model: Any, index: int, module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def prompt_lengths_kept(model: nn.Module) -> Iterator[None]:
-    """Leave what is kept of the prompts that were encoded once as it is, after a block that encodes with others.
+    """Restore the cached lengths of prompts after a ``with`` block that encodes with other prompts.
 
-    A model keeps how many tokens each has: since 5.4 its Transformer does.
+    A model caches how many tokens each prompt has; since 5.4 its Transformer does.
     """
     found = (getattr(module, "_prompt_length_mapping", None) for module in model.modules())
     kept = [(mapping, dict(mapping)) for mapping in found if isinstance(mapping, dict)]
@@ -139,7 +139,7 @@ def prompt_lengths_kept(model: nn.Module) -> Iterator[None]:
 
 
 def forget_prompt_lengths(model: nn.Module) -> None:
-    """Forget how many tokens prompts have: those of another tokenizer."""
+    """Clear the cached lengths of prompts, which come from another tokenizer."""
     for module in model.modules():
         mapping = getattr(module, "_prompt_length_mapping", None)
         if isinstance(mapping, dict):
@@ -147,7 +147,7 @@ def forget_prompt_lengths(model: nn.Module) -> None:
 
 
 def steps_of(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that a pipeline calls one after another, those in the routes of a Router among them."""
+    """Yield the modules that a pipeline calls one after another, including those in the routes of a Router."""
     if not isinstance(model, (nn.Sequential, nn.ModuleDict)) and kind_of(model) != "Router":
         return
     for name, child in model.named_children():
@@ -160,9 +160,9 @@ def steps_of(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 def outermost(model: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of these classes with their paths, each once, and look for no others inside of one.
+    """Yield the modules of these classes with their paths, each once, without searching inside them.
 
-    A walk through all modules takes longer than anything else that attaching does, and most are inside a Transformer.
+    A walk through all modules would take longer than anything else in attaching, and most are inside a Transformer.
     """
     seen: set[nn.Module] = set()
 
@@ -182,7 +182,7 @@ def outermost(model: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, 
 def similarity_of(model: Any) -> str | None:
     """Return the name of the similarity function that a model was given, or None.
 
-    Its property sets the default one where none is set, and a look at a model is to change nothing.
+    The property is not used, because reading it sets a default, and inspecting a model must not change it.
     """
     name = vars(model).get("_similarity_fn_name")
     return None if name is None else str(getattr(name, "value", name))

@@ -1,7 +1,7 @@
-"""What modules compute with, taken down so that it can be told whether it is still the same.
+"""Record what modules compute with, to tell later whether it is still the same.
 
-No key sees everything: a write through ``tensor.data``, NumPy or a detached alias changes values and nothing else.
-Whatever else can be seen without a look at the values is looked at.
+This cannot see everything: a write through ``tensor.data``, NumPy or a detached alias changes only values. Every other
+change that is visible without reading values is noticed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Of these no attributes are compared: they are looked at as what they are, or do not change.
+# The attributes of these are not compared: they are covered in other ways, or do not change.
 _NOT_REFERRED = (
     *(nn.Module, Tensor, dict, list, set, type, types.ModuleType),
     *(types.FunctionType, types.MethodType, types.BuiltinFunctionType),
@@ -21,46 +21,47 @@ _NOT_REFERRED = (
 
 
 class Stamp:
-    """What the forward of some modules depends on, at one time.
+    """A snapshot of what the forward of some modules depends on.
 
-    That are the attributes of each module: its children, hooks, parameters and buffers, whether it is being trained,
-    which adapters of its layers are active; the version, memory, dtype and strides of each tensor; the attributes of
-    what modules refer to, such as a config; and autocast. Memory is held, so that its address is not given out again.
+    It covers the attributes of each module (its children, hooks, parameters and buffers, whether it is in training
+    mode, which adapters of its layers are active); the version, memory, dtype and strides of each tensor; the
+    attributes of objects that modules refer to, such as a config; and autocast. Memory is kept alive, so that its
+    address is not reused.
 
     Args:
-        roots: The modules, with all below them.
+        roots: The modules, including everything below them.
         device: The type of the device that they run on: ``"cpu"``.
 
     Raises:
-        RuntimeError: If a tensor does not tell its version or where it is: made in ``inference_mode``, or a fake one.
+        RuntimeError: If a tensor has no version or address: it was made in ``inference_mode``, or is fake.
     """
 
     def __init__(self, roots: Iterable[nn.Module], device: str) -> None:
         modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
         self._modules = [(module, _attributes(module)) for module in modules]
         self._others = [(other, _attributes(other)) for other in _referred_to(modules)]
-        self._tensors = [_Held(tensor) for tensor in _tensors_of(modules)]
+        self._tensors = [_TensorState(tensor) for tensor in _tensors_of(modules)]
         self._world = _world(device)
 
     def holds(self, device: str) -> bool:
-        """Tell whether everything is as it was, as far as that can be seen."""
+        """Tell whether everything is unchanged, as far as that can be seen."""
         if self._world != _world(device):
             return False
         try:
             return self._same_attributes() and all(held.is_same() for held in self._tensors)
-        except Exception:  # what replaced an attribute cannot be compared, or a tensor tells nothing of itself any more
+        except Exception:  # an attribute's replacement cannot be compared, or a tensor lost its memory
             return False
 
     def _same_attributes(self) -> bool:
-        # Compared in one go, by identity first: this runs in every forward, for every module.
+        # One comparison of dicts, by identity first: this runs in every forward, for every module.
         for thing, attributes in self._modules:
             if vars(thing) != attributes:
                 return False
         return all(vars(thing) == attributes for thing, attributes in self._others)
 
 
-class _Held:
-    """A tensor, with what shows that it was written to or is another."""
+class _TensorState:
+    """A tensor, with what shows whether it was written to or its memory was replaced."""
 
     __slots__ = ("_dtype", "_pointer", "_storage", "_stride", "_tensor", "_version")
 
@@ -80,7 +81,7 @@ class _Held:
 
 
 def _attributes(thing: Any) -> dict[str, Any]:
-    """Return an object's attributes, of which the collections are copies."""
+    """Return an object's attributes, with collections copied."""
     return {name: _copied(value) for name, value in vars(thing).items()}
 
 
@@ -93,7 +94,7 @@ def _copied(value: Any) -> Any:
 
 
 def _referred_to(modules: Iterable[nn.Module]) -> list[Any]:
-    """Return what modules have as attributes and what has attributes of its own, such as a config."""
+    """Return the objects in modules' attributes that have attributes themselves, such as a config."""
     found: dict[int, Any] = {}
     for module in modules:
         for value in vars(module).values():
@@ -117,7 +118,7 @@ def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _world(device: str) -> tuple[Any, ...]:
-    """Return what all modules depend on."""
+    """Return the global settings that all modules depend on."""
     return (
         torch.is_autocast_enabled(device),
         torch.get_autocast_dtype(device),

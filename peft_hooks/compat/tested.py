@@ -1,6 +1,6 @@
-"""The stacks that this library was tested on, one line each, and whether a newer release than any of them is installed.
+"""The stacks that this library was tested on, one per line, and a check for newer releases than those.
 
-``setup.cfg`` has the same pins, for tox; ``tests/unit/compat/test_tested.py`` holds the two together.
+``setup.cfg`` has the same pins for tox; ``tests/unit/compat/test_tested.py`` keeps the two in step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from packaging.version import InvalidVersion, Version
 
 
 class Stack(NamedTuple):
-    """Releases that install and run together."""
+    """A combination of releases that install and run together."""
 
     sentence_transformers: str
     transformers: str
@@ -23,7 +23,7 @@ class Stack(NamedTuple):
 
 
 PACKAGES = ("sentence-transformers", "transformers", "peft", "torch")
-"""What this library stands on, in the order of a ``Stack``."""
+"""The packages that this library builds on, in the order of a ``Stack``."""
 
 STACKS = (
     Stack("2.7.0", "4.40.1", "0.10.0", "2.13.0"),
@@ -44,7 +44,7 @@ STACKS = (
     Stack("6.2.0", "5.23.0", "0.21.2", "2.14.1"),
     Stack("6.2.0", "5.24.0", "0.21.2", "2.13.0"),
 )
-"""What tox pins, oldest first. The last is what pip installed with no pins when the table was last changed."""
+"""The stacks that tox pins, oldest first. The last is what pip installed without pins when this was last updated."""
 
 UNKNOWN = "unknown"
 
@@ -57,19 +57,20 @@ def installed() -> dict[str, str]:
 def _version_of(name: str) -> str:
     try:
         version: str | None = metadata.version(name)
-    except (metadata.PackageNotFoundError, KeyError):  # a folder on the path, metadata with no version in it
+    except (metadata.PackageNotFoundError, KeyError):  # a folder on the path, or metadata without a version
         return UNKNOWN
     return version or UNKNOWN
 
 
 def newer_than_tested(versions: Mapping[str, str]) -> dict[str, str]:
-    """Return the packages whose release is newer than every one tested, with the newest one tested.
+    """Return the packages whose installed release is newer than any tested one, with the newest tested release.
 
-    A patch release (5.24.1 after 5.24.0) is expected to behave as what it patches, and a pre-release or a build of a
-    commit (5.24.0.dev0, 2.13.0a0+git1f2e) as the release that it leads to. A version that cannot be read is passed by.
+    A patch release (5.24.1 after 5.24.0) is expected to behave like the release that it patches, and a pre-release or a
+    build of a commit (5.24.0.dev0, 2.13.0a0+git1f2e) like the release that it leads to. Unreadable versions are
+    skipped.
 
     Args:
-        versions: What is installed, by package.
+        versions: The installed versions by package.
     """
     found = {}
     for number, package in enumerate(PACKAGES):
@@ -81,7 +82,7 @@ def newer_than_tested(versions: Mapping[str, str]) -> dict[str, str]:
 
 
 def _minor(version: str) -> tuple[int, ...] | None:
-    """Return ``(5, 24)`` of ``"5.24.0.dev0"``, or None."""
+    """Return ``(5, 24)`` for ``"5.24.0.dev0"``, or None if the version cannot be read."""
     try:
         release = Version(version).release
     except (InvalidVersion, TypeError):
@@ -90,7 +91,7 @@ def _minor(version: str) -> tuple[int, ...] | None:
 
 
 def in_words(versions: Mapping[str, str]) -> str | None:
-    """Return which of the installed releases are newer than every one tested, as a sentence; None if none is."""
+    """Return a sentence that says which installed releases are newer than any tested one, or None if none are."""
     newer = newer_than_tested(versions)
     if not newer:
         return None
@@ -110,10 +111,10 @@ _warned = False
 
 
 def warn_if_untested(stacklevel: int) -> None:
-    """Warn, once in a process, if a release is installed that is newer than every one tested.
+    """Warn, once per process, if an installed release is newer than any tested one.
 
     Args:
-        stacklevel: Of ``warnings.warn``, as it would be in the function that calls this one.
+        stacklevel: The ``stacklevel`` for ``warnings.warn``, counted from the calling function.
     """
     global _warned
     if _warned:

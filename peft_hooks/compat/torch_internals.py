@@ -1,7 +1,7 @@
-"""The one file that reads what PyTorch keeps private of a module: its hooks, children, calls, whether it is compiled.
+"""The only file that reads PyTorch's private parts of a module: its hooks, children, calls, whether it is compiled.
 
-There is no public way to list the hooks of a module, which is what finds those of a copied or unpickled model, those
-that somebody else attached, and those that were left behind; nor to ask whether a module is compiled.
+There is no public way to list the hooks of a module, which is needed to find those of a copied or unpickled model,
+those of other code, and those left behind; nor is there one to ask whether a module is compiled.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _FORWARD = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward
 _ALL = {**_FORWARD, "_backward_pre_hooks": "backward pre-hook", "_backward_hooks": "backward hook"}
 
 
-class Held(NamedTuple):
+class ModuleHook(NamedTuple):
     """A hook as a module holds it.
 
     Attributes:
         kind: ``"forward hook"``, or another of PyTorch's four kinds.
-        key: What PyTorch keeps it by: another hook has another.
-        hook: What is called.
+        key: The key under which PyTorch keeps it; no two hooks share one.
+        hook: The callable.
     """
 
     kind: str
@@ -36,16 +36,16 @@ class Held(NamedTuple):
     hook: Any
 
 
-def hooks_of(module: nn.Module) -> Iterator[Held]:
-    """Yield every hook on a module itself, those of its submodules not among them."""
+def hooks_of(module: nn.Module) -> Iterator[ModuleHook]:
+    """Yield every hook on a module itself, not on its submodules."""
     for attribute, kind in _ALL.items():
         # A ScriptModule has no backward hooks.
         for key, hook in getattr(module, attribute, {}).items():
-            yield Held(kind, key, hook)
+            yield ModuleHook(kind, key, hook)
 
 
 def hooked_modules(root: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules at and below ``root`` that have hooks. Asked in every forward: no set and no paths."""
+    """Yield the modules at and below ``root`` that have hooks. Runs in every forward: it builds no set and no paths."""
     waiting = [root]
     while waiting:
         module = waiting.pop()
@@ -65,24 +65,24 @@ def has_global_hooks() -> bool:
 
 
 def forward_hooks_of(module: nn.Module) -> list[Any]:
-    """Return what is called around a module's forward, pre-hooks first."""
+    """Return the hooks around a module's forward, pre-hooks first."""
     return [hook for attribute in _FORWARD for hook in getattr(module, attribute).values()]
 
 
 def pre_hooks_of(module: nn.Module) -> Iterator[Any]:
-    """Return what is called before a module's forward."""
+    """Return the hooks that run before a module's forward."""
     return iter(module._forward_pre_hooks.values())
 
 
-# How PyTorch is to call a hook, next to the hook itself and by the same key.
+# How PyTorch should call a hook: kept next to the hook itself, under the same key.
 _FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 
 
 def drop_hooks(module: nn.Module, owner: object) -> None:
-    """Take the forward hooks off that are methods of ``owner``.
+    """Remove the forward hooks that are methods of ``owner``.
 
-    PyTorch's own way is the handle that registering returns, which an interrupt before it is kept loses. A flag goes
-    before its hook, so that what an interrupt leaves is found again.
+    PyTorch's own way is the handle that registering returns, but an interrupt before it is stored loses it. Flags are
+    removed before their hook, so that whatever an interrupt leaves is found again.
     """
     for attribute in _FORWARD:
         held = getattr(module, attribute)
@@ -93,13 +93,13 @@ def drop_hooks(module: nn.Module, owner: object) -> None:
 
 
 def copied_without_hooks(value: Any, replaced: Iterable[tuple[Any, Any]] = ()) -> Any:
-    """Return a deep copy of a model in which no module has a hook, and in which some objects are others.
+    """Return a deep copy of a model without any hooks, and with some objects replaced.
 
-    Nothing of the hooks is copied: they may hold whole models, and a dispatcher's copy would hold other hooks' places.
+    The hooks are not even copied: they may hold whole models, and a dispatcher's copy would hold other hooks' places.
 
     Args:
-        value: A module, or what has modules.
-        replaced: Pairs of an object and of what stands in its place in the copy, wherever the copy has it.
+        value: A module, or an object whose attributes are modules.
+        replaced: Pairs of an object and its replacement, which the copy has wherever the original has the object.
     """
     memo: dict[int, Any] = {id(former): new for former, new in replaced}
     modules = [module for part in _parts(value) for module in part.modules()]
@@ -110,7 +110,7 @@ def copied_without_hooks(value: Any, replaced: Iterable[tuple[Any, Any]] = ()) -
                 memo[id(held)] = OrderedDict()
     copied = copy.deepcopy(value, memo)
     for module in (module for part in _parts(copied) for module in part.modules()):
-        # transformers 5 captures hidden states by hooks, and has this where it has put them on.
+        # transformers 5 captures hidden states by hooks, and sets this attribute where it attached them.
         vars(module).pop("_output_capturing_hooks_installed", None)
     return copied
 
@@ -122,27 +122,27 @@ def _parts(value: Any) -> list[nn.Module]:
 
 
 def keys_taken() -> int:
-    """Return the number below which PyTorch has given keys to hooks in this process."""
+    """Return the next key that PyTorch will give to a hook: all keys in use in this process are below it."""
     return RemovableHandle.next_id
 
 
 def keep_keys_free(taken: int) -> None:
-    """Have PyTorch give no key below ``taken`` any more: those of hooks that came from another process."""
+    """Keep PyTorch from reusing keys below ``taken``, which hooks from another process have."""
     RemovableHandle.next_id = max(RemovableHandle.next_id, taken)
 
 
 def child_of(module: nn.Module, name: str) -> nn.Module | None:
     """Return the submodule that is registered under ``name``, or None.
 
-    Not ``getattr``: since 5.4 of Sentence Transformers a module assigned to ``auto_model`` is hidden behind a property
-    of that name. And ``getattr`` costs a microsecond, as Python first raises an AttributeError and drops it.
+    ``getattr`` would not do: since Sentence Transformers 5.4 a module assigned to ``auto_model`` is hidden behind a
+    property of that name. It also costs a microsecond, because Python first raises and discards an AttributeError.
     """
     children = module._modules
     return children[name] if name in children else None  # noqa: SIM401 - those of a ScriptModule have no `get`
 
 
 def module_at(root: nn.Module, parts: Sequence[str]) -> nn.Module | None:
-    """Return the module at a path, given in its parts, or None. Asked in every forward."""
+    """Return the module at a path, given as its parts, or None. Runs in every forward, so it must be fast."""
     module: nn.Module | None = root
     for part in parts:
         if part and module is not None:
@@ -150,13 +150,13 @@ def module_at(root: nn.Module, parts: Sequence[str]) -> nn.Module | None:
     return module
 
 
-_FAR = 40  # frames: a pipeline calls its modules from its forward, a Router's from a few frames further in
+_FAR = 40  # frames: a pipeline calls its modules directly from its forward, and a Router's are a few frames further in
 
 
 def running_around(module: nn.Module, parts: Sequence[str]) -> nn.Module | None:
-    """Return the module whose forward runs in this thread, and that has ``module`` at the path; or None.
+    """Return the module whose forward is running in this thread and that has ``module`` at the path, or None.
 
-    Asked in every forward: a ``forward`` is known by its name before its locals are looked at, which takes longer.
+    It runs in every forward, so it checks a frame's name first: reading the frame's locals takes longer.
     """
     frame: FrameType | None = sys._getframe(1)
     for _ in range(_FAR):
@@ -171,7 +171,7 @@ def running_around(module: nn.Module, parts: Sequence[str]) -> nn.Module | None:
 
 
 def takes_hooks(module: nn.Module) -> bool:
-    """Tell whether PyTorch takes hooks on a module: of TorchScript it refuses some kinds, and takes traced ones."""
+    """Tell whether PyTorch allows hooks on a module: it refuses some kinds of TorchScript, but not traced modules."""
     if not isinstance(module, torch.jit.ScriptModule):
         return True
     try:
@@ -187,32 +187,32 @@ def _nothing(*given: Any) -> None:
 
 
 def scripted_parameters(module: nn.Module) -> tuple[str, ...] | None:
-    """Return the names of the parameters of a forward that TorchScript compiled; None if it is Python's."""
+    """Return the parameter names of a forward that TorchScript compiled; None if it is plain Python."""
     if not isinstance(module, torch.jit.ScriptModule):
         return None
     try:
         forward: Any = module.forward
         return tuple(argument.name for argument in forward.schema.arguments[1:])
-    except Exception:  # each kind of module of TorchScript has another forward, and some have none
+    except Exception:  # each kind of TorchScript module has a different forward, and some have none
         return ()
 
 
 def has_children(module: nn.Module) -> bool:
-    """Tell whether there are modules inside; ``children()`` makes two generators and a set to tell."""
+    """Tell whether a module has submodules, without the two generators and the set that ``children()`` makes."""
     return bool(module._modules)
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Tell whether ``torch.compile(module)`` made this module, or ``module.compile()`` was called."""
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # slow to import, and if no one did, nothing is compiled
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # slow to import; if nobody did, nothing is compiled
     if dynamo is None:
         return False
     return isinstance(module, dynamo.OptimizedModule) or module._compiled_call_impl is not None
 
 
 def calls_of(module: nn.Module, enough: int | None = None) -> int:
-    """Return how many calls of ``module`` are running in this thread; the search ends when there are ``enough``."""
-    running, code = 0, nn.Module._call_impl.__code__  # of which each call has one frame
+    """Count the calls of ``module`` that are running in this thread; stop searching at ``enough``."""
+    running, code = 0, nn.Module._call_impl.__code__  # each call has one frame of this code
     frame: FrameType | None = sys._getframe()
     while frame is not None and running != enough:
         running += frame.f_code is code and frame.f_locals.get("self") is module
@@ -221,14 +221,14 @@ def calls_of(module: nn.Module, enough: int | None = None) -> int:
 
 
 def ends_recomputation(error: BaseException) -> bool:
-    """Tell whether gradient checkpointing raised this to end what it computes again: it has all that it needs."""
+    """Tell whether gradient checkpointing raised this to stop a recomputation early, once it has all that it needs."""
     module = sys.modules.get("torch.utils.checkpoint")
     kind = getattr(module, "_StopRecomputationError", None)
     return kind is not None and isinstance(error, kind)
 
 
 def is_checkpointing() -> bool:
-    """Tell whether gradient checkpointing is what runs this code: a forward that is computed again, for a backward."""
+    """Tell whether this code runs inside gradient checkpointing, which computes a forward again for the backward."""
     module = sys.modules.get("torch.utils.checkpoint")
     frame: FrameType | None = sys._getframe(1) if module is not None else None
     while frame is not None:

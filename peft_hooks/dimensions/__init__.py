@@ -1,1 +1,1 @@
-"""Named dimensions, checked in a forward."""
+"""Named dimensions, checked during a forward."""

@@ -1,4 +1,4 @@
-"""What the named dimensions of one forward are bound to, shared by the hooks on its modules."""
+"""Bindings of the named dimensions in one forward, shared by the hooks on its modules."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch.compiler import is_compiling
 
 from ..hooks.call import Call
 
-# Plain tuples: several are made in every forward.
+# A plain tuple, for speed: several are made in every forward.
 Bound = tuple[int, str, torch.Size, str]
-"""What a name is bound to: its size, and by which tensor, of which shape, of which module."""
+"""What a name is bound to: its size, then the tensor that bound it, that tensor's shape, and its module."""
 
 Table = dict[str, Bound]
 
 UNBOUND: Table = {}
-"""What is bound as a forward begins. One table, so that a hook knows it again."""
+"""What is bound when a forward begins. A single table, so that hooks recognize it by identity."""
 
 
 class Forward:
     """One thread's forward.
 
     Attributes:
-        bound: What is bound. Never changed, only replaced: going back to a former table is to put it here again.
-        seen: The paths of the checked modules that ran with no other around them.
+        bound: What is bound. Tables are never changed, only replaced, so undoing means assigning a former table.
+        seen: The paths of the checked modules that ran with no other checked module around them.
     """
 
     __slots__ = ("bound", "seen")
@@ -40,9 +40,9 @@ class _Local(threading.local):
 
 
 class Bindings:
-    """What the names are bound to in the forward that runs in this thread. Shared by the hooks of one model.
+    """What the names are bound to in the forward running in this thread. Shared by the hooks of one model.
 
-    Nothing is kept from module to module inside ``torch.compile``.
+    Inside ``torch.compile`` nothing is carried from module to module.
 
     Args:
         joined: Whether modules that are called one after another, with no checked module around them, make up one
@@ -54,9 +54,10 @@ class Bindings:
         self._local = _Local()
 
     def enter(self, call: Call, starts: bool = False) -> Forward:
-        """Note that a call begins, and return the forward that it belongs to.
+        """Record that a call begins, and return the forward that it belongs to.
 
-        A new one begins with a module that ``starts`` one while the root does not run, and with one that runs already.
+        A new forward begins with a module that ``starts`` one while the root is not running, and with a module that is
+        already running.
         """
         if is_compiling():
             return Forward()
@@ -81,4 +82,4 @@ class Bindings:
         return self._local.forward
 
     def __reduce__(self) -> tuple[type, tuple[bool]]:
-        return Bindings, (self.joined,)  # what is bound belongs to a thread: a copy starts with nothing
+        return Bindings, (self.joined,)  # bindings belong to a thread: a copy starts with none

@@ -1,4 +1,4 @@
-"""Whether the tensors of a module have the dimensions that a contract says, and why not: pure functions of shapes."""
+"""Check whether tensors have the dimensions in a contract, and say why not: pure functions of shapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .spec import Expected, Spec
 
 
 class Reason(NamedTuple):
-    """Why a check failed, and by how many positions ``seq`` differs: 0 where it is not ``seq`` that disagrees."""
+    """Why a check failed, and by how many positions ``seq`` differs: 0 if another dimension disagrees."""
 
     message: str
     difference: int = 0
@@ -28,9 +28,9 @@ Shapes = tuple[torch.Size | torch.dtype | None, ...]
 
 
 def shapes_in(spec: Spec, find: Find, features: Mapping[str, Any], source: Any) -> Shapes | None:
-    """Return the shapes and dtypes on which the outcome of ``disagreement`` depends, for a key; None if there is more.
+    """Return, as a key, the shapes and dtypes that decide the outcome of ``disagreement``; None if they are not enough.
 
-    ``features`` is where ``find`` looks first in ``source``: without a call for each tensor of every forward.
+    ``features`` is where ``find`` looks first in ``source``; reading it directly saves a call per tensor and forward.
     """
     found: list[torch.Size | torch.dtype | None] = []
     for expected in spec:
@@ -50,12 +50,12 @@ def disagreement(spec: Spec, find: Find, source: Any, bound: Table, local: Table
     """Bind the dimensions of the tensors that ``find(source, parts)`` returns, in ``bound`` and ``local``.
 
     Returns:
-        None, or why that fails.
+        None, or the reason why a tensor disagrees.
     """
     for expected in spec:
         value = find(source, expected.parts)
         if isinstance(value, Tensor) and value.is_nested:
-            continue  # its rows have different lengths: there is no size to compare
+            continue  # its rows have different lengths, so there is no size to compare
         shape = value.shape if isinstance(value, Tensor) else _shape_of_no_tensor(expected, value, source)
         if shape is None:
             continue
@@ -72,7 +72,7 @@ def disagreement(spec: Spec, find: Find, source: Any, bound: Table, local: Table
 
 
 def _shape_of_no_tensor(expected: Expected, value: Any, source: Any) -> torch.Size | Reason | None:
-    """Return the shape of a list of tensors, None where nothing is to be checked, or why that is wrong."""
+    """Return the shape of a list of tensors, None if there is nothing to check, or why the value is wrong."""
     shape = stacked(value)
     if isinstance(shape, str):
         return Reason(f"{expected.label} {shape}")
@@ -111,7 +111,7 @@ def _explain(label: str, shape: str, name: str, size: int, known: Bound, where: 
 
 
 def _may_lack(source: Any, parts: tuple[str, ...]) -> bool:
-    """Tell whether a tensor may be left out there: a dict may lack any key, but a tensor has no keys to lack."""
+    """Tell whether a tensor may be missing: a dict may lack any key, but a tensor has no keys to lack."""
     if not isinstance(source, Call):
         return source is not None and not isinstance(source, Tensor)
     if isinstance(source.first, Mapping) or not parts or parts[0].isdigit():

@@ -1,4 +1,4 @@
-"""Ready-made contracts: what Sentence Transformers' own modules take and return, by their weights."""
+"""Ready-made contracts: what Sentence Transformers' own modules take and return, read from their weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Check(NamedTuple):
 
 @public
 def contract_of(module: nn.Module) -> Both | None:
-    """Return what a module of Sentence Transformers takes and returns, or None for any other module.
+    """Return the contracts of a Sentence Transformers module, or None for any other module.
 
     Args:
         module: A Transformer, Pooling, Dense, Normalize, LayerNorm, Dropout, CNN, LSTM, WordEmbeddings, WordWeights,
@@ -46,11 +46,11 @@ def contract_of(module: nn.Module) -> Both | None:
         The contracts of its inputs and outputs, as ``AssertDimensions`` takes them.
 
     Raises:
-        TypeError: If ``module`` is no module.
+        TypeError: If ``module`` is not an ``nn.Module``.
 
     Example:
         >>> import warnings
-        >>> warnings.simplefilter("ignore")  # the import is deprecated since 5.4
+        >>> warnings.simplefilter("ignore")  # the import has been deprecated since 5.4
         >>> from sentence_transformers.models import Dense
         >>> from peft_hooks import contract_of
         >>> contract_of(Dense(384, 128))[0]
@@ -70,8 +70,8 @@ def checks(
 ) -> Iterator[Check]:
     """Yield a hook for every module of ``model`` that has a contract, with shared bindings.
 
-    Each forward begins with the first module of the pipeline, and with every Transformer. After a module of an unknown
-    kind nothing is bound: it may change any dimension. ``named`` are the model's modules, where they are known.
+    A forward begins at the first module of the pipeline, and at every Transformer. After a module of an unknown kind
+    nothing is bound, because it may change any dimension. ``named`` are the model's modules, if they are known already.
     """
     bindings = Bindings()
     steps = {module: path for path, module in modules.steps_of(model)}
@@ -98,12 +98,12 @@ def checks(
 
 
 class AssertPooled(AssertDimensions):
-    """Check that a Pooling gives one part for each of its modes, which may change while the hooks are on."""
+    """Check that a Pooling returns one part per mode; the modes may change while the hooks are on."""
 
     def after(self, call: Call, output: Any) -> None:
         super().after(call, output)
         if self not in call.notes:
-            return  # attached while the module ran
+            return  # attached while the module was running
         tokens, pooled = (features.get(key) for features, key in zip((call.first, output), _POOLED))
         if not isinstance(tokens, Tensor) or not isinstance(pooled, Tensor) or FLATTENED in call.first:
             return
@@ -117,7 +117,7 @@ _POOLED = ("token_embeddings", "sentence_embedding")
 
 
 def causes_of(model: nn.Module, named: Iterable[tuple[str, nn.Module]] | None = None) -> dict[int, str]:
-    """Return what a difference of so many positions means: the virtual tokens of the adapters in any model."""
+    """Return hints by size difference: the numbers of virtual tokens of the adapters in any model."""
     modules_inside = model.named_modules() if named is None else named
     way_out = "extend the mask on the left, torch.nn.functional.pad(mask, (virtual_tokens, 0), value=1)"
     if cross.inputs_of(model):
@@ -205,7 +205,7 @@ def _word_weights(module: Any) -> Both:
 
 
 def _weighted_layers(module: Any) -> Both:
-    # Since 5.4 a pipeline that has no layers is let pass, and gets the last one in place of the weighted mean.
+    # Since 5.4 a pipeline without layers passes, and gets the last layer instead of the weighted mean.
     tokens, stacked = "batch seq ?width", _named("?layers", modules.layers_of(module))
     return {"all_layer_embeddings!": f"float: {stacked} {tokens}"}, {"token_embeddings": f"float: {tokens}"}
 
@@ -222,7 +222,7 @@ def _multi_vector_mask(module: Any) -> Both:
 
 
 def _router(module: Any) -> Both | None:
-    """Return what all routes agree on."""
+    """Return the contract of what all routes return, if they agree."""
     ends = [contract_of(route[-1]) if route else None for route in modules.routes_of(module)]
     known = [end[1] for end in ends if end is not None]
     if not known or len(known) < len(ends) or any(other != known[0] for other in known):

@@ -1,4 +1,4 @@
-"""``AssertDimensions``: named dimensions that must agree across the tensors and modules of one forward."""
+"""``AssertDimensions``: check that named dimensions agree across the tensors and modules of one forward."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ from .spec import Contract, parse
 
 OnError = Literal["raise", "warn"]
 
-_REMEMBERED = 1024  # combinations of shapes: as many lengths as a tokenizer makes, in a few sizes of batches
+_REMEMBERED = 1024  # combinations of shapes: all lengths that a tokenizer produces, in a few batch sizes
 
 
 @public
 class AssertDimensions(Hook):
-    """Check named dimensions of a module's inputs and outputs. Reads shapes and dtypes only, never a value.
+    """Check named dimensions of a module's inputs and outputs. Reads only shapes and dtypes, never values.
 
     A contract maps the names of tensors to their dimensions, and to their dtypes where those matter:
     ``{"token_embeddings!": "float: batch seq hidden=384", "attention_mask": "i64|bool: batch seq"}``.
 
-    A dimension is a name, a size, ``name=size``, ``_`` (any size) or ``...`` (any number of dimensions, once, at the
-    beginning, the end or between others). A name means one size in one forward: the first tensor that has it binds it,
-    every other must agree, in this module and in those whose hooks share ``bindings``. A name after a question mark,
-    ``?width``, holds within one call of this module, and one that begins with an underscore, ``_width=384``, is not
-    checked at all, as in jaxtyping. A check that fails binds nothing, and a module that
-    fails leaves bound what was bound before it.
+    A dimension is a name, a size, ``name=size``, ``_`` (any size) or ``...`` (any number of dimensions; once, at the
+    beginning, the end or in between). A name means one size in one forward: the first tensor that has it binds it, and
+    every other must agree, in this module and in those whose hooks share ``bindings``. As in jaxtyping, a name after a
+    question mark, ``?width``, holds within one call of this module, and one that begins with an underscore,
+    ``_width=384``, is not checked at all. A check that fails binds nothing, and a module that fails leaves the bindings
+    as they were before it.
 
-    Dtypes have short names, ``f32``, ``bf16``, ``i64``, ``bool``, and there are the groups ``float``, ``int`` and
-    ``complex``. A tensor that is not there is not checked, but with ``!`` after its name it has to be there.
+    Dtypes have short names, ``f32``, ``bf16``, ``i64``, ``bool``; ``float``, ``int`` and ``complex`` are groups. A
+    missing tensor is not checked, unless ``!`` after its name requires it.
 
-    The name of an input is a key of the first argument, if that is a dict, or a parameter of ``forward``; of an output,
-    a key, a number in a tuple, or an attribute. Dots go deeper: ``features.mask``, ``output.0``. The empty name is the
-    first argument, or the output, itself. A list or tuple of tensors counts as their stack.
+    The name of an input is a key of the first argument, if that is a dict, or a parameter of ``forward``; that of an
+    output is a key, an index into a tuple, or an attribute. Dots go deeper: ``features.mask``, ``output.0``. The empty
+    name is the first argument, or the output, itself. A list or tuple of tensors is checked as if stacked.
 
-    Named dimensions that are bound across arguments are an idea of jaxtyping: https://docs.kidger.site/jaxtyping
+    Binding named dimensions across arguments is an idea from jaxtyping: https://docs.kidger.site/jaxtyping
 
     Args:
         inputs: A contract for what the module gets.
         outputs: A contract for what it returns.
-        bindings: Shared by the hooks on the modules of one forward. By default this hook's own, new for every call.
-        starts: Whether this module begins a forward, so that what was bound before is forgotten.
-        ends: Whether this module ends a forward, so that what follows binds anew.
-        causes: What a difference of so many positions in ``seq`` means, and the fix, for the message:
+        bindings: Shared by the hooks on the modules of one forward. By default the hook has its own, new in every call.
+        starts: Whether this module begins a forward, so that earlier bindings are forgotten.
+        ends: Whether this module ends a forward, so that later modules bind anew.
+        causes: Hints for the message by size difference in ``seq``, each a cause and its fix:
             ``{10: "num_virtual_tokens of ...: attach ..."}``.
         on_error: ``"raise"`` a ``DimensionError``, or ``"warn"`` with a ``DimensionWarning``.
-        unless: A key of a features dict that says that its tensors are laid out in another way: nothing is checked
-            where it is there.
+        unless: A key of a features dict whose presence means that the tensors are laid out differently, so that nothing
+            is checked.
 
     Raises:
-        ValueError: If a contract cannot be read.
-        TypeError: If it is no mapping.
+        ValueError: If a contract cannot be read, or ``on_error`` is unknown.
+        TypeError: If a contract is not a mapping.
         DimensionError: In the forward. It names the module, the tensor, the dimension, and what bound it.
 
     Example:
@@ -101,14 +101,14 @@ class AssertDimensions(Hook):
         self._causes = dict(causes or {})
         self._warns = on_error == "warn"
         self._unless = unless
-        # What was found right where, and the tables before and after. Tables are never changed, so that the identity of
-        # one that is kept here tells what is in it.
+        # What passed, where, with the tables before and after. Tables are never changed, so the identity of a table
+        # that is kept here tells its contents.
         self._right: dict[tuple[Any, ...], tuple[Table, Table, Table, Table]] = {}
 
     def before(self, call: Call) -> None:
         if any(outer.on_other_rows for outer in call.enclosing()):
-            return  # of another batch than all that is bound
-        # Without shared bindings the forward is this call: a module inside this one may have the same hook.
+            return  # the rows are not from the batch whose dimensions are bound
+        # Without shared bindings the forward is this call, since a module inside this one may have the same hook.
         forward = Forward() if self._bindings is None else self._bindings.enter(call, self._starts)
         names = call.notes[self] = _Names(forward, call.notes.get(self._bindings, UNBOUND))
         if self._inputs:
@@ -117,34 +117,34 @@ class AssertDimensions(Hook):
     def after(self, call: Call, output: Any) -> None:
         names: _Names | None = call.notes.get(self)
         if names is None:
-            return  # attached while the module ran
+            return  # attached while the module was running
         if self._outputs:
             self._check(names, call, output)
         if self._ends:
             names.forward.bound = UNBOUND
 
-    def _left(self, call: Call) -> None:
+    def _aborted(self, call: Call) -> None:
         if self in call.notes:
             call.notes[self].undo()
 
     def _check(self, names: _Names, call: Call, source: Any) -> None:
-        """Bind the dimensions of what goes in, where ``source`` is the call, or of the output, or report.
+        """Bind the dimensions of the inputs, if ``source`` is the call, or of the output; report a disagreement.
 
-        What was right once is not looked at again: the same shapes, with the same bound before them.
+        Shapes that passed once are not checked again with the same earlier bindings.
         """
         inward = source is call
         spec, find, features = (self._inputs, input_of, call.first) if inward else (self._outputs, output_of, source)
-        is_dict = isinstance(features, (dict, Mapping))  # dict first: the abstract class is slow to ask
+        is_dict = isinstance(features, (dict, Mapping))  # dict first: the check against the abstract class is slow
         if is_dict and self._unless is not None and self._unless in features:
             return
         before = names.forward.bound, names.local
         shapes = shapes_in(spec, find, features, source) if is_dict and not is_compiling() else None
         place: tuple[Any, ...] | None = None
-        if shapes is not None:  # else it is not asked at all: what is compiled would depend on all that it knows
+        if shapes is not None:  # never while compiling: the graph would depend on everything in the cache
             place = call.path, type(call.module), inward, shapes, id(before[0]), id(before[1])
             try:
                 known = self._right.get(place)
-            except TypeError:  # sizes that are symbols have no hash
+            except TypeError:  # symbolic sizes are not hashable
                 known = place = None
             if known is not None:
                 names.forward.bound, names.local = known[2:]
@@ -171,12 +171,12 @@ class AssertDimensions(Hook):
         if self._warns:
             warnings.warn(message, DimensionWarning, stacklevel=2)
             return
-        call.notes[self].undo()  # `failed` is for errors of the module, not for this hook's own
+        call.notes[self].undo()  # `failed` runs for the module's errors, not for this hook's own
         raise DimensionError(message)
 
 
 class _Names:
-    """What a call may bind: names of its forward, and names of its own; and what was bound before it."""
+    """The names that a call may bind, those of its forward and its own, and what was bound before it."""
 
     __slots__ = ("former", "forward", "local")
 

@@ -1,4 +1,4 @@
-"""Where the tensors of a contract are: in a dict, by a parameter's name, inside tuples, or the output itself."""
+"""Find the tensors of a contract: in a dict, by a parameter's name, inside tuples, or the output itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import close_matches
 from ..hooks.call import Call, of_module, positional
 
 MISSING: Any = None
-"""What is returned for a tensor that is not there: None, which stands in many a features dict, is no tensor either."""
+"""Returned for a missing tensor. Many features dicts contain None, which is not a tensor either."""
 
 _SHOWN = 8
 
@@ -23,14 +23,14 @@ _SHOWN = 8
 def input_of(call: Call, parts: tuple[str, ...]) -> Any:
     """Return what ``parts`` name among a call's arguments, or MISSING.
 
-    That is: nothing, the first argument itself; a key of the first argument, if it is a dict; a number, a positional
-    argument; or a parameter of ``forward``. Each further part goes one step deeper.
+    No parts name the first argument itself. Otherwise the first part is a key of the first argument, if that is a dict,
+    the index of a positional argument, or a parameter of ``forward``. Each further part goes one step deeper.
     """
     first = call.first
     if not parts:
         return first
     root = parts[0]
-    is_mapping = isinstance(first, (dict, Mapping))  # dict first: the abstract class is slow to ask
+    is_mapping = isinstance(first, (dict, Mapping))  # dict first: the check against the abstract class is slow
     if is_mapping:
         value = value_of(first, root)
         if value is not None:
@@ -44,7 +44,7 @@ def input_of(call: Call, parts: tuple[str, ...]) -> Any:
 
 
 def output_of(output: Any, parts: tuple[str, ...]) -> Any:
-    """Return what ``parts`` name in an output, or MISSING. ``"output"`` is the output itself, as no part is."""
+    """Return what ``parts`` name in an output, or MISSING. ``"output"``, like no parts, is the output itself."""
     if not parts:
         return output
     if isinstance(output, (dict, Mapping)):
@@ -68,12 +68,12 @@ def _inside(value: Any, parts: tuple[str, ...]) -> Any:
 
 
 def value_of(mapping: Any, key: str) -> Any:
-    """Return what a mapping has for a key, or MISSING, also where reading it raises: a check that reads must not."""
+    """Return what a mapping has for a key, or MISSING, even if reading it raises: a check must not."""
     if type(mapping) is dict:
         return mapping.get(key)
     try:
         return mapping.get(key)
-    except Exception:  # of a mapping of someone else's, lazily loaded for instance
+    except Exception:  # a third-party mapping may load its values lazily, for instance
         return MISSING
 
 
@@ -92,7 +92,7 @@ def stacked(value: Any) -> torch.Size | str | None:
     """Return the shape of a list or tuple of tensors as if they were stacked.
 
     Returns:
-        A text that says what is wrong, if they cannot be stacked; None for anything that is no such list.
+        The shape; a description of what is wrong if they cannot be stacked; None for anything else.
     """
     if not isinstance(value, (tuple, list)) or not value or not all(isinstance(part, Tensor) for part in value):
         return None
@@ -109,17 +109,17 @@ def shown(value: Any) -> str:
 
 
 def not_there(key: str, there: Any) -> str:
-    """Say that a tensor is missing, with what is there and what comes close to its name."""
+    """Return a message about a missing tensor: close matches of its name, and the tensors that are there."""
     found = list(tensors_in(there))
     close = close_matches(key, (name for name, _ in found)).partition("; there are")[0]
     listed = ", ".join(f"{name or 'a tensor'} {shape_of(tensor)}" for name, tensor in found[:_SHOWN])
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    missing = f"there is no {key!r}{close or '.'}" if key else "it is no tensor."
+    missing = f"there is no {key!r}{close or '.'}" if key else "it is not a tensor."
     return f"{missing} There is: {listed or _kind(there)}{more}"
 
 
 def all_inputs(call: Call) -> dict[str, Any]:
-    """Return a call's arguments by name: those in a features dict by their keys, the others by the parameter's name."""
+    """Return a call's arguments by name: the keys of a features dict, and parameter names for the others."""
     names = parameters_of(call.module)
     named = {names[index] if index < len(names) else str(index): value for index, value in enumerate(call.args)}
     named |= call.kwargs
@@ -131,7 +131,7 @@ def all_inputs(call: Call) -> dict[str, Any]:
 
 
 def all_outputs(output: Any) -> Any:
-    """Return an output so that its tensors have names."""
+    """Return an output in a form in which its tensors have names."""
     if dataclasses.is_dataclass(output) and not isinstance(output, (type, Mapping)):
         return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
     return {"output": output} if isinstance(output, Tensor) else output

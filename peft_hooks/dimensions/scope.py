@@ -1,4 +1,4 @@
-"""``assert_dimensions``: contracts on the modules of a model for the length of a block."""
+"""``assert_dimensions``: contracts on the modules of a model for a ``with`` block."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def assert_dimensions(
     on_error: OnError = "raise",
     causes: Mapping[int, str] | None = None,
 ) -> Iterator[HookRegistry]:
-    """Check named dimensions in every forward of ``model`` while the block runs, and leave no trace after it.
+    """Check named dimensions in every forward of ``model`` inside the block, and leave no trace after it.
 
-    A name means one size in all modules of one forward. Works on any model; on one of Sentence Transformers, with no
-    contracts given, each of its modules has the contract that ``contract_of`` knows.
+    A name means one size in all modules of one forward. Works on any model. If no contracts are given, each module of a
+    Sentence Transformers model is checked against what ``contract_of`` returns.
 
     Args:
         model: Any ``nn.Module``.
-        contracts: For each selector, as ``HookRegistry.attach`` takes it, the contract of the module's inputs, or a
-            pair: of its inputs and of its outputs. See ``AssertDimensions`` for how they are written.
+        contracts: By selector, as ``HookRegistry.attach`` takes it: the contract of the module's inputs, or a pair of
+            contracts for its inputs and its outputs. See ``AssertDimensions`` for how to write them.
         on_error: ``"raise"`` a ``DimensionError``, or ``"warn"`` with a ``DimensionWarning``.
-        causes: What a difference of so many positions in ``seq`` means, for the message. By default the virtual tokens
-            of the model's adapters.
+        causes: Hints for the message by size difference in ``seq``. By default the virtual tokens of the model's
+            adapters.
 
     Yields:
-        The registry of the hooks; ``describe()`` says where they are and whether they fired.
+        The registry of the hooks; ``describe()`` says where they are and whether they were called.
 
     Raises:
         ValueError: If a contract cannot be read, or none is given and none is known for any module.
         SelectorError: If a selector matches no module.
-        HookError: If a module is compiled already.
+        HookError: If a module is already compiled.
         DimensionError: In the forward.
 
     Example:
@@ -87,7 +87,7 @@ def _attach_known(registry: HookRegistry, causes: Mapping[int, str] | None, on_e
 
 def _attach(registry: HookRegistry, contracts: Contracts, causes: Mapping[int, str] | None, on_error: OnError) -> None:
     model = registry.model
-    # Sentence Transformers before 5.7 calls the steps of its pipeline, and never the pipeline.
+    # Sentence Transformers before 5.7 calls the steps of its pipeline, never the pipeline itself.
     pipeline = isinstance(model, nn.Sequential)
     bindings = Bindings(joined=pipeline)
     causes = causes_of(model) if causes is None else causes

@@ -1,12 +1,12 @@
 """The language of contracts: ``{"token_embeddings!": "float: batch seq hidden=384"}``. Parsed once, as a hook is made.
 
-A contract maps the names of tensors to their dimensions. After a name, ``!`` requires the tensor. Before the
-dimensions, ``i64|bool:`` says what dtypes it may have: short names, or the groups ``float``, ``int`` and ``complex``.
+A contract maps the names of tensors to their dimensions. ``!`` after a name requires the tensor. ``i64|bool:`` before
+the dimensions says which dtypes it may have: short names, or the groups ``float``, ``int`` and ``complex``.
 
 A dimension is a name (``seq``, one size in the whole forward), a size (``384``), both (``hidden=384``), any size
 (``_``), or any number of dimensions (``...``, once). A question mark, ``?width`` or ``?width=384``, says that the size
-may be another in the next call: the name holds within one call of one module, its inputs against its outputs. After an
-underscore nothing is checked: ``_width`` and ``_width=384`` only say what the dimension is. Both signs are jaxtyping's.
+may differ in the next call: the name holds within one call of one module, between its inputs and outputs. A leading
+underscore switches the check off: ``_width`` and ``_width=384`` are only documentation. Both signs are jaxtyping's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DIMENSION = re.compile(r"(?P<local>\??)(?P<name>[A-Za-z_]\w*)(?:=(?P<of>\d+))?|
 class Dimension(NamedTuple):
     """One dimension of a contract: a name to bind, a fixed size, both, or neither (``_``, any size).
 
-    ``local`` names are bound within one call of one module.
+    ``local`` names are bound only within one call of one module.
     """
 
     name: str | None
@@ -46,18 +46,18 @@ ANY = Dimension(None)
 
 
 class Expected(NamedTuple):
-    """What a contract says of one tensor.
+    """What a contract says about one tensor.
 
     Attributes:
-        key: Its name as written, without ``!``; empty for the tensor that is the argument or the output itself.
+        key: Its name as written, without ``!``; empty if the tensor is the argument or the output itself.
         parts: The name, split at its dots.
         required: Whether the tensor has to be there.
-        head: The dimensions, up to ``...`` if there is one.
+        head: The dimensions before ``...``, or all of them.
         tail: The dimensions after ``...``; None without it.
-        dtypes: What dtypes are right; None if any is.
+        dtypes: The allowed dtypes; None if any is allowed.
         kinds: The dtypes as written, for messages.
-        label: The name for messages.
-        only: The name, if it has one part.
+        label: The name, for messages.
+        only: The name, if it has a single part.
     """
 
     key: str
@@ -76,7 +76,7 @@ class Expected(NamedTuple):
         return " ".join(map(str, (*self.head, *(() if self.tail is None else ("...", *self.tail)))))
 
     def filled(self, count: int) -> tuple[Dimension, ...]:
-        """Return ``count`` dimensions, with any size in the place of ``...``, or more if there are too many."""
+        """Return ``count`` dimensions, with ``...`` filled by any size; more if head and tail alone exceed it."""
         tail = self.tail or ()
         return (*self.head, *(ANY,) * (count - len(self.head) - len(tail)), *tail)
 
@@ -127,7 +127,7 @@ def _dimension(key: str, text: str) -> Dimension:
     match = _DIMENSION.fullmatch(text)
     if match is None:
         raise ValueError(
-            f"{text!r} in the contract of {key!r} is no dimension: write a name, a size, name=size, ?name, _ or ..."
+            f"{text!r} in the contract of {key!r} is not a dimension: write a name, a size, name=size, ?name, _ or ..."
         )
     name, size, local = match["name"], match["size"] or match["of"], bool(match["local"])
     if name is None or not name.startswith("_"):
@@ -141,13 +141,13 @@ def _dtypes(key: str, kind: str) -> frozenset[torch.dtype]:
     known = _known_dtypes()
     if kind not in known:
         close = close_matches(kind, known)
-        raise ValueError(f"{kind!r} in the contract of {key!r} is no dtype{close}")
+        raise ValueError(f"{kind!r} in the contract of {key!r} is not a dtype{close}")
     return known[kind]
 
 
 @functools.cache
 def _known_dtypes() -> dict[str, frozenset[torch.dtype]]:
-    """Return every dtype by its short name and torch's own, and the groups."""
+    """Return every dtype under its short name and torch's name, and the groups."""
     every = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
     known = {dtype_of(dtype): frozenset({dtype}) for dtype in every}
     known |= {str(dtype).removeprefix("torch."): frozenset({dtype}) for dtype in every}

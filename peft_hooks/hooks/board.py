@@ -1,8 +1,8 @@
-"""Where the hooks of a registry are kept: in one ``State``, which another one replaces in one step.
+"""Keep the hooks of a registry in a single immutable ``State``, which is replaced in one step.
 
-A ``Board`` holds the state in force, and the dispatchers on the modules read it. So an interrupt finds all modules with
-the hooks of before, or all with those of after. What PyTorch holds on the modules follows: a dispatcher for which the
-state has nothing runs nothing.
+A ``Board`` holds the current state, and the dispatchers on the modules read it. An interrupt therefore leaves either
+all modules with the old hooks or all with the new ones. What PyTorch holds on the modules is updated separately: a
+dispatcher without entries in the state runs nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from torch import nn
 from .call import Call, Hook
 
 new_key = itertools.count().__next__
-"""Returns a key for a place: one module that a registry has hooks on."""
+"""Return a new key for a place: one module that a registry has hooks on."""
 
 
 @dataclass(slots=True)
 class Entry:
-    """One hook on one module. ``calls`` counts without a lock: threads and replicas may lose a few.
+    """One hook on one module.
 
-    ``turn`` counts the hooks of a registry as they were attached, and ``key`` is that of the place.
+    ``turn`` numbers the hooks of a registry in the order in which they were attached; ``key`` is the place's key.
+    ``calls`` is counted without a lock, so threads and replicas may lose a few.
     """
 
     name: str
@@ -50,9 +51,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Attached:
-    """One attached hook: its entries by path. While it is disabled they are on no module.
+    """One attached hook and its entries by path, which are on no module while it is disabled.
 
-    ``since`` is how often each path had fired when the entries were put on, to tell what ran since.
+    ``since`` is how often each path had been called when the entries were put on, to tell what has run since.
     """
 
     hook: Hook
@@ -64,27 +65,27 @@ class Attached:
 
 
 class Place(NamedTuple):
-    """One module that a registry has hooks on; of which it is not known yet, None in place of a reference to it."""
+    """One module that a registry has hooks on; ``reference`` is None while it is not yet known which module."""
 
     path: str
     reference: weakref.ReferenceType[nn.Module] | None
 
     @property
     def module(self) -> nn.Module | None:
-        """The module, or None if it is gone."""
+        """The module, or None if it is unknown or no longer exists."""
         return None if self.reference is None else self.reference()
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """All hooks of a registry. It never changes.
+    """All hooks of a registry; immutable.
 
     Attributes:
-        owner: What the registry's hooks are marked with.
-        hooks: What is attached, by name.
+        owner: Marks the registry's hooks.
+        hooks: The attached hooks by name.
         known: The places of the entries by key.
-        note: What the owner has to know of these hooks.
-        outer: The state that is set aside while this one is in force: its dispatchers stay on the modules.
+        note: What the owner needs to remember about these hooks.
+        outer: The state that is set aside while this one is in force; its dispatchers stay on the modules.
         running: What runs in each place, in order.
         places: Where a dispatcher has to be.
     """
@@ -116,7 +117,7 @@ class State:
         return sorted(self.hooks.items(), key=lambda item: (item[1].order, item[1].turn))
 
     def calls(self) -> Counter[str]:
-        """Return how often the hooks on each path were called."""
+        """Count the calls of the hooks on each path."""
         calls: Counter[str] = Counter()
         for attached in self.hooks.values():
             for path, entry in attached.entries.items():
@@ -124,22 +125,22 @@ class State:
         return calls
 
     def where(self) -> set[tuple[str, nn.Module | None]]:
-        """Return the name of each hook with each module that it is on."""
+        """Return pairs of a hook's name and a module that it is on."""
         hooks = self.hooks.items()
         return {(name, self.known[entry.key].module) for name, one in hooks for entry in one.entries.values()}
 
     def next_turn(self) -> int:
-        """Return the turn of the hook that is attached next."""
+        """Return the turn of the next hook to be attached."""
         return 1 + max((attached.turn for attached in self.hooks.values()), default=0)
 
     def keys(self) -> dict[Place, int]:
-        """Return the keys of the places that are known, those of states that are set aside among them."""
+        """Return the keys of all known places, including those of states that are set aside."""
         keys = {} if self.outer is None else self.outer.keys()
         keys.update((place, key) for key, place in self.known.items() if place.module is not None)
         return keys
 
     def having(self, name: str, attached: Attached, known: Mapping[int, Place]) -> State:
-        """Return this state with one more hook, which is in these places."""
+        """Return this state with one more hook, on the modules in ``known``."""
         return replace(self, hooks={**self.hooks, name: attached}, known={**self.known, **known})
 
     def lacking(self, name: str) -> State:
@@ -160,7 +161,7 @@ class State:
 
 
 class Board:
-    """Holds the state in force: whatever is attached or taken off is one assignment to ``state``."""
+    """Hold the current state: attaching or detaching anything is one assignment to ``state``."""
 
     __slots__ = ("state",)
 

@@ -1,4 +1,4 @@
-"""``Hook`` and ``Call``: what a hook of one's own derives from, and what it is told of a forward."""
+"""``Hook``, the base class of hooks, and ``Call``, which tells them about one forward."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Call:
     Attributes:
         module: The module that is called (a replica, under ``DataParallel``).
         path: The path under which the hooks were attached, such as ``"0.model"``; ``""`` is the root.
-        args: Positional arguments that the module gets. A hook's ``before`` may set another tuple.
-        kwargs: Keyword arguments that the module gets. A hook's ``before`` may set another dict.
+        args: Positional arguments that the module gets. A hook's ``before`` may assign another tuple.
+        kwargs: Keyword arguments that the module gets. A hook's ``before`` may assign another dict.
         given_args: ``args`` as they came in, before any hook of this registry replaced them.
         given_kwargs: ``kwargs`` as they came in.
-        notes: What a hook's ``before`` leaves for its own ``after`` or ``failed``, under the hook itself as the key, or
-            for hooks on modules inside, under a key that they know.
-        on_other_rows: Whether a hook runs the module's forward on rows of its own now, not on the call's batch.
+        notes: What a hook's ``before`` leaves for its own ``after`` or ``failed``, with the hook itself as the key, or
+            for hooks on modules further in, under a key that they know.
+        on_other_rows: Whether a hook is running the module's forward on rows of its own, not on the call's batch.
 
     Example:
         >>> import torch
@@ -66,15 +66,15 @@ class Call:
         self.kwargs = self.given_kwargs = kwargs
         self.notes: dict[Any, Any] = {}
         self.on_other_rows = False
-        # The call that began before this one and still runs, and whether it is the same, for another registry.
+        # The call that began before this one and is still running, and whether it is the same one for another registry.
         self._outer: Call | None = None
         self._same = False
-        # For the dispatcher: which one it is, what runs in this call, the error that is handled around the forward, and
-        # whether a frame of Python's stack tells that the call runs.
+        # For the dispatcher: which one began the call, what runs in it, the exception being handled around the forward,
+        # and whether a frame on Python's stack shows that the call is running.
         self._owner: object = None
         self._entries: tuple[Any, ...] = ()
         self._around: object = STARTING
-        self._failures: list[tuple[Call, BaseException]] | None = None  # of calls inside, until they have left this one
+        self._failures: list[tuple[Call, BaseException]] | None = None  # of inner calls, until they leave this one
         self._visible = False
 
     @property
@@ -96,11 +96,11 @@ class Call:
 
     @property
     def parent(self) -> Call | None:
-        """The call around this one, of a module with hooks of any registry, in the same thread; or None."""
+        """The call around this one in the same thread, of a module with hooks of any registry; or None."""
         return next(self.enclosing(), None)
 
     def enclosing(self) -> Iterator[Call]:
-        """Yield the calls around this one, from the inside out; one for each registry that has hooks on a module."""
+        """Yield the calls around this one, innermost first: one for each registry that has hooks on a module."""
         outer, same = self._outer, self._same
         while outer is not None:
             if not same:
@@ -116,11 +116,10 @@ class Call:
 
 @public
 class Hook:
-    """Base class of a forward hook. Override what is needed; what is not overridden is never called.
+    """Base class of forward hooks. Override what you need; methods that are not overridden are never called.
 
-    One hook may sit on many modules and run in many threads: keep nothing of a call on ``self``, but in
-    ``call.notes[self]``.
-    A hook that holds only plain data travels with the model through ``pickle`` and ``deepcopy``.
+    One hook may sit on many modules and run in many threads: keep what belongs to a call in ``call.notes[self]``, not
+    on ``self``. A hook that holds only plain data travels with the model through ``pickle`` and ``deepcopy``.
 
     Example:
         >>> import torch
@@ -135,20 +134,20 @@ class Hook:
     """
 
     def before(self, call: Call) -> None:
-        """Run before the module. Set ``call.args`` or ``call.kwargs`` to change what it gets."""
+        """Run before the module. Assign ``call.args`` or ``call.kwargs`` to change what it gets."""
 
     def after(self, call: Call, output: Any) -> Any:
-        """Run after the module. Return what replaces the output, or None to leave it."""
+        """Run after the module. Return a replacement for the output, or None to keep it."""
 
     def failed(self, call: Call, error: BaseException) -> None:
-        """Run when the module, or a hook on it that is not of this registry, raised ``error``, which propagates.
+        """Run when the module, or a hook on it from outside this registry, raised ``error``, which propagates.
 
-        It runs once the error has left every module with hooks, the innermost module's hooks first. What the code of a
-        forward catches has not failed, nor has what gradient checkpointing ends by an exception of its own.
+        It runs once the error has left every module with hooks, the innermost module's hooks first. A call whose error
+        is caught inside a forward has not failed, nor has one that gradient checkpointing stops with its own exception.
         """
 
-    def _left(self, call: Call) -> None:
-        """Run, in this library's own hooks, when a call has ended without an output: failed, stopped, or caught."""
+    def _aborted(self, call: Call) -> None:
+        """Run, in this library's own hooks, when a call ends without an output: failed, stopped, or caught."""
 
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))
@@ -156,7 +155,7 @@ class Hook:
 
 
 def positional(function: Any, skip: int) -> tuple[str, ...]:
-    """Return the names of the positional parameters of a function after the first ``skip``; none if it hides them."""
+    """Return the names of a function's positional parameters after the first ``skip``; none if it hides them."""
     try:
         parameters = list(inspect.signature(function).parameters.values())[skip:]
     except (TypeError, ValueError):
@@ -174,5 +173,5 @@ def of_module(module: nn.Module) -> tuple[str, ...]:
 
 @functools.cache
 def of_class(kind: Any) -> tuple[str, ...]:
-    """Return the names of the positional parameters of a module class's ``forward``; read once for each class."""
+    """Return the names of the positional parameters of a class's ``forward``; read once per class."""
     return positional(kind.forward, 1)

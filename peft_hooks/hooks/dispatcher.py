@@ -1,8 +1,8 @@
-"""What a registry puts on a module, and how it is found again.
+"""What a registry puts on a module, and how to find it again.
 
 A ``Dispatcher`` is the only thing that the library puts on a module: one pre-hook and one forward hook, which run the
-hooks of one registry in their order. It refers to no module and no registry, so that a model with hooks on it can be
-copied and pickled, in part or whole, and nothing else comes along. What it runs is on its registry's board.
+hooks of one registry in order. It refers to no module and no registry, so a model with hooks can be copied or pickled,
+in part or as a whole, and nothing else comes along. What it runs is on its registry's board.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _Kwargs = dict[str, Any]
 
 
 class _Running(threading.local):
-    """The calls that run in one thread, of modules with hooks of any registry: the innermost last.
+    """The calls running in one thread, of modules with hooks of any registry, innermost last.
 
-    Not a ContextVar, at which torch.compile breaks its graph, nor a class attribute as default, to which assignments
-    are lost in it (PyTorch 2.13).
+    This is not a ContextVar, because torch.compile breaks its graph there; and the default is not a class attribute,
+    because torch.compile loses assignments to it (PyTorch 2.13).
     """
 
     def __init__(self) -> None:
@@ -46,11 +46,11 @@ _running = _Running()
 
 
 class Dispatcher:
-    """Runs the entries of one registry on one module, lower ``order`` first, in ``before`` and ``after`` alike.
+    """Run the entries of one registry on one module: lower ``order`` first, in both ``before`` and ``after``.
 
     Args:
-        path: Where the module sits, for the hooks' messages.
-        board: Where the registry's hooks are.
+        path: The module's path, for the hooks' messages.
+        board: Where the registry keeps its hooks.
         key: The key of the module's place there.
     """
 
@@ -66,40 +66,40 @@ class Dispatcher:
 
     @property
     def owner(self) -> Hashable:
-        """What marks the hooks of the registry, by which they are found again on a copied model."""
+        """The owner that marks the registry's hooks, by which they are found again on a copied model."""
         return self.at[0].state.owner
 
     def put_on(self, module: nn.Module) -> None:
-        """Put the two hooks on the module. An interrupt between them leaves what runs nothing."""
+        """Put the two hooks on the module. An interrupt between the two leaves a hook that runs nothing."""
         module.register_forward_pre_hook(self._before, with_kwargs=True)
-        # always_call: the forward hook runs, too, when the forward raised; so `failed` works and no call stays.
+        # always_call: the forward hook also runs when the forward raises, so `failed` works and no call is left over.
         module.register_forward_hook(self._after, always_call=True)
 
     @torch.jit.unused
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Kwargs | None = None) -> Any:
         if kwargs is None:
-            return None  # an interrupt in `put_on`: PyTorch has the hook, and not yet that it takes keywords
+            return None  # `put_on` was interrupted: PyTorch has the hook, but does not yet know that it takes keywords
         board, key = self.at
         call = Call(module, self.path, args, kwargs)
-        # Taken down for `_after`: what is attached or taken off meanwhile has run nothing before the module.
+        # Recorded for `_after`: a hook attached in the meantime has not run before the module.
         call._entries = entries = board.state.running.get(key, ())
         compiling = is_compiling()
-        # Before the entries run: if one raises, `_after` runs all the same, and must not take an outer forward's call.
+        # Before the entries run: if one raises, `_after` still runs, and must not pop the call of an outer forward.
         self._begin(call)
         for entry in entries:
-            if not compiling:  # a changing counter would be guarded on, and the model recompiled at every call
+            if not compiling:  # a changing counter would become a guard, and every call would recompile the model
                 entry.calls += 1
             if entry.before is not None:
                 entry.before(call)
-        # What is being handled around this forward, so that an error of the forward's own is told apart.
+        # The exception being handled around this forward, to tell it apart from one that the forward itself raises.
         call._around = NOTHING if compiling else sys.exc_info()[1]
         return call.args, call.kwargs
 
     def _begin(self, call: Call) -> None:
-        """Put a call on the stack, under the one around it."""
+        """Push a call onto the stack, inside the call around it."""
         calls = _running.calls
         call._owner = self
-        # torch.export runs the modules as they are, by default, and no hook when one of them raises.
+        # By default torch.export runs the modules as they are, and runs no hook when one of them raises.
         if not is_dynamo_compiling():
             call._visible = calls_of(call.module, enough=1) == 1
             while calls and _is_over(calls, call):
@@ -128,7 +128,7 @@ class Dispatcher:
         return output
 
     def _end(self, module: nn.Module) -> Call | None:
-        """Take the innermost call of the module off the stack. Those of other registries may stand above it."""
+        """Remove the module's innermost call from the stack. Calls of other registries may lie above it."""
         calls = _running.calls
         for index in range(len(calls) - 1, -1, -1):
             if calls[index]._owner is self and calls[index].module is module:
@@ -136,13 +136,13 @@ class Dispatcher:
         return None
 
     def _failed(self, call: Call, error: BaseException) -> None:
-        """Tell the hooks of an error once it has left every module with hooks: what a forward catches is no failure."""
+        """Report an error to the hooks once it has left every module with hooks: a caught error is not a failure."""
         for entry in call._entries:
-            entry.hook._left(call)
+            entry.hook._aborted(call)
         if ends_recomputation(error):
             return
         failures, outer = [*(call._failures or ()), (call, error)], call.parent
-        if outer is not None:  # with which it is forgotten, if that ends well
+        if outer is not None:  # if the outer call succeeds, this failure is forgotten with it
             outer._failures = failures if outer._failures is None else [*outer._failures, *failures]
             return
         for failed, reason in failures:
@@ -151,7 +151,7 @@ class Dispatcher:
                     entry.failed(failed, reason)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Not the board, which has the hooks of the other modules, too.
+        # Not the board, which also has the hooks of the other modules.
         return {"path": self.path, "owner": self.owner, "entries": self.entries, "keys": keys_taken()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -161,12 +161,12 @@ class Dispatcher:
         for entry in state["entries"]:
             entry.key = key
             hooks[entry.name] = Attached(entry.hook, entry.order, entry.turn, {self.path: entry})
-        # Which module it is on is for `HookRegistry.adopt` to find.
+        # `HookRegistry.adopt` finds out which module it is on.
         self.at = Board(State(state["owner"], hooks, {key: Place(self.path, None)})), key
 
 
 def _led_to(reason: BaseException, error: BaseException) -> bool:
-    """Tell whether ``error`` is ``reason``, or was raised while that was handled."""
+    """Tell whether ``error`` is ``reason``, or was raised while ``reason`` was being handled."""
     found: BaseException | None = error
     while found is not None and found is not reason:
         found = found.__cause__ or found.__context__
@@ -174,9 +174,9 @@ def _led_to(reason: BaseException, error: BaseException) -> bool:
 
 
 def _is_over(calls: list[Call], beginning: Call) -> bool:
-    """Tell whether the innermost call has ended, and stayed: PyTorch ran no hook after it, as after an interrupt.
+    """Tell whether the innermost call has ended but is still listed: after an interrupt PyTorch runs no hook.
 
-    Each call of a module has a frame on Python's stack, but for those that torch.compile made frames of its own for.
+    Each call of a module has a frame on Python's stack, except where torch.compile made frames of its own.
     """
     last = calls[-1]
     if not last._visible:
@@ -198,13 +198,13 @@ def _like(calls: list[Call], one: Call) -> int:
 
 
 def dispatcher_of(hook: Any) -> Dispatcher | None:
-    """Return the dispatcher that put a hook of PyTorch's on a module, or None if it is somebody else's."""
+    """Return the dispatcher that a PyTorch hook belongs to, or None if it is someone else's hook."""
     owner = getattr(hook, "__self__", None)
     return owner if isinstance(owner, Dispatcher) else None
 
 
 def take_off(module: nn.Module, board: Board, key: int) -> None:
-    """Take what the board's registry put on a module off, all of it or what an interrupt left of it."""
+    """Remove what the board's registry put on a module, or as much of it as an interrupt left."""
     for held in list(hooks_of(module)):
         dispatcher = dispatcher_of(held.hook)
         if dispatcher is not None and dispatcher.at == (board, key):
@@ -212,7 +212,7 @@ def take_off(module: nn.Module, board: Board, key: int) -> None:
 
 
 def hooked_for(module: nn.Module, kind: type) -> bool:
-    """Tell whether a module has hooks of an owner of this class. Asked in every forward."""
+    """Tell whether a module has hooks whose owner is of this class. Runs in every forward, so it must be fast."""
     for hook in pre_hooks_of(module):
         dispatcher = getattr(hook, "__self__", None)
         if type(dispatcher) is Dispatcher and isinstance(dispatcher.owner, kind):
@@ -221,17 +221,17 @@ def hooked_for(module: nn.Module, kind: type) -> bool:
 
 
 def hooks_on(module: nn.Module) -> Iterator[Hook]:
-    """Yield what runs on a module itself, of all registries."""
+    """Yield the hooks of all registries on a module itself."""
     for dispatcher in dict.fromkeys(dispatcher_of(held.hook) for held in hooks_of(module)):
         if dispatcher is not None:
             yield from (entry.hook for entry in dispatcher.entries)
 
 
 def dispatchers_on(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module, Dispatcher]]:
-    """Yield every dispatcher on the modules, such as ``model.named_modules()``: also of a copied or unpickled model."""
+    """Yield every dispatcher on modules such as ``model.named_modules()``, of copied and unpickled models as well."""
     for path, module in modules:
         for held in hooks_of(module):
-            # It has one hook before the forward and one after it: the latter stands for both.
+            # A dispatcher has one hook before the forward and one after it; the latter stands for both.
             dispatcher = dispatcher_of(held.hook) if held.kind == "forward hook" else None
             if dispatcher is not None:
                 yield path, module, dispatcher

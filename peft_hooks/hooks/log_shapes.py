@@ -1,4 +1,4 @@
-"""``LogShapes``: one readable line for every forward of a module, through stdlib ``logging``."""
+"""``LogShapes``: one readable line for each forward of a module, through the standard ``logging``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ logger = logging.getLogger("peft_hooks")
 
 @public
 class LogShapes(Hook):
-    """Log what went into a module and what came out, at DEBUG, on the logger ``peft_hooks``.
+    """Log what goes into a module and what comes out, at DEBUG level, on the logger ``peft_hooks``.
 
-    Nothing is formatted, and no tensor is read, unless the level is on. A line looks like
+    Nothing is formatted and no tensor is read unless that level is enabled. A line looks like
     ``Pooling '1' in: attention_mask i64[2,18] kept 24/36 pad right | out: sentence_embedding f32[2,384]``.
-    Tensors that pass through unchanged are named on the way in only. Silent inside ``torch.compile``.
+    Tensors that pass through unchanged are listed only as inputs. Silent inside ``torch.compile``.
 
     Example:
         >>> import logging, sys, torch
@@ -38,7 +38,7 @@ class LogShapes(Hook):
 
     def before(self, call: Call) -> None:
         if not torch.compiler.is_compiling() and logger.isEnabledFor(logging.DEBUG):
-            # Kept now: a module of Sentence Transformers puts its output into the dict that it was given.
+            # Copied now: Sentence Transformers modules write their output into the dict that they were given.
             call.notes[self] = dict(tensors_in([*call.given_args, call.given_kwargs]))
 
     def after(self, call: Call, output: Any) -> None:
@@ -58,6 +58,6 @@ class LogShapes(Hook):
 
 
 def _short(name: str) -> str:
-    """Drop the argument's number where a name follows: ``0.attention_mask`` is ``attention_mask``, ``1.0`` stays."""
+    """Drop the argument's number if a name follows: ``0.attention_mask`` -> ``attention_mask``; ``1.0`` stays."""
     number, _, rest = name.partition(".")
     return rest if number.isdigit() and rest and not rest[0].isdigit() else name

@@ -1,4 +1,4 @@
-"""Hooks of others on a module or below: what they see must not change, whatever a hook of ours makes of a forward."""
+"""Find other code's hooks on a module or below: what they see must not change, whatever our hooks do to a forward."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..compat.torch_internals import Held, has_global_hooks, hooked_modules, hooks_of
+from ..compat.torch_internals import ModuleHook, has_global_hooks, hooked_modules, hooks_of
 from .call import Call
 from .dispatcher import Dispatcher, dispatcher_of
 
 
 class Onlooker(NamedTuple):
-    """A hook of somebody else.
+    """Someone else's hook.
 
     Attributes:
         kind: ``"forward hook"``, or another of PyTorch's kinds.
@@ -25,14 +25,14 @@ class Onlooker(NamedTuple):
 
 
 def onlookers(root: nn.Module, owner: Hashable, harmless: Callable[[Any], bool]) -> Iterator[Onlooker]:
-    """Yield the hooks on a module and below that are not of a registry with this owner.
+    """Yield the hooks on a module and below that do not belong to a registry with this owner.
 
-    Those of a registry of one's own and of ``trace_shapes`` are among them. Asked in every forward.
+    They include those of the user's own registries and of ``trace_shapes``. Runs in every forward, so it must be fast.
 
     Args:
         root: The module.
-        owner: What the registry's hooks are marked with.
-        harmless: Tells which hooks are no one's: they do not see what they are called with, or make nothing of it.
+        owner: Marks the registry's hooks.
+        harmless: Tells which hooks to skip, because they ignore what they are called with.
     """
     if has_global_hooks():
         yield Onlooker("hook", None)
@@ -43,19 +43,19 @@ def onlookers(root: nn.Module, owner: Hashable, harmless: Callable[[Any], bool])
 
 
 def is_watched(call: Call, harmless: Callable[[Any], bool]) -> bool:
-    """Tell whether hooks of others are on the module of a call, or below."""
+    """Tell whether someone else's hooks are on the module of a call, or below."""
     return others_below(call.module, call, harmless)
 
 
 def others_below(root: nn.Module, call: Call, harmless: Callable[[Any], bool]) -> bool:
-    """Tell whether hooks of others than the call's are on a module or below. No dispatcher began a call of a probe."""
+    """Tell whether hooks of other owners than the call's are on a module or below; False in a probe's own calls."""
     dispatcher = call._owner
     if not isinstance(dispatcher, Dispatcher):
         return False
     return next(onlookers(root, dispatcher.owner, harmless), None) is not None
 
 
-def _is_owned(held: Held, owner: Hashable) -> bool:
-    """Tell whether a hook is of a registry with this owner, or of one that has nothing there that runs."""
+def _is_owned(held: ModuleHook, owner: Hashable) -> bool:
+    """Tell whether a hook belongs to a registry with this owner, or to one that runs nothing there."""
     dispatcher = dispatcher_of(held.hook)
     return dispatcher is not None and (dispatcher.owner == owner or not dispatcher.entries)

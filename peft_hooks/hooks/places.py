@@ -1,4 +1,4 @@
-"""Brings what PyTorch holds on the modules in line with a registry's state. Keeps no module alive."""
+"""Keep what PyTorch holds on the modules in line with a registry's state, without keeping any module alive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .undo import always
 
 
 class Places(Board):
-    """A board, and the modules on which PyTorch holds a dispatcher that reads it, or may."""
+    """A board, and the modules that have, or may have, a dispatcher that reads it."""
 
     __slots__ = ("_held",)
 
@@ -23,7 +23,7 @@ class Places(Board):
         self._held: dict[int, Place] = {}
 
     def switch(self, state: State) -> None:
-        """Put ``state`` in force. The assignment is the step; what comes before and after it changes no forward."""
+        """Put ``state`` in force with one assignment; what happens before and after it changes no forward."""
         always(lambda: self._put_in_force(state), self._tidy)
 
     def _put_in_force(self, state: State) -> None:
@@ -43,7 +43,7 @@ class Places(Board):
 
     @classmethod
     def found_on(cls, model: nn.Module, owner: Hashable) -> Places:
-        """Return what a registry of ``owner`` left on ``model``, which may be a copy of the model it was made for."""
+        """Return what a registry of ``owner`` left on ``model``, which may be a copy of the registry's model."""
         places = cls(State(owner))
         found: list[tuple[Dispatcher, int]] = []
         hooks: dict[str, Attached] = {}
@@ -58,6 +58,6 @@ class Places(Board):
                 former = hooks.get(entry.name, Attached(entry.hook, entry.order, entry.turn, {}))
                 hooks[entry.name] = replace(former, entries={**former.entries, path: entry})
         places.state = State(owner, hooks, dict(places._held))
-        for dispatcher, key in found:  # each runs the same before and after it
+        for dispatcher, key in found:  # each dispatcher runs the same hooks before this assignment and after it
             dispatcher.at = places, key
         return places

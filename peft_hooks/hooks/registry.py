@@ -1,4 +1,4 @@
-"""``HookRegistry``: named, ordered forward hooks on any ``nn.Module``, with their whole life."""
+"""``HookRegistry``: attach, order, disable and detach named forward hooks on any ``nn.Module``."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class HookRegistry:
     """The forward hooks that one owner has on a model.
 
     Attaching, detaching, enabling and disabling are not thread-safe; the hooks themselves run in any thread.
-    The registry does not keep the model alive, and nothing of it stays on a module that has no enabled hook of it.
-    Ctrl-C, wherever it hits, leaves each call and each block as not begun or as ended.
+    The registry does not keep the model alive, and leaves nothing on a module on which it has no enabled hook.
+    Wherever Ctrl-C hits, each call and each block is left either not begun or complete.
 
     Args:
         model: Any ``nn.Module``.
         roles: Finds the paths of named roles in the model. The default knows ``"transformer"``, ``"backbone"`` and
             ``"pooling"`` of Sentence Transformers models.
-        owner: What the hooks on the modules are marked with. One registry for an owner and model is enough.
+        owner: Marks the hooks on the modules. One registry per owner and model is enough.
 
     Raises:
         TypeError: If ``model`` is not an ``nn.Module``.
@@ -71,7 +71,7 @@ class HookRegistry:
 
     @classmethod
     def adopt(cls, model: nn.Module, owner: Hashable) -> HookRegistry:
-        """Make a registry of the hooks of ``owner`` that are on ``model`` already: a copied or unpickled model.
+        """Make a registry of the hooks of ``owner`` that are already on ``model``, a copied or unpickled model.
 
         Hooks that were disabled when the model was copied are on no module, and so are not found.
         """
@@ -84,7 +84,7 @@ class HookRegistry:
         """The model.
 
         Raises:
-            HookError: If it is gone: the registry does not keep it alive.
+            HookError: If the model no longer exists: the registry does not keep it alive.
         """
         model = self._model()
         if model is None:
@@ -98,16 +98,16 @@ class HookRegistry:
             hook: An instance of a ``Hook``.
             to: A role, path, glob, module class, module or predicate ``(path, module) -> bool``.
             name: The hook's name; by default its class name, with a number if that is taken.
-            order: Lower runs first, before and after the module alike; equal orders run as they were attached.
+            order: Lower runs first, both before and after the module; equal orders run in the order of attachment.
 
         Returns:
             The name.
 
         Raises:
-            TypeError: If ``hook`` is not an instance of a ``Hook``, ``name`` no str or ``order`` no number.
+            TypeError: If ``hook`` is not an instance of a ``Hook``, ``name`` not a str or ``order`` not a number.
             HookNameError: If the name is taken.
             SelectorError: If ``to`` matches no module.
-            HookError: If a module is compiled already: PyTorch would silently leave the hook out.
+            HookError: If a module is already compiled: PyTorch would silently leave the hook out.
         """
         self._need_hook(hook)
         name = self._free_name(type(hook).__name__) if name is None else name
@@ -118,7 +118,7 @@ class HookRegistry:
     def attach_all(
         self, wanted: Iterable[Wanted], note: Any = None, path_of: Mapping[nn.Module, str] | None = None
     ) -> None:
-        """Attach these hooks, with a note of their owner's, in place of all others. Raises as ``attach``."""
+        """Replace all hooks with these, with a note of their owner's. Raises what ``attach`` raises."""
         keys = self.state.keys()
         state = replace(self.state, hooks={}, note=note)
         for one in wanted:
@@ -132,7 +132,7 @@ class HookRegistry:
             raise TypeError(f"attach needs an instance of a peft_hooks.Hook, got {hook!r}{hint}")
 
     def detach(self, name: str) -> None:
-        """Take the hook off every module.
+        """Remove the hook from every module.
 
         Raises:
             HookNameError: If no hook has this name.
@@ -141,11 +141,11 @@ class HookRegistry:
         self._places.switch(self.state.lacking(name))
 
     def clear(self) -> None:
-        """Detach every hook of this registry. Hooks of others stay."""
+        """Detach every hook of this registry. Other owners' hooks stay."""
         self._places.switch(replace(self.state, hooks={}))
 
     def reset(self) -> None:
-        """Detach every hook of this registry, those that blocks have set aside among them."""
+        """Detach every hook of this registry, including those that a block has set aside."""
         self._places.switch(State(self.owner))
 
     def enable(self, name: str) -> None:
@@ -154,13 +154,13 @@ class HookRegistry:
         self._places.switch(self.state.switched([name], True))
 
     def disable(self, name: str) -> None:
-        """Take the hook off its modules until ``enable``; it costs nothing. Raises HookNameError for an unknown one."""
+        """Take the hook off its modules until ``enable``, at no cost. Raises HookNameError for an unknown name."""
         self._get(name)
         self._places.switch(self.state.switched([name], False))
 
     @contextlib.contextmanager
     def attached(self, hook: Hook, to: Selector, name: str | None = None, order: int = 0) -> Iterator[str]:
-        """Attach for the length of a block, which gets the name. Blocks nest. Takes and raises what ``attach`` does."""
+        """Attach for a ``with`` block, which gets the name. Blocks nest. Takes and raises what ``attach`` does."""
         self._need_hook(hook)
         chosen = self._free_name(type(hook).__name__) if name is None else name
         former = self.state.hooks.get(chosen)
@@ -174,7 +174,7 @@ class HookRegistry:
 
     @contextlib.contextmanager
     def disabled(self, *names: str) -> Iterator[None]:
-        """Disable the named hooks, or all, for the length of a block; those that were disabled before stay so."""
+        """Disable the named hooks, or all, for a ``with`` block; hooks that were already disabled stay so."""
         for name in names:
             self._get(name)
         chosen = [name for name in (names or self.state.hooks) if self.state.hooks[name].enabled]
@@ -185,7 +185,7 @@ class HookRegistry:
 
     @contextlib.contextmanager
     def replaced(self, owner: Hashable = None) -> Iterator[None]:
-        """Set all hooks aside for the length of a block, which may attach others; the former come back after it.
+        """Set all hooks aside for a ``with`` block, which may attach others; the former come back at its end.
 
         What PyTorch holds on the modules stays in place, so the block leaves no trace; its hooks are marked ``owner``.
         """
@@ -193,30 +193,30 @@ class HookRegistry:
         yield from block(lambda: self.set_aside(owner), lambda: self.put_back(former))
 
     def set_aside(self, owner: Hashable = None) -> None:
-        """Have nothing run until ``put_back`` is given the state of now; what is attached meanwhile runs."""
+        """Run none of the current hooks until ``put_back`` restores this state; hooks attached meanwhile do run."""
         self._places.switch(State(self.owner if owner is None else owner, outer=self.state))
 
     def put_back(self, former: State) -> None:
-        """Put a state that is set aside in force again; does nothing if it is not, or was detached by ``reset``."""
+        """Put a state that was set aside in force again; do nothing if it is not set aside or ``reset`` dropped it."""
         if self.state.inside(former):
             self._places.switch(former)
 
     @property
     def state(self) -> State:
-        """What is attached now. It never changes; attaching puts another in its place."""
+        """What is attached now: immutable, and replaced whenever something is attached or detached."""
         return self._places.state
 
     @property
     def owner(self) -> Hashable:
-        """What the hooks on the modules are marked with."""
+        """The owner that marks the hooks on the modules."""
         return self._places.state.owner
 
     def restore(self, former: State) -> None:
-        """Put a former state of this registry in force, whatever was attached or detached since."""
+        """Put a former state of this registry in force, whatever has been attached or detached since."""
         self._places.switch(former)
 
     def describe(self) -> HookTable:
-        """List every hook on every module: role, order, calls, and why a hook never fired, where that is known."""
+        """List every hook on every module: role, order, calls, and, where known, why it was never called."""
         return describe(self.model, self.state.ordered(), self.state.calls(), self._roles(self.model))
 
     def _get(self, name: str) -> Attached:

@@ -1,4 +1,4 @@
-"""Selectors: from a role, path, glob, class, module or predicate to the modules that are meant."""
+"""Selectors: turn a role, path, glob, class, module or predicate into the modules that it means."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Roles = Mapping[str, Sequence[str]]
 
 
 def select(model: nn.Module, selector: Selector, roles: Callable[[nn.Module], Roles]) -> list[tuple[str, nn.Module]]:
-    """Return ``(path, module)`` for every module of ``model`` that ``selector`` means, each module once.
+    """Return ``(path, module)`` for every module of ``model`` that ``selector`` selects, each module once.
 
-    A module that sits at several paths is found by any of them, and returned with the first.
+    A module that has several paths is found by any of them, and returned with the first.
 
     Args:
         model: The root; its own path is ``""``.
         selector: A role, a path, a glob over paths (``*`` is one part, ``**`` any number of parts), a module class, a
             module, or a predicate ``(path, module) -> bool``. A bare name that is both a role and a path is the role.
-        roles: Finds the roles of a model, asked only when ``selector`` is a bare name or nothing matches it.
+        roles: Finds the roles of a model; called only if ``selector`` is a bare name or matches nothing.
 
     Raises:
         SelectorError: If nothing matches, or the selector is none of these.
     """
-    if isinstance(selector, nn.Module):  # as this library itself attaches: one walk, and no further than there
+    if isinstance(selector, nn.Module):  # how this library itself attaches: a single walk, which stops at the module
         path = next((path for path, module in model.named_modules() if module is selector), None)
         if path is None:
             raise SelectorError(_nothing_found(model, {}, selector, roles))
@@ -85,13 +85,13 @@ def _nothing_found(
 
 
 def glob_pattern(glob: str) -> re.Pattern[str]:
-    """Compile a glob over module paths: ``*``, ``?``, ``[a-z]`` and ``[!a-z]`` stay inside one part.
+    """Compile a glob over module paths: ``*``, ``?``, ``[a-z]`` and ``[!a-z]`` match within one part.
 
-    ``**`` as a part spans any number of parts or none. At the end it is what lies inside, one part or more:
-    ``"0.**"`` leaves out ``"0"`` itself. ``"**"`` alone is every module, the root included.
+    ``**`` as a part spans any number of parts, including none. At the end it means everything inside, one part or more:
+    ``"0.**"`` leaves out ``"0"`` itself. ``"**"`` alone selects every module, including the root.
 
     Raises:
-        SelectorError: If the glob cannot be read.
+        SelectorError: If the glob is malformed.
     """
     if glob == "**":
         return re.compile(r".*")
@@ -101,11 +101,11 @@ def glob_pattern(glob: str) -> re.Pattern[str]:
         # (?=.): "*" is one part, and the root's path "" has none.
         return re.compile(r"(?=.)" + regex + (r"[^.]+(?:\.[^.]+)*" if last == "**" else _part(last)))
     except re.error as error:
-        raise SelectorError(f"{glob!r} is no glob over module paths: {error.msg}") from None
+        raise SelectorError(f"{glob!r} is not a glob over module paths: {error.msg}") from None
 
 
 def _part(glob: str) -> str:
-    """Translate one part of a glob, signs in brackets by themselves: ``fnmatch.translate`` lets them match dots."""
+    """Translate one part of a glob, including sets in brackets, which ``fnmatch.translate`` would let match dots."""
 
     def sign(match: re.Match[str]) -> str:
         text = match[0]
@@ -120,7 +120,7 @@ def _part(glob: str) -> str:
 def compiled_part(model: nn.Module, path: str) -> str | None:
     """Return the path of the compiled module at or around ``path``, or None.
 
-    ``torch.compile`` leaves out hooks that are attached after it, silently.
+    ``torch.compile`` silently leaves out hooks that are attached after it.
     """
     module, at = model, ""
     for part in ("", *path.split(".")) if path else ("",):

@@ -1,4 +1,4 @@
-"""What ``HookRegistry.describe`` returns: a table of hooks, with the reason where one never fired."""
+"""The table that ``HookRegistry.describe`` returns: each hook, with the reason if it never fired."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class HookRow:
 
 @dataclass(frozen=True)
 class HookTable:
-    """The hooks of a registry, in the order in which they run. ``print`` shows a table, and the remarks below it."""
+    """The hooks of a registry, in the order in which they run. ``print`` shows a table with the remarks below it."""
 
     rows: tuple[HookRow, ...]
     remarks: tuple[str, ...] = ()
 
     @property
     def never_fired(self) -> tuple[HookRow, ...]:
-        """The enabled hooks that have not been called; ``note`` says why."""
+        """The enabled hooks that were never called; ``note`` says why."""
         return tuple(row for row in self.rows if row.enabled and not row.calls)
 
     def __iter__(self) -> Iterator[HookRow]:
@@ -62,7 +62,7 @@ def describe(
 
     Args:
         model: The root.
-        hooks: Names and what is attached under them.
+        hooks: The hooks, with their names.
         calls: How often the hooks on each path were called.
         roles: Paths by role.
     """
@@ -80,7 +80,7 @@ def describe(
 
 
 def silence(model: nn.Module, path: str, calls: Mapping[str, int]) -> str:
-    """Say why the hook at ``path`` never fired, from the ``calls`` by path of the registry's hooks since then."""
+    """Return why the hook at ``path`` never fired, given how often each path was called since it was attached."""
     from ..compat.sentence_transformers import why_never_called
 
     if compiled_part(model, path) is not None:

@@ -1,8 +1,7 @@
 """Steps that Ctrl-C cannot leave half done: each ends as if it had run, or as if it had not.
 
-A KeyboardInterrupt can be raised before any line, also in ``finally``. So what has to run is written twice, the second
-time around the first, and is such that running it again, or after a part of it, changes nothing more. One interrupt
-cannot hit both.
+A KeyboardInterrupt can be raised before any line, even in ``finally``. So whatever must run is written twice, one
+``finally`` inside the other, and is idempotent, even after a partial run. A single interrupt cannot hit both.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ _T = TypeVar("_T")
 def block(enter: Callable[[], _T], leave: Callable[[], Any]) -> Iterator[_T]:
     """Yield once between two steps, for ``yield from`` in a ``contextlib.contextmanager``.
 
-    Not a context manager itself: an interrupt where a ``with`` statement ends passes by its ``__exit__``.
+    Not a context manager itself: an interrupt at the end of a ``with`` statement skips its ``__exit__``.
 
     Args:
-        enter: Run first; what it returns is yielded.
-        leave: Run at the end, whatever was raised, also by ``enter``. It may run twice.
+        enter: Runs first; its result is yielded.
+        leave: Runs at the end, whatever was raised, even by ``enter``. It may run twice.
     """
     try:
         try:
@@ -32,7 +31,7 @@ def block(enter: Callable[[], _T], leave: Callable[[], Any]) -> Iterator[_T]:
 
 
 def always(step: Callable[[], _T], then: Callable[[], Any]) -> _T:
-    """Run ``step``, and ``then`` whatever it raised. ``then`` may run twice."""
+    """Run ``step``, then ``then``, whatever was raised. ``then`` may run twice."""
     try:
         try:
             return step()
@@ -43,7 +42,7 @@ def always(step: Callable[[], _T], then: Callable[[], Any]) -> _T:
 
 
 def attempt(step: Callable[[], _T], undo: Callable[[], Any]) -> _T:
-    """Run ``step``, and if it does not come to its end, ``undo``, which may run twice."""
+    """Run ``step``, and ``undo`` if it does not complete. ``undo`` may run twice."""
     done = False
     try:
         try:
@@ -59,7 +58,7 @@ def attempt(step: Callable[[], _T], undo: Callable[[], Any]) -> _T:
 
 
 def surely(step: Callable[[], Any]) -> None:
-    """Run ``step``, and once more if it is interrupted."""
+    """Run ``step``, and run it once more if it is interrupted."""
     try:
         step()
     except BaseException as error:

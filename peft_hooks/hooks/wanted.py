@@ -1,4 +1,4 @@
-"""From what ``HookRegistry.attach`` is given to the state that has it, or to the error that says why not."""
+"""Turn the arguments of ``HookRegistry.attach`` into a state with the hook, or into an error that says why not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .selectors import Roles, Selector, compiled_part, select
 
 
 class Wanted(NamedTuple):
-    """A hook that is to be attached: what ``HookRegistry.attach`` takes."""
+    """A hook to be attached: what ``HookRegistry.attach`` takes."""
 
     name: str
     hook: Hook
@@ -37,15 +37,15 @@ def having(
     Args:
         state: What is attached.
         wanted: The hook.
-        keys: Those of the places that are known; new ones are added.
+        keys: The keys of known places; keys of new places are added.
         model: The root.
         roles: Finds the roles of a model.
-        path_of: The paths of modules that need not be looked for.
+        path_of: The paths of modules that need not be searched for.
 
     Raises:
         HookNameError: If the name is taken.
         SelectorError: If no module is selected.
-        HookError: If a module is compiled already.
+        HookError: If a module is already compiled, or is a TorchScript module that takes no hooks.
     """
     name, hook, to, order = wanted
     if name in state.hooks:
@@ -80,6 +80,6 @@ def _refuse_scripted(module: nn.Module, path: str, name: str) -> None:
     if not takes_hooks(module):
         where = repr(path) if path else "the model"
         raise HookError(
-            f"{where} is a {type(module).__name__}: TorchScript runs it without hooks of Python, so {name!r} cannot be "
+            f"{where} is a {type(module).__name__}: TorchScript runs it without Python hooks, so {name!r} cannot be "
             f"attached there: select the modules around it"
         )

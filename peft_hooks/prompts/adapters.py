@@ -1,4 +1,4 @@
-"""``add_prompt_adapter``: an adapter where the forward really runs, and the hooks with it."""
+"""``add_prompt_adapter``: put an adapter where the forward really runs, and attach the hooks."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def add_prompt_adapter(
     """Put a PEFT adapter on the Transformer of a Sentence Transformers model, make it active, and attach the hooks.
 
     Sentence Transformers' own ``add_adapter`` refuses prompt learning, which ``transformers.integrations.peft`` calls
-    out of scope, as nothing that can be injected into a module; and assigning to ``model[0].auto_model`` does nothing
-    since 5.4. What PEFT cannot infer of the backbone, or infers wrongly (``token_dim`` of DistilBERT and ALBERT,
-    key-value heads of a prefix: https://github.com/huggingface/peft/pull/2883), is filled in; values that the config
-    has are kept. The config itself is not changed. If anything is refused, the model is as it was.
+    out of scope because it cannot be injected into a module; and assigning to ``model[0].auto_model`` has no effect
+    since 5.4. Values that PEFT cannot infer from the backbone, or infers wrongly (``token_dim`` of DistilBERT and
+    ALBERT, key-value heads of a prefix: https://github.com/huggingface/peft/pull/2883), are filled in; values set in
+    the config are kept. The config itself is not changed. If anything is refused, the model stays as it was.
 
     Args:
         model: A ``SentenceTransformer``, with or without an adapter. A second one must be of the same PEFT method.
         peft_config: A ``PromptTuningConfig``, ``PromptEncoderConfig``, ``MultitaskPromptTuningConfig``,
             ``PrefixTuningConfig``, ``CartridgeConfig`` or ``LoraConfig``.
         adapter_name: The adapter's name.
-        **options: As in ``register_prompt_mask_hooks``; with hooks on already, they must be the same or left out.
+        **options: As in ``register_prompt_mask_hooks``; if hooks are already on, the same ones or none.
 
     Returns:
         The handle of the hooks.
 
     Raises:
-        TypeError: If ``model`` is no module, ``peft_config`` no PEFT config, ``adapter_name`` no name, or an option is
-            unknown.
-        UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
-        ValueError: If the name is taken, the config has no virtual tokens, or PEFT refuses it.
+        TypeError: If ``model`` is not a module, ``peft_config`` not a PEFT config, ``adapter_name`` not a name, or an
+            option is unknown.
+        UnsupportedModelError: If the embeddings cannot be correct with this backbone and adapter.
+        ValueError: If the name is taken, the config has no virtual tokens, or PEFT refuses the config.
 
     Example:
         >>> from peft import PromptTuningConfig
@@ -74,7 +74,7 @@ def add_prompt_adapter(
     def step() -> HookHandle:
         if hasattr(former, "peft_config"):
             if adapter_name in former.peft_config:
-                raise ValueError(f"an adapter named {adapter_name!r} is there already: give another adapter_name")
+                raise ValueError(f"an adapter named {adapter_name!r} already exists: give another adapter_name")
             former.add_adapter(adapter_name, config)
             former.set_adapter(adapter_name)
         else:
@@ -91,21 +91,22 @@ def add_prompt_adapter(
 
 @public
 def remove_prompt_adapter(model: nn.Module, adapter_name: str = "default") -> HookHandle | None:
-    """Delete an adapter: PEFT up to 0.17 raises for prompt learning, and later ones leave a model that cannot run.
+    """Delete an adapter. PEFT up to 0.17 raises for prompt learning, and later releases leave a model that cannot run.
 
-    If it was the active one, the first of the others becomes active. With the last one the ``PeftModel`` and the hooks
-    go, and the backbone is in its place, frozen as PEFT made it.
+    If it was the active one, the first of the others becomes active. Deleting the last one also removes the
+    ``PeftModel`` and the hooks; the backbone takes its place, frozen as PEFT left it.
 
     Args:
         model: A ``SentenceTransformer`` with an adapter.
-        adapter_name: Which one.
+        adapter_name: Which adapter.
 
     Returns:
         The handle of the hooks, or None if there are none (any more).
 
     Raises:
-        TypeError: If ``model`` is no module.
-        UnsupportedModelError: If it has not one Transformer, or an adapter that ``model.add_adapter()`` put in.
+        TypeError: If ``model`` is not a module.
+        UnsupportedModelError: If it does not have exactly one Transformer, or ``model.add_adapter()`` put the adapter
+            in.
         ValueError: If there is no adapter of that name.
 
     Example:
@@ -131,7 +132,7 @@ def remove_prompt_adapter(model: nn.Module, adapter_name: str = "default") -> Ho
 
 
 def _take_away(transformer: Any, peft_model: Any, adapter_name: str, handle: HookHandle | None) -> None:
-    """Delete an adapter, with the hooks and the ``PeftModel`` if it is the last. May run again after a part of it."""
+    """Delete an adapter, and with the last one the hooks and the ``PeftModel``. Safe to repeat if interrupted."""
     others = [name for name in peft_model.peft_config if name != adapter_name]
     if others:
         if peft_model.active_adapter == adapter_name:
@@ -154,7 +155,7 @@ def _take_away(transformer: Any, peft_model: Any, adapter_name: str, handle: Hoo
 
 
 class _Former:
-    """A Transformer's backbone, its adapters, what is frozen and the hooks, as they were."""
+    """A snapshot of a Transformer's backbone, its adapters, which parameters are frozen, and the hooks."""
 
     def __init__(self, model: nn.Module, transformer: Any, handle: HookHandle | None) -> None:
         self._model, self._transformer, self._handle = model, transformer, handle
@@ -164,11 +165,11 @@ class _Former:
         self._adapters = list(getattr(self._backbone, "peft_config", ()))
         self._active = getattr(self._backbone, "active_adapter", None)
         self._frozen = {parameter: parameter.requires_grad for parameter in self._backbone.parameters()}
-        # Of every module: SEQ_CLS wraps the head, to train and save it, and LoRA's layers are in the backbone itself.
+        # Of every module: SEQ_CLS wraps the head to train and save it, and LoRA puts its layers into the backbone.
         self._children = [(module, dict(module.named_children())) for module in self._backbone.modules()]
 
     def restore(self) -> None:
-        """Put all of it back. May run again after a part of it."""
+        """Restore everything. Safe to repeat if interrupted."""
         if releases.backbone_of(self._transformer) is not self._backbone:
             releases.put_backbone(self._transformer, self._backbone)
         if self._adapters:
@@ -201,7 +202,7 @@ class _Former:
 
 
 def _the_transformer(model: Any) -> tuple[nn.Module, Any]:
-    """Return the module that hooks of ``model`` go on, and its one Transformer."""
+    """Return the module that the hooks of ``model`` go on, and its only Transformer."""
     read = read_pipeline(model)
     if len(read.encoders) != 1:
         places = ", ".join(repr(encoder.path) for encoder in read.encoders)
@@ -212,14 +213,14 @@ def _the_transformer(model: Any) -> tuple[nn.Module, Any]:
     (encoder,) = read.encoders
     if encoder.adapted and not hasattr(encoder.outer, "active_peft_config"):
         raise UnsupportedModelError(
-            "the backbone has an adapter that model.add_adapter() put in, beside which a PeftModel cannot stand: take "
-            "it off with `model.delete_adapter(name)`, or add to a model that is loaded anew"
+            "the backbone has an adapter that model.add_adapter() put in, next to which there cannot be a PeftModel: "
+            "remove it with `model.delete_adapter(name)`, or load the model again and add to that"
         )
     return read.root, encoder.module
 
 
 def _filled_in(peft_config: Any, transformer: Any) -> Any:
-    """Return a copy of the config with what the backbone tells."""
+    """Return a copy of the config, completed with values read from the backbone."""
     from peft import PeftConfig as Config
 
     if not isinstance(peft_config, Config):

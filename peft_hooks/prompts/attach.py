@@ -1,4 +1,4 @@
-"""``register_prompt_mask_hooks`` and ``prompt_mask_hooks``: the hooks on a model, permanently or for a block."""
+"""``register_prompt_mask_hooks`` and ``prompt_mask_hooks``: attach the hooks permanently, or for a ``with`` block."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def register_prompt_mask_hooks(
     log: bool = False,
     share_prompt: Share = "auto",
 ) -> HookHandle:
-    """Attach everything that makes a prompt-tuned Sentence Transformers model right, until ``handle.remove()``.
+    """Attach all hooks that a prompt-tuned Sentence Transformers model needs, until ``handle.remove()``.
 
-    With the hooks on, an embedding is the same alone and in any batch, left- or right-padded. What cannot be right is
-    refused by name. A second call with the same options returns the same handle, and attaches anew if the model was
-    changed meanwhile: a module replaced, an adapter added. Attach before ``torch.compile``, which
-    leaves out what comes later: https://docs.pytorch.org/docs/stable/torch.compiler_nn_module.html
+    With the hooks on, an embedding is the same alone and in any batch, left- or right-padded. A model that cannot be
+    made correct is refused, with the reason. A second call with the same options returns the same handle, and attaches
+    again if the model has changed: a module replaced, an adapter added. Attach before ``torch.compile``, which leaves
+    out later hooks: https://docs.pytorch.org/docs/stable/torch.compiler_nn_module.html
 
     The methods: prompt tuning (https://arxiv.org/abs/2104.08691), P-tuning (https://arxiv.org/abs/2103.10385),
     multitask prompt tuning (https://arxiv.org/abs/2303.02861), prefix tuning (https://arxiv.org/abs/2101.00190) and
-    cartridges (https://arxiv.org/abs/2506.06266). On encoders that keep no keys and values (MPNet, DistilBERT, ALBERT,
+    cartridges (https://arxiv.org/abs/2506.06266). On encoders without a key-value cache (MPNet, DistilBERT, ALBERT,
     DeBERTa, ModernBERT, T5's) a prefix is put into the attention: see ``PutPrefixInAttention``.
     What Sentence Transformers did about virtual tokens from 3.3 to 6.1, and why they count:
     https://github.com/huggingface/sentence-transformers/pull/3000
 
     In a ``CrossEncoder`` the head reads the text's own first token (BERT and similar architectures) or last token
-    (decoders), as it was trained to. The adapter's task type must be ``SEQ_CLS``: with others PEFT drops the segment
+    (decoders), as it was trained to. The adapter's task type must be ``SEQ_CLS``: with any other PEFT drops the segment
     ids of a pair. In a ``SparseEncoder`` and a ``MultiVectorEncoder`` only the text's tokens count.
 
     Args:
@@ -60,24 +60,25 @@ def register_prompt_mask_hooks(
             the text's own. ``"pool"``: exactly what 3.3 to 6.1 computed, with ``share_prompt=False`` to the last bit.
             ``"ignore"``: kept in ``token_embeddings``, masked out of pooling.
             ``"strip"``: cut from ``token_embeddings`` and hidden states.
-        task_id: The task of multitask prompt tuning; or a list or tensor of them, one for each row of the batch, for
-            forwards of one's own: ``encode`` sorts its texts. Ids that a caller hands to the ``PeftModel`` come first.
+        task_id: The task of multitask prompt tuning; or a list or tensor with one for each row of the batch, for your
+            own forwards only, because ``encode`` sorts its texts. Ids that a caller passes to the ``PeftModel`` win.
         check: Assert named dimensions in every forward, on every module that ``contract_of`` knows.
-        log: Log shapes at DEBUG on the logger ``peft_hooks``.
-        share_prompt: ``"auto"``: in a causal backbone, compute the virtual tokens once per forward and not once for
-            each row, where a small forward proves that to be exact; ``handle.describe()`` says where it is not.
-            Networks that make prompts run on one row, too. ``False``: as PEFT does. ``True``: refuse what is not exact.
-            ``"keep"``: as ``"auto"``, and in ``no_grad`` and ``inference_mode`` keep what was computed of the prompt
-            for the next forwards: for weights that do not change. Most changes are seen, and it is computed anew; after
-            one that nothing shows (``weight.data.add_()``, a write through NumPy) call ``handle.refresh()``.
+        log: Log shapes at DEBUG level on the logger ``peft_hooks``.
+        share_prompt: ``"auto"``: in a causal backbone, compute the virtual tokens once per forward instead of once per
+            row, where a small forward proves that this is exact; ``handle.describe()`` says where it is not.
+            Networks that make prompts also run on one row. ``False``: as PEFT does. ``True``: refuse what is not exact.
+            ``"keep"``: like ``"auto"``, and in ``no_grad`` and ``inference_mode`` keep what was computed from the
+            prompt for later forwards. It is for weights that do not change: most changes are noticed, and it is
+            computed again; after one that leaves no sign (``weight.data.add_()``, a write through NumPy) call
+            ``handle.refresh()``.
 
     Returns:
         The handle: a context manager with ``remove()`` and ``describe()``.
 
     Raises:
-        TypeError: If ``model`` is no module.
-        UnsupportedModelError: If the embeddings cannot be right with this model and adapter.
-        HookError: If the model is compiled already, or has the hooks with other options.
+        TypeError: If ``model`` is not a module.
+        UnsupportedModelError: If the embeddings cannot be correct with this model and adapter.
+        HookError: If the model is already compiled, or has hooks with other options.
         ValueError: If an option is wrong.
 
     Example:
@@ -87,7 +88,7 @@ def register_prompt_mask_hooks(
         >>> model = tiny_model("bert")
         >>> add_prompt_adapter(model, PromptTuningConfig(num_virtual_tokens=4)).remove()  # a model without hooks
         >>> handle = register_prompt_mask_hooks(model)
-        >>> model.encode(list(TEXTS)).shape  # float32[texts, width], whatever the other texts of the batch
+        >>> model.encode(list(TEXTS)).shape  # float32[texts, width], whatever else is in the batch
         (6, 32)
         >>> check_padding_invariance(model, TEXTS).ok
         True
@@ -104,8 +105,8 @@ def register_prompt_mask_hooks(
         return handle
     if handle.options != options:
         raise HookError(
-            f"the model has the hooks with other options, {handle!r}: call `.remove()` on that handle first, or use "
-            f"`with prompt_mask_hooks(model, ...)` for a block"
+            f"the model already has hooks with other options, {handle!r}: call `.remove()` on that handle first, or "
+            f"use `with prompt_mask_hooks(model, ...)` for a block"
         )
     if not handle.fits():
         handle.refresh()
@@ -113,7 +114,7 @@ def register_prompt_mask_hooks(
 
 
 def _new(pipeline: Pipeline, options: Options) -> HookHandle:
-    """Return a handle that has attached nothing yet, after a word on releases that no one has tried."""
+    """Return a handle that has attached nothing yet, after a warning if a release is newer than those tested."""
     warn_if_untested(level_of_caller())
     return HookHandle(pipeline.root, options)
 
@@ -121,10 +122,10 @@ def _new(pipeline: Pipeline, options: Options) -> HookHandle:
 @public
 @contextlib.contextmanager
 def prompt_mask_hooks(model: nn.Module, **options: Unpack[HookOptions]) -> Iterator[HookHandle]:
-    """Attach what ``register_prompt_mask_hooks`` attaches for the length of a block, and leave no trace after it.
+    """Attach what ``register_prompt_mask_hooks`` attaches for a ``with`` block, and leave no trace after it.
 
     Blocks nest: inside a block, or with hooks registered, the given options hold for the inner block and the others
-    stay as they are. Not thread-safe: the model has the hooks for every thread.
+    stay as they are. Not thread-safe: the hooks are on the model for every thread.
 
     Args:
         model: As in ``register_prompt_mask_hooks``.
@@ -134,7 +135,7 @@ def prompt_mask_hooks(model: nn.Module, **options: Unpack[HookOptions]) -> Itera
         The handle.
 
     Raises:
-        TypeError: If an option is unknown, and what ``register_prompt_mask_hooks`` raises.
+        TypeError: If an option is unknown; and whatever ``register_prompt_mask_hooks`` raises.
 
     Example:
         >>> from peft import PromptTuningConfig

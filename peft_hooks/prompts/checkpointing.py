@@ -1,4 +1,4 @@
-"""Prefix tuning and gradient checkpointing: refused where the one throws away what the other adds."""
+"""Refuse gradient checkpointing where it throws away a prefix."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..hooks.call import Call, Hook
 class RefuseCheckpointing(Hook):
     """Refuse gradient checkpointing where it drops the prefix. Goes on the Transformer module.
 
-    Since transformers 4.53 a layer that is checkpointed runs without ``past_key_values``; the mask still covers the
-    prefix, so that the forward fails deep in the attention. A prefix that hooks put into the attention is not there any
-    more when a layer runs again for the backward. Checkpointing may be switched on after the hooks are attached, so it
-    is looked for when a forward of training begins.
+    Since transformers 4.53 a checkpointed layer runs without ``past_key_values``; the mask still covers the prefix, so
+    the forward fails deep in the attention. A prefix that hooks put into the attention is no longer there when a layer
+    runs again for the backward pass. Checkpointing may be switched on after the hooks are attached, so this is checked
+    whenever a training forward begins.
 
     Args:
         in_attention: Whether hooks put the prefix into the attention.
@@ -35,8 +35,8 @@ class RefuseCheckpointing(Hook):
             return
         what = "keys and values that are put into the attention" if self.in_attention else "a cache (past_key_values)"
         raise UnsupportedModelError(
-            f"{call.where}: its prefix is {what}, which gradient checkpointing throws away in training: call "
-            f"gradient_checkpointing_disable() of the backbone, or give the trainer gradient_checkpointing=False"
+            f"{call.where}: its prefix is {what}, which gradient checkpointing throws away in training: call the "
+            f"backbone's gradient_checkpointing_disable(), or give the trainer gradient_checkpointing=False"
         )
 
 

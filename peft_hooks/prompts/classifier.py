@@ -1,4 +1,4 @@
-"""The hooks that make a sequence classifier's head read the text: ``ReadText``, ``PutTextLast``."""
+"""Hooks that make a sequence classifier's head read the text: ``ReadText``, ``PutTextLast``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .text import text_around
 class ReadText(Hook):
     """Cut virtual tokens off what a classifier's head reads. Goes on the backbone, or on the layers before its pooler.
 
-    BERT's pooler and the heads of similar architectures read position 0: with prompt tuning a virtual token, not the
-    text's [CLS] that they were trained on. How many rows are virtual is measured: those that are more than ``NoteText``
-    noted.
+    BERT's pooler and the heads of similar architectures read position 0, which with prompt tuning is a virtual token
+    instead of the text's [CLS] that they were trained on. The number of virtual rows is measured: the hidden states,
+    ``float[batch, virtual + seq, width]``, have that many more rows than ``NoteText`` noted for the text.
     """
 
     def after(self, call: Call, output: Any) -> Any:
@@ -32,14 +32,14 @@ class ReadText(Hook):
 
 
 class PutTextLast(Hook):
-    """Roll the rows of a batch so that every text ends at the last one. Goes on the layers before a decoder's head.
+    """Roll the rows of a batch so that every text ends last. Goes on the layers before a decoder's head.
 
-    Classifiers on decoders score a text's last token, and find it by the padding in ``input_ids``. PEFT gives them
-    embeddings, from which they take the last row: padding. Where they get ids (a prefix, LoRA), rows stay. A language
-    model whose logits are the score takes the last row in any case.
+    Classifiers on decoders score a text's last token, which they find by the padding in ``input_ids``. PEFT passes them
+    embeddings instead, of which they take the last row: padding. Where they get ids (a prefix, LoRA), rows stay. A
+    language model whose logits are the score always takes the last row.
 
     Args:
-        always: Whether the head takes the last row of ids, too.
+        always: Whether the head takes the last row even if it gets ids.
     """
 
     def __init__(self, always: bool = False) -> None:
@@ -57,14 +57,14 @@ class PutTextLast(Hook):
 
 
 def _with_rows(output: Any, hidden: Tensor) -> Any:
-    """Return the output of a backbone with other rows in it."""
+    """Return the output of a backbone with its rows replaced."""
     if isinstance(output, tuple):
         return (hidden, *output[1:])
     return type(output)(**{**output, "last_hidden_state": hidden})
 
 
 def refuse_classifier(encoder: Encoder, virtual_tokens: str) -> None:
-    """Raise UnsupportedModelError if the scores of a classifier with an adapter cannot be right."""
+    """Raise UnsupportedModelError if the scores of a classifier with an adapter cannot be correct."""
     if not cross.is_classifier(encoder.module):
         return
     outer, reads = type(encoder.outer).__name__, cross.head_reads(encoder.module)
@@ -83,18 +83,18 @@ def refuse_classifier(encoder: Encoder, virtual_tokens: str) -> None:
         if reads is None:
             raise UnsupportedModelError(
                 f"{where}: which row its head reads is not known, and with the {method} adapter {name!r} that may be a "
-                f"virtual token's or padding: use LORA, which adds no rows, or a backbone whose head is known: "
+                f"virtual token or padding: use LORA, which adds no rows, or a backbone whose head is known: "
                 f"{', '.join(sorted(cross.READ_FIRST | cross.READ_LAST))}"
             )
         if reads == "mean" and virtual_tokens in ("ignore", "strip"):
             raise UnsupportedModelError(
-                f"{where}: its head takes the mean of all rows itself, where virtual_tokens={virtual_tokens!r} cannot "
+                f"{where}: its head takes the mean of all rows itself, so virtual_tokens={virtual_tokens!r} cannot "
                 f'leave out those of the {method} adapter {name!r}: use "auto" or "pool", or classifier_pooling="cls"'
             )
 
 
 def hooks_of_head(encoder: Encoder, virtual_tokens: str) -> Iterator[tuple[str, Hook, nn.Module]]:
-    """Yield the hooks that make the head read the text, but ``NoteText``: name, hook, module."""
+    """Yield the hooks that make the head read the text, except ``NoteText``: name, hook, module."""
     plain = encoder.backbone
     if cross.scores_by_logits(encoder.module):
         yield "ends", PutTextLast(always=True), getattr(plain, plain.base_model_prefix)
@@ -108,6 +108,6 @@ def hooks_of_head(encoder: Encoder, virtual_tokens: str) -> Iterator[tuple[str, 
 
 
 def _before_pooling(body: Any) -> nn.Module:
-    """Return what gives rows to the head: the layers, where the backbone itself pools as BERT and ALBERT do."""
+    """Return the module whose rows the head reads: the layers, if the backbone has a pooler as BERT and ALBERT do."""
     layers: nn.Module = body.encoder if getattr(body, "pooler", None) is not None else body
     return layers

@@ -1,4 +1,4 @@
-"""``HookHandle``: the life of a model's hooks as one."""
+"""``HookHandle``: remove, refresh or switch all hooks of a model at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..hooks.undo import attempt, block, surely
 from .plan import HookOptions, Options
 from .refusals import refuse_options, refuse_what_cannot_be_right
 from .sharing_plan import remarks
-from .watched import Lengths, Modes, looked_at, wanted_hooks
+from .watched import Lengths, Modes, snapshot_of, wanted_hooks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @public
 class HookHandle:
-    """The hooks that ``register_prompt_mask_hooks`` put on a model. As a context manager, removes them at the end.
+    """The hooks that ``register_prompt_mask_hooks`` put on a model. As a context manager, it removes them at the end.
 
-    ``register_prompt_mask_hooks`` makes it; there is one for a model. It does not keep the model alive.
+    ``register_prompt_mask_hooks`` makes the handle, one per model. It does not keep the model alive.
 
     Attributes:
-        registry: The ``HookRegistry`` that they are in; hooks of one's own go into another.
+        registry: The ``HookRegistry`` of these hooks; put your own hooks into another one.
 
     Example:
         >>> from peft import PromptTuningConfig
@@ -53,7 +53,7 @@ class HookHandle:
 
     @property
     def options(self) -> Options:
-        """What the hooks were asked for."""
+        """The options that the hooks were attached with."""
         return cast(Options, self.registry.owner)
 
     @property
@@ -62,7 +62,7 @@ class HookHandle:
         return len(self.registry) > 0
 
     def remove(self) -> None:
-        """Take every hook off and put ``max_seq_length`` back if it was lowered. A second call does nothing."""
+        """Remove every hook, and restore ``max_seq_length`` if it was lowered. A second call does nothing."""
         surely(self._take_off)
 
     def _take_off(self) -> None:
@@ -70,24 +70,24 @@ class HookHandle:
         self._lengths.put_back()
 
     def refresh(self) -> None:
-        """Attach anew, after a module was replaced or adapters were added or deleted. If refused, nothing changes.
+        """Attach again, after a module was replaced or adapters were added or deleted. If refused, nothing changes.
 
         Raises:
-            UnsupportedModelError: If the embeddings cannot be right any more; ``remove()`` takes the hooks off.
+            UnsupportedModelError: If the embeddings can no longer be correct; ``remove()`` removes the hooks.
             HookError: If the model has the hooks of another handle.
         """
         self.attach(Pipeline.of(self.registry.model))
 
     def attach(self, pipeline: Pipeline) -> None:
-        """Attach the hooks of a model that has just been read."""
+        """Attach the hooks to a model that has just been read into ``pipeline``."""
         model = pipeline.root
         other = _handles.get(model)
         if other is not None and other is not self and other.active:
-            raise HookError(f"the model has the hooks of another, {other!r}: call `.remove()` on that handle first")
+            raise HookError(f"the model has the hooks of another handle, {other!r}: call `.remove()` on it first")
         attempt(lambda: self._attach(pipeline), self.former(pipeline))
 
     def former(self, pipeline: Pipeline) -> Callable[[], None]:
-        """Return what puts the hooks, and what attaching changes on the model, back as they are now."""
+        """Return a function that restores the hooks, and what attaching changes on the model, to the current state."""
         state, lengths = self.registry.state, self._lengths
         now, modes = Lengths(pipeline.encoders), Modes(pipeline)
 
@@ -100,7 +100,7 @@ class HookHandle:
         return restore
 
     def _attach(self, pipeline: Pipeline) -> None:
-        """Plan with the hooks set aside, so that what is measured is the model alone; then attach in one step."""
+        """Plan with the hooks set aside, so that the bare model is measured; then attach in one step."""
         options, former = self.options, self.registry.state
         self.registry.set_aside()
         self._lengths.put_back()
@@ -112,36 +112,36 @@ class HookHandle:
         wanted = wanted_hooks(pipeline, options)
         _handles[pipeline.root] = self
         self.registry.put_back(former)
-        self.registry.attach_all(wanted, note=looked_at(pipeline, wanted), path_of=pipeline.path_of)
+        self.registry.attach_all(wanted, note=snapshot_of(pipeline, wanted), path_of=pipeline.path_of)
 
     def fits(self) -> bool:
-        """Tell whether the hooks are those that attaching would put on the model as it is now."""
+        """Tell whether attaching to the model as it is now would give the same hooks."""
         pipeline = Pipeline.of(self.registry.model)
         try:
             wanted = wanted_hooks(pipeline, self.options, frozenset(self.registry))
         except UnsupportedModelError:
             return False
-        return bool(looked_at(pipeline, wanted) == self.registry.state.note)
+        return bool(snapshot_of(pipeline, wanted) == self.registry.state.note)
 
     def adopted(self, pipeline: Pipeline) -> None:
-        """Take the hooks for those of the model: they came along with a copy, of which a part may be replaced."""
+        """Take over the hooks that came along with a copied model, parts of which may have been replaced."""
         state = self.registry.state
         _handles[pipeline.root] = self
         try:
             wanted = wanted_hooks(pipeline, self.options, frozenset(self.registry))
         except UnsupportedModelError:
-            return  # what refreshing them will say
+            return  # `refresh` will say so
         if state.where() == {(one.name, one.to) for one in wanted}:
-            self.registry.restore(replace(state, note=looked_at(pipeline, wanted)))
+            self.registry.restore(replace(state, note=snapshot_of(pipeline, wanted)))
 
     def describe(self) -> HookTable:
-        """List the hooks: module, role, order, calls, why one never fired, and why virtual tokens are not shared."""
+        """List the hooks: module, role, order, calls, why one never fired, and whether virtual tokens are shared."""
         said = remarks(self.registry.model, self.options.share_prompt, self.registry, self.options)
         return replace(self.registry.describe(), remarks=tuple(said))
 
     @contextlib.contextmanager
     def switched(self, **options: Unpack[HookOptions]) -> Iterator[HookHandle]:
-        """Use other options for the length of a block; those not given stay as they are."""
+        """Use other options for a ``with`` block; options that are not given stay as they are."""
         yield from self.block(options)
 
     def block(self, given: HookOptions) -> Iterator[HookHandle]:
@@ -154,12 +154,12 @@ class HookHandle:
             proven = None
 
         def enter() -> HookHandle:
-            self.registry.set_aside(options)  # a copy that is made in the block has the block's options
+            self.registry.set_aside(options)  # a copy made inside the block has the block's options
             wanted = wanted_hooks(pipeline, options, proven)
-            self.registry.attach_all(wanted, note=looked_at(pipeline, wanted), path_of=pipeline.path_of)
+            self.registry.attach_all(wanted, note=snapshot_of(pipeline, wanted), path_of=pipeline.path_of)
             return self
 
-        # Not so at the end of the block, in which the model may be trained or given another adapter.
+        # Modes are not restored at the end of the block, which may train the model or switch adapters.
         modes = Modes(pipeline)
         yield from block(lambda: attempt(enter, modes.restore), lambda: self.registry.put_back(former))
 
@@ -181,7 +181,7 @@ _OnModules = list[tuple[str, nn.Module, Dispatcher]]
 
 
 def options_on(model: nn.Module) -> Options | None:
-    """Return the options of the hooks on ``model``, also when they came along with a copied or unpickled model.
+    """Return the options of the hooks on ``model``, even if they came along with a copied or unpickled model.
 
     Raises:
         HookError: If ``model`` shares a module with another model, whose hooks are on it.
@@ -216,13 +216,13 @@ def adopt_handle(model: nn.Module, pipeline: Pipeline | None = None) -> HookHand
 
 
 def _hooks_in(pipeline: Pipeline) -> _OnModules:
-    """Return the dispatchers of handles that have hooks on a model: those of its own, or of whatever it was made of."""
+    """Return the dispatchers of handles on a model: its own handle's, or those of models that its parts come from."""
     found = dispatchers_on(pipeline.modules)
     return [one for one in found if isinstance(one[2].owner, Options) and one[2].entries]
 
 
 def _handle_inside(pipeline: Pipeline, found: _OnModules) -> HookHandle | None:
-    """Return the handle of a model that this one wraps, as ``torch.compile`` and ``DataParallel`` do."""
+    """Return the handle of a model that this one wraps, as ``torch.compile`` and ``DataParallel`` wrap models."""
     hooked, poolings = {module for _, module, _ in found}, {pooling for _, pooling in pipeline.poolings}
     for other, its in list(_handles.items()):
         modules = set(other.modules()) if its.active else set()
@@ -230,12 +230,12 @@ def _handle_inside(pipeline: Pipeline, found: _OnModules) -> HookHandle | None:
             continue
         if poolings <= modules and other in pipeline.path_of:
             return its
-        raise HookError(f"a part of it has the hooks of another, {its!r}: call `.remove()` on that handle first")
+        raise HookError(f"part of the model has the hooks of another handle, {its!r}: call `.remove()` on it first")
     return None
 
 
 def _options_of(pipeline: Pipeline, found: _OnModules) -> Options | None:
-    """Return the options of the hooks that were found, if they are whole: on every Pooling, each where it was put."""
+    """Return the options of the hooks found, if they are complete: on every Pooling, each at its original path."""
     hooked, poolings = {module for _, module, _ in found}, {pooling for _, pooling in pipeline.poolings}
     owners = {cast(Options, dispatcher.owner) for _, _, dispatcher in found}
     whole = poolings <= hooked and all(path == dispatcher.path for path, _, dispatcher in found)
@@ -243,7 +243,7 @@ def _options_of(pipeline: Pipeline, found: _OnModules) -> Options | None:
 
 
 def drop_leftovers(pipeline: Pipeline) -> None:
-    """Take hooks off that no handle has: of a model of which a part was copied, or left by an interrupt."""
+    """Remove hooks that belong to no handle: copied with part of another model, or left by an interrupt."""
     found = dispatchers_on(pipeline.modules)
     for owner in {dispatcher.owner for _, _, dispatcher in found if isinstance(dispatcher.owner, Options)}:
         HookRegistry.adopt(pipeline.root, owner).reset()

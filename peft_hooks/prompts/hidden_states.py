@@ -1,4 +1,4 @@
-"""The hooks for hidden states: that the backbone returns them, and that a loss finds them again."""
+"""Hooks for hidden states: make the backbone return them, and a loss find them again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _ASKED = ("output_hidden_states", "output_attentions")
 
 
 class KeepHiddenStates(Hook):
-    """Let the backbone's config say whether hidden states come out. Goes on PEFT's ``base_model``, the backbone.
+    """Let the backbone's config decide whether hidden states are returned. Goes on PEFT's ``base_model``, the backbone.
 
-    ``PeftModelForFeatureExtraction.forward`` hands ``output_hidden_states=None`` on where nobody asked, which newer
-    backbones take for no, whatever ``config.output_hidden_states`` says. AdaptiveLayerLoss, Matryoshka2dLoss and
-    WeightedLayerPooling ask through the config, and raise ``KeyError: 'all_layer_embeddings'``.
+    If the caller does not ask, ``PeftModelForFeatureExtraction.forward`` passes on ``output_hidden_states=None``, which
+    newer backbones take as False, whatever ``config.output_hidden_states`` says. AdaptiveLayerLoss, Matryoshka2dLoss
+    and WeightedLayerPooling ask through the config, and raise ``KeyError: 'all_layer_embeddings'``.
     """
 
     def before(self, call: Call) -> None:
@@ -26,10 +26,10 @@ class KeepHiddenStates(Hook):
 class ReplayLayers(Hook):
     """Give AdaptiveLayerLoss the layers of its first pass again. Goes on the Transformer module.
 
-    Since Sentence Transformers 5.4 the loss writes ``all_layer_embeddings`` into the features and reads them there in
-    the next passes. ``ExtendPromptMask`` hands the Transformer a copy, so that the caller's features stay as they are:
-    this hook takes the layers down in one pass and puts them into the copy in the next. They are kept for as long as
-    the loss computes one value. Matryoshka2dLoss is the same loss.
+    Since Sentence Transformers 5.4 the loss writes ``all_layer_embeddings`` into the features in its first pass, and
+    reads them from there in the next ones. ``ExtendPromptMask`` passes a copy to the Transformer, so that the caller's
+    features stay unchanged; this hook therefore saves the layers in one pass and puts them into the copy in the next.
+    They are kept while the loss computes one value. The same applies to Matryoshka2dLoss, which builds on this loss.
     """
 
     def before(self, call: Call) -> None:
@@ -46,5 +46,5 @@ class ReplayLayers(Hook):
             _passes.setdefault(replay, []).append((call.given_first, output["all_layer_embeddings"]))
 
 
-# Not on a hook, which travels with the model. The features are kept, too, so that no other dict can be taken for them.
+# Not on the hook, which travels with the model. Keeping the features ensures that no other dict is mistaken for them.
 _passes: weakref.WeakKeyDictionary[Replay, list[tuple[Any, Any]]] = weakref.WeakKeyDictionary()

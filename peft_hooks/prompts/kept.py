@@ -1,4 +1,4 @@
-"""What ``share_prompt="keep"`` keeps of a prompt from one forward to the next, and when it may not be used."""
+"""What ``share_prompt="keep"`` keeps of a prompt between forwards, and when that is stale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..compat.stamps import Stamp
 
 
 class _Entry(NamedTuple):
-    """What is kept, and what it was made of."""
+    """What is kept, and what it was made from."""
 
     stamp: Stamp
     asked: Mapping[str, Any]
@@ -22,9 +22,9 @@ class _Entry(NamedTuple):
 
 
 class Kept:
-    """What was made of prompts in inference, one thing for each key. Neither copied nor pickled with its hook.
+    """Results computed from prompts in inference, one per key. Neither copied nor pickled with the hook.
 
-    Threads may use it at once: an entry never changes, and another takes its place in one step.
+    Thread-safe: an entry never changes, and is replaced in one step.
     """
 
     def __init__(self) -> None:
@@ -33,13 +33,13 @@ class Kept:
     def get(
         self, key: Hashable, device: torch.device, asked: Mapping[str, Any], rows: Tensor | None = None
     ) -> Any | None:
-        """Return what was kept, or None if there is nothing, or anything that it was made of is not as it was.
+        """Return what was kept, or None if there is nothing, or if anything that it was made from has changed.
 
         Args:
-            key: What it was kept under.
+            key: The key under which it was kept.
             device: Where the modules run.
-            asked: Everything else that it was made for.
-            rows: The prompt's rows that it was made of. Where that takes no synchronisation, their values are compared.
+            asked: All other inputs that it depends on.
+            rows: The prompt's rows that it was made from. Their values are compared if that needs no synchronization.
         """
         entry = self._entries.get(key)
         if entry is None or entry.asked != asked or not entry.stamp.holds(device.type):
@@ -58,15 +58,15 @@ class Kept:
         rows: Tensor | None = None,
         known: Iterable[Hashable] | None = None,
     ) -> None:
-        """Keep what was made by some modules, if they tell enough of themselves. Of keys not known any more, nothing.
+        """Keep what some modules made, if their changes can be noticed. Drop entries whose keys are not ``known``.
 
-        ``get`` has the other arguments.
+        For the other arguments see ``get``.
         """
         names = set(self._entries if known is None else known) - {key}
         others = {name: entry for name, entry in self._entries.items() if name in names}
         try:
             entry = _Entry(Stamp(roots, device.type), asked, None if rows is None else rows.clone(), made)
-        except Exception:  # a tensor that does not tell whether it was written to: made anew each time
+        except Exception:  # a tensor on which writes cannot be noticed: computed again each time
             self._entries = others
         else:
             self._entries = {**others, key: entry}
@@ -87,5 +87,5 @@ def _equal(rows: Tensor, kept: Tensor | None) -> bool:
 
 
 def is_keeping(module: nn.Module) -> bool:
-    """Tell whether a forward of a module may use what was kept: in inference, not compiled, and not on a replica."""
+    """Tell whether a forward may use what was kept: in inference, not compiled, and not on a replica."""
     return not (torch.is_grad_enabled() or is_compiling() or getattr(module, "_is_replica", False))

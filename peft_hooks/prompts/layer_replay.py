@@ -1,4 +1,4 @@
-"""What differs between the supported releases where a model is trained: losses that replay layers."""
+"""Losses that replay layers, which differ between the supported releases of Sentence Transformers."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch import nn
 
 
 class Replay(Protocol):
-    """What ``AdaptiveLayerLoss`` puts in the place of the Transformer's ``forward`` while it computes one value.
+    """What ``AdaptiveLayerLoss`` substitutes for the Transformer's ``forward`` while it computes one value.
 
     Attributes:
-        layer_idx: None in the pass through the Transformer; then the layer that is given out again.
+        layer_idx: None in the pass through the Transformer; afterwards the layer that is replayed.
     """
 
     layer_idx: int | None
 
 
 def layer_replay(transformer: nn.Module) -> Replay | None:
-    """Return the replay of ``AdaptiveLayerLoss``, while it runs and keeps nothing itself.
+    """Return the replay of ``AdaptiveLayerLoss`` while it runs, unless it keeps the layers itself.
 
-    Since 5.4 it writes ``all_layer_embeddings`` into the features that the Transformer's ``forward`` was given and
-    reads them there, which must be the caller's own dict; before, it kept them itself, in ``embeddings``.
+    Since 5.4 it writes ``all_layer_embeddings`` into the features passed to the Transformer's ``forward`` and reads
+    them from there, so these must be the caller's own dict; before, it kept them itself, in ``embeddings``.
     """
     forward: Any = vars(transformer).get("forward")
     if forward is None or not hasattr(forward, "layer_idx") or hasattr(forward, "embeddings"):

@@ -1,4 +1,4 @@
-"""The hooks that tell the rest of the pipeline of virtual tokens: on the Transformer, and on Pooling."""
+"""Hooks that tell the rest of the pipeline about virtual tokens: on the Transformer, and on Pooling."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ def check_policy(virtual_tokens: str) -> None:
 class ExtendPromptMask(Hook):
     """Make a Transformer's attention mask as long as its token embeddings. Goes on the Transformer module.
 
-    PEFT's prompt methods put virtual tokens in front of the text inside the backbone, and the features keep the mask
-    of the text. This hook measures how many there are, ``token_embeddings.size(1)`` less the input's length, and so is
-    right on releases that extend the mask themselves (3.3 to 6.1, as float32, and for prefix tuning too, which is
-    wrong) and on those that do not. It works on a copy of the features: the caller's dict stays as it was.
-    Reported in https://github.com/huggingface/sentence-transformers/issues/2995; that virtual tokens count, as ones, is
-    the decision of https://github.com/huggingface/sentence-transformers/pull/3000, where it was asked for zeros, too.
+    PEFT's prompt methods put virtual tokens in front of the text inside the backbone, but the features keep the mask
+    of the text. This hook measures their number, ``token_embeddings.size(1)`` minus the input's length, so it is right
+    both on releases that extend the mask themselves (3.3 to 6.1, as float32, and wrongly for prefix tuning as well) and
+    on those that do not. It works on a copy of the features: the caller's dict stays unchanged.
+    Reported in https://github.com/huggingface/sentence-transformers/issues/2995; that virtual tokens count, as ones,
+    was decided in https://github.com/huggingface/sentence-transformers/pull/3000, where zeros were requested as well.
 
     The module takes a dict with ``input_ids``, ``[batch, seq]``, or ``inputs_embeds``, and ``attention_mask``,
     ``[batch, seq]`` of any dtype, and returns one with ``token_embeddings``, ``float[batch, virtual + seq, hidden]``.
-    The mask that comes out is ``[batch, virtual + seq]``, of the dtype and on the device that it came in with.
+    The returned mask is ``[batch, virtual + seq]``, with the dtype and device of the given one.
 
     Args:
         virtual_tokens: ``"auto"`` and ``"pool"`` count virtual tokens, ``"ignore"`` keeps them with a mask of 0,
             ``"strip"`` cuts them from ``token_embeddings`` and ``all_layer_embeddings`` and leaves the mask.
-        expected: How many virtual tokens the adapter adds, or a function of the Transformer that tells; None trusts
-            the measure. None found is always fine: LoRA, prefix tuning, a switched-off adapter.
+        expected: How many virtual tokens the adapter adds, or a function of the Transformer that returns it; None
+            trusts the measurement. Finding none is always fine: LoRA, prefix tuning, a disabled adapter.
 
     Raises:
-        ValueError: If ``virtual_tokens`` is no policy.
-        DimensionError: In the forward, if there are fewer rows than tokens, or another number than expected.
+        ValueError: If ``virtual_tokens`` is not a policy.
+        DimensionError: In the forward, if there are fewer rows than tokens, or not as many more as expected.
 
     Example:
         >>> from peft_hooks import ExtendPromptMask, HookRegistry
         >>> from peft_hooks.testing import tiny_features
         >>> import torch
-        >>> transformer = torch.nn.Identity()  # gives the three virtual tokens back that the features have already
+        >>> transformer = torch.nn.Identity()  # the features already contain three virtual tokens
         >>> with HookRegistry(transformer).attached(ExtendPromptMask(expected=3), to=""):
         ...     transformer(tiny_features(batch=2, seq=4, virtual_tokens=3))["attention_mask"]
         tensor([[1, 1, 1, 1, 1, 1, 1],
@@ -70,14 +70,14 @@ class ExtendPromptMask(Hook):
 
     def before(self, call: Call) -> None:
         call.first = features = dict(call.first)
-        call.notes[self] = features.get("attention_mask")  # some releases put one of their own into the features
+        call.notes[self] = features.get("attention_mask")  # some releases replace it in the features
 
     def after(self, call: Call, output: Any) -> Any:
         given, embeddings = call.given_first, output.get("token_embeddings")
         length = ft.input_length(given)
         shape: Sequence[int] = () if embeddings is None else embeddings.shape
         if length is None or len(shape) != 3:
-            return None  # not a Transformer that gives one row per token: a CrossEncoder's scores, an image
+            return None  # the output is not one row per token: a CrossEncoder's scores, an image
         found: int = shape[1] - length
         mask = call.notes[self]
         if found == 0:
@@ -112,19 +112,19 @@ def _text_only(features: dict[str, Any], virtual: int) -> dict[str, Any]:
 
 @public
 class PreparePooling(Hook):
-    """Give Pooling what it is to count, and give back the text's own rows after it. Goes on the Pooling module.
+    """Show Pooling the rows that it should count, and restore the text's own rows after it. Goes on the Pooling module.
 
-    - ``cls`` reads the text's own first token, after the prompt where the prompt is left out; with
+    - ``cls`` reads the text's own first token, or the first one after the prompt if the prompt is left out; with
       ``virtual_tokens="pool"`` it reads position 0, as 3.3 to 5.3 did.
-    - A prompt that is left out (``include_prompt=False``) is left out at its real place, behind the virtual tokens;
-      with ``"pool"`` the first ``prompt_length`` positions are, as 3.3 to 6.1 did.
-    - With ``"ignore"``, weighted means count from the text's first token, as 6.2 does of itself.
+    - A prompt that is left out (``include_prompt=False``) is left out at its real position, behind the virtual tokens;
+      with ``"pool"`` the first ``prompt_length`` positions are left out, as 3.3 to 6.1 did.
+    - With ``"ignore"``, weighted means count from the text's first token, as 6.2 does by itself.
     - With ``"auto"``, what follows Pooling (``output_value="token_embeddings"``) sees one row per token of the text.
 
     It takes features whose rows are virtual tokens, text and padding, in this order, as ``PutPaddingLast`` and
-    ``ExtendPromptMask`` give them: ``token_embeddings``, ``float[batch, virtual + seq, hidden]``, ``attention_mask``,
+    ``ExtendPromptMask`` return them: ``token_embeddings``, ``float[batch, virtual + seq, hidden]``, ``attention_mask``,
     ``[batch, virtual + seq]`` of any dtype, and ``input_ids``, ``int64[batch, seq]``, or ``inputs_embeds``.
-    Rows and masks keep dtype and device. What Sentence Transformers itself did:
+    Rows and masks keep their dtype and device. What Sentence Transformers itself did:
     https://github.com/huggingface/sentence-transformers/pull/3000
 
     Args:
@@ -132,7 +132,7 @@ class PreparePooling(Hook):
         missing: How many tokens of a prompt ``prompt_length`` does not count, as in releases before 5.0.
 
     Raises:
-        ValueError: If ``virtual_tokens`` is no policy.
+        ValueError: If ``virtual_tokens`` is not a policy.
 
     Example:
         >>> import torch
@@ -163,13 +163,13 @@ class PreparePooling(Hook):
         length = ft.input_length(features)
         if embeddings is None or mask is None or length is None:
             return
-        shape = embeddings.shape  # asked once, as in `input_length`
+        shape = embeddings.shape  # read once, for speed, as in `input_length`
         if len(shape) != 3 or mask.shape != shape[:2]:
             return  # nothing to prepare, or wrong: AssertDimensions says what
         virtual = shape[1] - length
         leaves_out = _leaves_out_prompt(call.module, features)
         if virtual == 0 and not leaves_out:
-            return  # rows and mask are the text's, from its first token on
+            return  # rows and mask are already those of the text, from its first token on
         call.notes[self] = virtual
         call.first = features = dict(features)
         modes = pooling_modes(call.module)
@@ -181,7 +181,7 @@ class PreparePooling(Hook):
             features["cls_token_embeddings"] = _first_row(features, front, leaves_out and not pooled)
 
     def _rows_before_text(self, features: dict[str, Any], virtual: int, by_position: bool) -> int:
-        """Return how many rows stand before the text; those that do not count go behind it where positions matter."""
+        """Return how many rows precede the text; rows that do not count go behind it if positions matter."""
         if self.virtual_tokens == "ignore" and by_position:
             for key in ("token_embeddings", "attention_mask"):
                 features[key] = features[key].roll(-virtual, 1)
@@ -191,7 +191,8 @@ class PreparePooling(Hook):
     def _leave_out_prompt(self, features: dict[str, Any], front: int) -> None:
         length = features["prompt_length"] + self.missing
         if front or is_compiling():
-            # Pooling leaves out from position 0, which is right for the text alone, and makes a constant of the length.
+            # Pooling leaves out from position 0, which is right only without rows in front; and the length would become
+            # a constant in a graph.
             del features["prompt_length"]
             features["attention_mask"] = ft.leave_out(features["attention_mask"], front, length)
         else:
@@ -219,15 +220,15 @@ def _leaves_out_prompt(pooling: nn.Module, features: Mapping[str, Any]) -> bool:
 
 
 def _first_row(features: Mapping[str, Any], front: int, leaves_out: bool) -> Tensor:
-    """Return the text's own first row, ``[batch, hidden]``: after the prompt if that is left out.
+    """Return a copy of the text's own first row, ``[batch, hidden]``, after the prompt if that is left out.
 
-    A copy: before 5.4, max pooling overwrites what is not counted in place (c0af86c0).
+    A copy, because before 5.4 max pooling overwrites rows that do not count in place (c0af86c0).
     """
     embeddings, mask = features["token_embeddings"], features["attention_mask"]
     if not leaves_out:
         first: Tensor = embeddings[:, front].clone()
         return first
-    if "prompt_length" in features:  # which Pooling is yet to leave out
+    if "prompt_length" in features:  # Pooling has not left the prompt out yet
         mask = ft.leave_out(mask, 0, features["prompt_length"])
     index = ft.first_counted(mask[:, front:]) + front
     return ft.take(embeddings, index.unsqueeze(1)).squeeze(1)

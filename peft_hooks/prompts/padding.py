@@ -1,4 +1,4 @@
-"""``PutPaddingLast``: every text begins at column 0 before the backbone sees it, so that padding moves nothing."""
+"""``PutPaddingLast``: let every text begin at column 0 of what the backbone sees, so that padding moves nothing."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from ..hooks.call import Call, Hook, of_class
 from . import tensors as ft
 
 _BY_TOKEN = ("start_logits", "end_logits")
-"""Scores of tokens of which each is a number: by their shape they might be of texts."""
+"""Outputs with a single number per token, whose shape does not tell them from outputs per text."""
 
 
 @public
 class PutPaddingLast(Hook):
-    """Roll every row of a batch so that its text comes first and its padding last. Goes where the text goes in.
+    """Roll each row of a batch so that its text comes first and its padding last. Goes where the text goes in.
 
     On a left-padded batch PEFT puts virtual tokens before the padding, or a prefix before it in the cache: positions,
-    distances, attention windows and recurrent states of the text then depend on the batch (0.19 per component on a
-    Qwen3 with last-token pooling and a perfectly right mask). Behind the text, padding is out of the way of all of
-    them, so nothing needs to be known of the backbone. It is a roll, not a sort: what follows the text (a query
+    distances, attention windows and recurrent states of the text then depend on the batch (by 0.19 per component on a
+    Qwen3 with last-token pooling and a perfectly correct mask). Padding behind the text affects none of them, so
+    nothing needs to be known about the backbone. It is a roll, not a sort: whatever follows the text (a query
     expansion, which nothing attends to) keeps its place behind it.
-    The same of causal language models: https://github.com/huggingface/peft/issues/1093
+    The same problem in causal language models: https://github.com/huggingface/peft/issues/1093
 
     On a Transformer module it takes the features, a dict with ``attention_mask``, ``[batch, seq]`` of any dtype, and
-    ``input_ids``, ``int64[batch, seq]``, or ``inputs_embeds``, ``float[batch, seq, hidden]``. Whatever has one entry
-    for each token is rolled with them (segment ids, positions of a query expansion), and the features leave rolled, so
-    that ids, mask and token embeddings agree. The caller's dict stays as it was.
+    ``input_ids``, ``int64[batch, seq]``, or ``inputs_embeds``, ``float[batch, seq, hidden]``. Everything with one entry
+    per token is rolled with them (segment ids, positions of a query expansion), and the features stay rolled on the way
+    out, so that ids, mask and token embeddings agree. The caller's dict stays unchanged.
 
-    On any other model, a ``PeftModel`` or an ``AutoModel``, it takes these as arguments and rolls what comes out back:
+    On any other model, a ``PeftModel`` or an ``AutoModel``, it takes these as arguments and rolls the outputs back:
     hidden states, per-token logits and attentions are where the caller put the tokens, behind the virtual tokens. A
-    cache of keys and values is left out of the output, as it is in another order than the caller's mask.
+    key-value cache is left out of the output, because its order differs from that of the caller's mask.
 
-    No value is read on the host. Right-padded batches pass through the same operations and come out as they were.
+    No value is read on the host. Right-padded batches pass through the same operations and come out unchanged.
 
     Args:
-        restore: Whether to roll back what comes out of a model that is not given features.
+        restore: Whether to roll back the outputs of a model that does not take a features dict.
 
     Raises:
-        TypeError: In the forward, if ids and mask are given by position to a module that does not say what they are,
-            or if only the logits of some columns are wanted.
+        TypeError: In the forward, if ids and mask are passed by position to a module whose forward does not name them,
+            or if only the logits of some columns are requested.
 
     Example:
         >>> import torch
@@ -85,18 +85,18 @@ class PutPaddingLast(Hook):
 
 
 def _rolled(features: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor] | None:
-    """Return the features with every text first, and where each text began; None if there is no text and mask."""
+    """Return the features with every text first, and where each text began; None without a text and its mask."""
     mask, length = features.get("attention_mask"), ft.input_length(features)
     if not length or not isinstance(mask, Tensor) or mask.dim() != 2 or mask.size(1) != length:
-        return None  # no text, keys and values of a text before it, or a mask of each pair of tokens
+        return None  # no text, a cache of an earlier text, or a mask for each pair of tokens
     first = ft.first_counted(mask)
     order = ft.rolled(first, mask.size(1))
-    moved = {name: ft.take(value, order) for name, value in features.items() if _goes_by_token(name, value, mask)}
+    moved = {name: ft.take(value, order) for name, value in features.items() if _is_per_token(name, value, mask)}
     return {**features, **moved}, first
 
 
-def _goes_by_token(name: str, value: Any, mask: Tensor) -> bool:
-    """Tell whether a feature has an entry for each token; other tensors of floats may be as long by chance (images)."""
+def _is_per_token(name: str, value: Any, mask: Tensor) -> bool:
+    """Tell whether a feature has one entry per token; other float tensors may have that length by chance (images)."""
     if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[:2] != mask.shape:
         return False
     return value.dim() == 2 or not value.is_floating_point() or name == "inputs_embeds"
@@ -117,18 +117,18 @@ def by_name(call: Call) -> Mapping[str, Any]:
 
 
 def _refuse_cut_logits(call: Call, arguments: Mapping[str, Any]) -> None:
-    """Refuse to compute the logits of the last columns alone: they are padding once the texts come first."""
+    """Refuse to compute only the logits of the last columns, which are padding once the texts come first."""
     name = next((name for name in ("logits_to_keep", "num_logits_to_keep") if name in arguments), None)
     keep = arguments[name] if name is not None else None
     if isinstance(keep, Tensor) or keep:
         raise TypeError(
-            f"{call.where}: {name} is given, and the columns that it keeps are others once every text comes first: "
-            f"leave it out, and take them from the logits"
+            f"{call.where}: {name} is given, but it would keep other columns once every text comes first: leave it "
+            f"out, and take the columns from the logits"
         )
 
 
 def _number_of_rows(output: Any) -> int | None:
-    """Return how many rows the first output has that has one for each token."""
+    """Return the number of rows of the first output that has one row per token."""
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else (output,)
     rows = next((value for value in values if isinstance(value, Tensor) and value.dim() >= 3), None)
     if rows is None and isinstance(output, Mapping):
@@ -137,7 +137,7 @@ def _number_of_rows(output: Any) -> int | None:
 
 
 class _Back:
-    """Rolls what a model gives back: ``rows`` rows, of which the last ``length`` are the text's."""
+    """Roll outputs back into the caller's order: they have ``rows`` rows, of which the last ``length`` are the text."""
 
     def __init__(self, first: Tensor, length: int, rows: int) -> None:
         self.rows = rows
@@ -152,7 +152,7 @@ class _Back:
         return self._value("", output)
 
     def _value(self, name: str, value: Any) -> Any:
-        """Return one output in the caller's order; None for what cannot be: keys and values."""
+        """Return one output in the caller's order, or None for what cannot be rolled back: keys and values."""
         if isinstance(value, Tensor):
             return self._tensor(name, value)
         if isinstance(value, tuple) and all(isinstance(inner, Tensor) for inner in value):
@@ -164,17 +164,17 @@ class _Back:
             if tensor.size(2) == self.rows:
                 tensor = self._dimension(tensor.transpose(1, 2)).transpose(1, 2)
             return self._dimension(tensor.transpose(1, 3)).transpose(1, 3)
-        by_token = tensor.dim() >= 3 or name in _BY_TOKEN  # other rows of two are by text
+        by_token = tensor.dim() >= 3 or name in _BY_TOKEN  # other outputs of two dimensions are per text
         return self._dimension(tensor) if by_token and tensor.size(1) == self.rows else tensor
 
     def _is_attention(self, name: str, tensor: Tensor) -> bool:
-        """Tell whether these are weights of pairs of tokens, which in a tuple have no name."""
+        """Tell whether these are attention weights, which have no name in a tuple."""
         if tensor.dim() != 4 or name:
             return tensor.dim() == 4 and name.endswith("attentions")
         return tensor.size(2) == self.rows <= tensor.size(3)
 
     def _dimension(self, tensor: Tensor) -> Tensor:
-        """Roll the text's part of dimension 1, which stands behind the virtual tokens."""
+        """Roll the text's part of dimension 1, which is behind the virtual tokens."""
         virtual = tensor.size(1) - self.order.size(1)
         if not virtual:
             return ft.take(tensor, self.order)

@@ -1,4 +1,4 @@
-"""Whether a backbone's rows of a text depend on the padding behind it: measured, with the adapter that is active."""
+"""Measure, with the active adapter, whether a text's rows depend on the padding behind it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _Features = dict[str, Tensor]
 
 
 def padding_is_read(transformer: Any) -> str | None:
-    """Return how far a text's rows move with the padding behind it, or None if they stay.
+    """Return a sentence that says how far a text's rows move with the padding behind it, or None if they do not.
 
     ConvBERT, FNet, Nystromformer and YOSO mix rows whatever the mask says. Nothing can be measured on meta or fake
-    tensors, nor with a tokenizer that makes no short texts.
+    tensors, nor with a tokenizer that cannot make short texts.
     """
     outer = releases.backbone_of(transformer)
     virtual = releases.active_virtual_tokens(transformer)
@@ -32,7 +32,7 @@ def padding_is_read(transformer: Any) -> str | None:
     with probes.probing_active(transformer), prefix_put_in(transformer):
         try:
             return _measured(transformer, outer, batch)
-        except Exception:  # what cannot run without an adapter either says nothing about it
+        except Exception:  # a backbone that cannot run without an adapter either proves nothing
             return None
 
 
@@ -42,14 +42,14 @@ def _measured(transformer: Any, outer: Any, batch: _Features) -> str | None:
     rows, row = _rows(transformer, outer, batch), _rows(transformer, outer, alone)
     far = probes.apart(rows[:1, : row.size(1)], row)
     if math.isnan(far) or not probes.moves(far, 0.0, row.dtype):
-        return None  # weights that are no numbers give rows that are none, alone and in a batch
+        return None  # NaN weights give NaN rows, alone and in a batch
     beside = {name: value[:, :length] for name, value in batch.items()}
     beside["attention_mask"] = torch.ones_like(beside["attention_mask"])
     moved = probes.apart(_rows(transformer, outer, beside)[:1], row)
     if not probes.moves(far, moved, row.dtype):
         return None
     if far <= 4 * moved:
-        return f"gives a text other rows in a batch with another one, by {moved:.0e} of their length"
+        return f"gives a text different rows in a batch with another text, by {moved:.0e} of their length"
     return f"reads padding: a text's rows move by {far:.0e} of their length with the padding behind it"
 
 

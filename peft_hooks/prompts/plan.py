@@ -1,4 +1,4 @@
-"""Which hooks a model needs, for the options that were asked for."""
+"""Plan which hooks a model needs for the given options."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from .task import SelectTask, TaskId, plain_task
 from .text import NoteText
 from .token_modules import hooks_of_token_modules
 
-# Lower runs first: what is right is made, then checked, then logged.
+# Lower runs first: hooks that make the model correct, then those that check it, then those that log it.
 MAKE, CHECK, LOG = 0, 100, 200
 
 
 @dataclass(frozen=True)
 class Options:
-    """What ``register_prompt_mask_hooks`` was asked for. The hooks on a model are marked with it."""
+    """The options of ``register_prompt_mask_hooks``. They mark the hooks on a model."""
 
     virtual_tokens: VirtualTokens = "auto"
     task_id: TaskId = None
@@ -50,7 +50,7 @@ class Options:
 
 
 class HookOptions(TypedDict, total=False):
-    """The same as keywords, of which any may be left out: for ``**options: Unpack[HookOptions]``."""
+    """The same options as optional keywords, for ``**options: Unpack[HookOptions]``."""
 
     virtual_tokens: VirtualTokens
     task_id: TaskId
@@ -60,7 +60,7 @@ class HookOptions(TypedDict, total=False):
 
 
 def given_options(task_id: TaskId, virtual_tokens: VirtualTokens | None) -> HookOptions:
-    """Return as options what of the two was given: None is not."""
+    """Return as options those of the two that are given, that is, not None."""
     given: HookOptions = {} if task_id is None else {"task_id": task_id}
     if virtual_tokens is not None:
         given["virtual_tokens"] = virtual_tokens
@@ -68,7 +68,7 @@ def given_options(task_id: TaskId, virtual_tokens: VirtualTokens | None) -> Hook
 
 
 def options_of(given: Mapping[str, Any]) -> Options:
-    """Return options by name.
+    """Make options from keywords.
 
     Raises:
         TypeError: If one is unknown.
@@ -82,7 +82,7 @@ def options_of(given: Mapping[str, Any]) -> Options:
 
 
 class Planned(NamedTuple):
-    """A hook that is to be attached."""
+    """A hook to be attached."""
 
     name: str
     hook: Hook
@@ -91,7 +91,7 @@ class Planned(NamedTuple):
 
 
 def plan(pipeline: Pipeline, options: Options, proven: Container[str] | None = None) -> Iterator[Planned]:
-    """Yield the hooks that a model needs; those in ``proven`` that share a prompt need no proof."""
+    """Yield the hooks that a model needs; hooks in ``proven`` that share a prompt need no new proof."""
     missing = releases.missing_in_prompt_length(pipeline.root)
     for encoder in pipeline.encoders:
         padding = PutPaddingLast() if encoder.is_transformer else PutPaddingLast(restore=False)
@@ -128,7 +128,7 @@ def _plan_transformer(
 
 
 def _in_reach(path: str, pooling: str) -> bool:
-    """Tell whether the Pooling comes in the same route of a Router as the Transformer, or in one around it."""
+    """Tell whether the Pooling is in the same route of a Router as the Transformer, or further out."""
     route = pooling.rpartition(".")[0]
     return not route or path.startswith(route + ".")
 

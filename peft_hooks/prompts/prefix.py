@@ -1,4 +1,4 @@
-"""A prefix on encoders that keep no keys and values: put into their attention, in rows in front of the text."""
+"""Put a prefix into the attention of encoders without a key-value cache, in rows in front of the text."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class _Prefix:
 
     Attributes:
         pairs: Keys and values of each layer, ``[batch, heads, virtual, head size]``.
-        virtual: How many rows stand in front.
-        rows: How many rows there are, or None until they are in front.
+        virtual: How many rows the prefix takes in front of the text.
+        rows: How many rows there are in total, or None until those in front are added.
         calls: How often each projection was called, by its path.
         put: How many times keys, values or both were put in.
     """
@@ -49,29 +49,29 @@ def _prefix_around(call: Call) -> _Prefix | None:
 
 @public
 class PutPrefixInAttention(Hook):
-    """Let an encoder that keeps no keys and values attend to a prefix. Goes on PEFT's ``base_model``, the backbone.
+    """Let an encoder without a key-value cache attend to a prefix. Goes on PEFT's ``base_model``, the backbone.
 
-    Prefix tuning and cartridges are keys and values in front of the text's own in every layer. PEFT hands them over as
-    a cache, ``past_key_values``, which MPNet, DistilBERT, ALBERT, DeBERTa, ModernBERT and T5's encoder reject or
-    ignore. This hook takes it out of the call. Others, which ``register_prompt_mask_hooks`` attaches with it, put as
-    many rows in front of the text as the prefix has, overwrite these rows with its keys and values where a layer
-    projects them, and cut them off what comes out. The text sees nothing else of them: its rows are those of ``seq``
-    queries and ``virtual + seq`` keys, as on a backbone with a cache, and so are the gradients. It costs what
-    ``virtual`` more tokens do.
+    Prefix tuning and cartridges are keys and values in front of the text's own in every layer. PEFT passes them as a
+    cache, ``past_key_values``, which MPNet, DistilBERT, ALBERT, DeBERTa, ModernBERT and T5's encoder reject or ignore.
+    This hook takes the cache out of the call. Other hooks, which ``register_prompt_mask_hooks`` attaches with it, put
+    as many rows in front of the text as the prefix has, overwrite these rows with its keys and values where a layer
+    projects them, and cut them off the output. The text sees nothing else of them: its rows are those of ``seq``
+    queries and ``virtual + seq`` keys, as on a backbone with a cache, and so are the gradients. It costs as much as
+    ``virtual`` more tokens.
 
-    The text has the positions behind the prefix, as on a backbone with a cache. Where positions go into the attention
-    itself (relative distances, rotation), the prefix has those from 0 on; where a layer attends to a window
-    (ModernBERT), it sees the prefix as far as that reaches.
+    The text's positions follow those of the prefix, as on a backbone with a cache. Where positions enter the attention
+    itself (relative distances, rotation), the prefix has positions from 0 on; where a layer attends within a window
+    (ModernBERT), it sees as much of the prefix as the window covers.
 
-    Which modules project keys and values is measured when the hooks are attached, and so is that the rows of a text
-    are right: https://arxiv.org/abs/2101.00190
+    When the hooks are attached, small forwards find out which modules project keys and values, and check that the rows
+    of a text are correct. Prefix tuning: https://arxiv.org/abs/2101.00190
 
     Args:
         places: Where the backbone's attention takes keys and values.
 
     Raises:
-        HookError: In the forward, if a part of the prefix was not put in: the backbone has changed, or runs texts
-            without padding as one (flash attention of ModernBERT).
+        HookError: In the forward, if part of the prefix was not put in: the backbone has changed, or runs texts without
+            padding as one (flash attention of ModernBERT).
 
     Example:
         >>> from peft import PrefixTuningConfig
@@ -102,8 +102,8 @@ class PutPrefixInAttention(Hook):
             return None
         if prefix.put != self._expected:
             raise HookError(
-                f"{call.where}: {prefix.put} of {self._expected} keys and values of the prefix came into its attention:"
-                f" the backbone has changed since the hooks were attached: call `handle.refresh()`"
+                f"{call.where}: {prefix.put} of {self._expected} keys and values of the prefix reached its attention, "
+                f"because the backbone has changed since the hooks were attached: call `handle.refresh()`"
             )
         return cut(output, prefix.rows, prefix.virtual)
 
@@ -112,13 +112,13 @@ class PutPrefixInAttention(Hook):
 
 
 class PutRowsInFront(Hook):
-    """Run as many rows in front of the text as the prefix has, and cut them off. Goes on what embeds the text.
+    """Put as many rows in front of the text as the prefix has, and cut them off. Goes on what embeds the text.
 
-    What they hold does not matter, as keys and values of theirs are overwritten. They are copies of the text's first
-    row, which no layer finds extreme.
+    Their contents do not matter, since their keys and values are overwritten. They are copies of the text's first row,
+    ``float[batch, virtual, hidden]``, which is extreme for no layer.
 
     Args:
-        scale: Of these rows: a probe takes others, to see that they do not matter.
+        scale: Factor for these rows: a probe changes it to check that they do not matter.
     """
 
     def __init__(self, scale: float = 1.0) -> None:
@@ -144,21 +144,21 @@ class PutRowsInFront(Hook):
 
 
 def _longer(call: Call, given: dict[str, Any], words: Tensor, virtual: int) -> dict[str, Any]:
-    """Return the arguments that go by token with an entry for each row; PEFT's mask has them already."""
+    """Extend arguments that have one entry per token to one per row; PEFT's mask already has them."""
     for name, value in given.items():
         if not isinstance(value, Tensor) or value.shape[:2] != words.shape[:2]:
             continue
         if name not in ("attention_mask", "token_type_ids"):
             raise HookError(
-                f"{call.where}: {name} is given for each token of the text, and what it is of the prefix is not known: "
-                f"leave it out"
+                f"{call.where}: {name} is given for each token of the text, but its values for the prefix are not "
+                f"known: leave it out"
             )
         given[name] = torch.constant_pad_nd(value, (virtual, 0), int(name == "attention_mask"))
     return given
 
 
 class CutRowsInFront(Hook):
-    """Cut the rows in front of the text off. Goes on the layers, before a pooler that reads the first row."""
+    """Cut off the rows in front of the text. Goes on the layers, before a pooler that reads the first row."""
 
     def after(self, call: Call, output: Any) -> Any:
         prefix = _prefix_around(call)
@@ -166,7 +166,7 @@ class CutRowsInFront(Hook):
 
 
 def cut(output: Any, rows: int | None, virtual: int) -> Any:
-    """Cut the first ``virtual`` of ``rows`` rows off whatever has as many; an attention's columns stay."""
+    """Cut the first ``virtual`` rows off every tensor that has ``rows`` rows; the columns of attentions stay."""
     if isinstance(output, Tensor):
         if output.dim() == 4 and output.shape[2:] == (rows, rows):
             return output[:, :, virtual:]
@@ -179,11 +179,11 @@ def cut(output: Any, rows: int | None, virtual: int) -> Any:
 
 
 class OverwriteRows(Hook):
-    """Put the prefix's keys and values in the place of the rows in front. Goes on what projects them.
+    """Overwrite the rows in front with the prefix's keys and values. Goes on a module that projects keys or values.
 
     Args:
-        layers: The layer that each call of the module in a forward is of, or None where it gives no rows of the text:
-            ALBERT calls one module for all layers, DeBERTa some a second time, for positions.
+        layers: The layer that each call of the module in a forward belongs to, or None if a call does not return rows
+            of the text: ALBERT calls one module for all layers, DeBERTa calls some a second time, for positions.
         pieces: What its columns are.
     """
 
@@ -202,15 +202,15 @@ class OverwriteRows(Hook):
             return None
         if output.dim() != 3 or output.size(1) != prefix.rows:
             raise HookError(
-                f"{call.where} gives {shape_of(output)} where {prefix.rows} rows of each text are expected, "
-                f"{prefix.virtual} of them in front: a prefix has no place in attention that runs without padding. Set "
+                f"{call.where} returns {shape_of(output)} where {prefix.rows} rows of each text are expected, "
+                f"{prefix.virtual} of them in front: attention that runs without padding has no room for a prefix. Set "
                 f'attn_implementation to "sdpa" or "eager"'
             )
         prefix.put += 1
         return torch.cat([self._front(prefix, layer, output), output[:, prefix.virtual :]], dim=1)
 
     def _front(self, prefix: _Prefix, layer: int, output: Tensor) -> Tensor:
-        """Return what stands in the rows in front, ``[batch, virtual, width]``."""
+        """Return the contents of the rows in front, ``[batch, virtual, width]``."""
         parts = []
         for source, start, stop in self.pieces:
             if source == "own":

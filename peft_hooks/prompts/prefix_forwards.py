@@ -1,4 +1,4 @@
-"""Small forwards of a text behind a prefix: what probes of a prefix have in common."""
+"""Small forwards of a text behind a prefix, shared by the probes of a prefix."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from ..compat import backbones
 from . import probes
 
-# Tokens of the text, and how many of them a second one has that is padded to the length of the first.
+# Tokens of the text, and of a shorter text that is padded to the same length.
 LENGTH, SHORTER = 5, 3
 
 
 class _Prefix(nn.Module):
-    """Stands for an adapter's prompt encoder, of any method: PEFT reads its rows in one of these two ways."""
+    """Stand in for an adapter's prompt encoder of any method: PEFT reads its rows in one of these two ways."""
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class _Prefix(nn.Module):
 
 @contextlib.contextmanager
 def in_place_of(peft_model: Any, adapter: str, rows: Tensor) -> Iterator[None]:
-    """Have an adapter's prefix be ``rows``, ``[virtual, 2 * layers * width]``, for the length of a block."""
+    """Replace an adapter's prefix by ``rows``, ``[virtual, 2 * layers * width]``, for a ``with`` block."""
     former = peft_model.prompt_encoder[adapter]
     peft_model.prompt_encoder[adapter] = _Prefix(rows)
     try:
@@ -40,7 +40,7 @@ def in_place_of(peft_model: Any, adapter: str, rows: Tensor) -> Iterator[None]:
 
 
 class Texts:
-    """A text and a shorter one, of a length that shows what a backbone does beyond a window.
+    """A text, long enough to show what a backbone does beyond a window, and a shorter one.
 
     Attributes:
         ids: The text's tokens, ``int64[length]``.
@@ -62,7 +62,7 @@ class Texts:
 
     @property
     def both(self) -> dict[str, Tensor]:
-        """The text beside the shorter one, which is padded on the right."""
+        """The text and the shorter one in a batch, padded on the right."""
         padding = getattr(self._config, "pad_token_id", None)
         filler = padding if isinstance(padding, int) and padding >= 0 else 0
         rows = self.ids.repeat(2, 1)
@@ -72,12 +72,12 @@ class Texts:
 
 
 def one_text(ids: Tensor) -> dict[str, Tensor]:
-    """Return what a backbone is given for a text alone."""
+    """Return a backbone's inputs for a single text."""
     return {"input_ids": ids.unsqueeze(0), "attention_mask": torch.ones_like(ids).unsqueeze(0)}
 
 
 def _length(transformer: Any, backbone: Any, virtual: int) -> int:
-    """Return how long the text is: beyond a window that is known and can be afforded."""
+    """Return the text's length: beyond the window, if one is known and a probe of that length is affordable."""
     window = backbones.window_of(backbone.config)
     beyond = LENGTH if window is None else max(LENGTH, window + virtual + 1)
     room = probes.longest_text(transformer, virtual)
@@ -85,8 +85,8 @@ def _length(transformer: Any, backbone: Any, virtual: int) -> int:
 
 
 def in_a_batch(alone: Tensor, together: Tensor, short: Tensor) -> str | None:
-    """Return how far a text's rows move in a batch, or None if they stay."""
+    """Return a message that says how far a text's rows move in a batch, or None if they do not."""
     beside, far = probes.apart(together[:1], alone), probes.apart(together[1:, :SHORTER], short)
     if not probes.moves(far, beside, alone.dtype):
         return None
-    return f"gives other rows in a batch with a prefix, by {max(beside, far):.0e} of their length"
+    return f"gives different rows in a batch with a prefix, by {max(beside, far):.0e} of their length"

@@ -1,9 +1,9 @@
-"""Which modules of a backbone project keys and values: measured in forwards of a few tokens, not looked up by name.
+"""Find the modules of a backbone that project keys and values, by forwards of a few tokens instead of by name.
 
-Every module without modules inside that gives a row for each token is watched. In one forward the first rows of each
-are cut off from what they came from, so that a gradient tells which of them the other rows read directly: those are
-keys and values. (A query is read by its own row only, all others are read through keys and values.) What an attention
-gives are means of the values, which tells the two apart.
+Every leaf module that returns a row per token is watched. In one forward the first rows of each are detached from what
+they were computed from, so that a gradient tells which of them the other rows read directly: those are keys and values.
+(A query is read only by its own row, and all other rows are read through keys and values.) Attention returns means of
+the values, which tells values from keys.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import probes
 from .prefix_record import Piece, Places, Projection
 from .prefix_watched import FRONT, Key, UnknownPlacesError, Watched
 
-# How far keys and values are moved, as a multiple of their deviation, and how near what is moved as far has to be.
+# How far keys and values are moved, in standard deviations, and how close to that a movement must be to count as equal.
 _FAR, _NEAR = 10.0, 0.1
 
 
@@ -25,23 +25,23 @@ def find_places(backbone: Any, layers: int) -> Places:
     """Return where the attention of ``backbone`` takes keys and values.
 
     Args:
-        backbone: The transformers model, with hooks that do nothing now or without.
-        layers: How many layers have keys and values, as the adapter has it.
+        backbone: The transformers model, without hooks, or with hooks that do nothing at the moment.
+        layers: How many layers have keys and values, according to the adapter.
 
     Raises:
-        UnknownPlacesError: If that cannot be told.
+        UnknownPlacesError: If the places cannot be found.
     """
     body = probes.body_of(backbone)
     with probes.at_rest(backbone), torch.inference_mode(False):
         watched = Watched(body)
         channels = watched.channels()
         pairs = _by_layer(channels, layers)
-        halves = _told_apart(watched, pairs)
+        halves = _keys_first(watched, pairs)
     return _named(backbone, watched, halves)
 
 
 class _Part(NamedTuple):
-    """Columns of one call of a module: a layer's keys, or its values."""
+    """Columns in the output of one call of a module: a layer's keys, or its values."""
 
     key: Key
     columns: tuple[int, ...]
@@ -56,13 +56,13 @@ def _by_layer(channels: list[tuple[Key, Tensor]], layers: int) -> list[tuple[_Pa
     if found == layers:
         return _fused(channels)
     raise UnknownPlacesError(
-        f"rows of a text are read by others in {found} places, where {layers} layers that have keys and values have "
-        f"{layers} or {2 * layers}"
+        f"rows of a text are read by other rows in {found} places, but {layers} layers with keys and values should "
+        f"have {layers} or {2 * layers}"
     )
 
 
 def _fused(channels: list[tuple[Key, Tensor]]) -> list[tuple[_Part, _Part]]:
-    """Return the two parts of modules that project keys and values, and more: halves of what is read at a stretch."""
+    """Return both parts of modules that project keys and values together: the halves of each run of columns read."""
     widths = {len(columns) for _, columns in channels}
     if len(widths) != 1:
         raise UnknownPlacesError("its layers project keys and values in different widths")
@@ -76,41 +76,41 @@ def _fused(channels: list[tuple[Key, Tensor]]) -> list[tuple[_Part, _Part]]:
         half, odd = divmod(stop - start, 2)
         if read[start]:
             if odd:
-                raise UnknownPlacesError("keys and values of a layer are not of one size")
+                raise UnknownPlacesError("keys and values of a layer differ in size")
             first += range(start, start + half)
             second += range(start + half, stop)
         start = stop
     return [(_Part(key, tuple(first)), _Part(key, tuple(second))) for key, _ in channels]
 
 
-def _told_apart(watched: Watched, pairs: list[tuple[_Part, _Part]]) -> list[tuple[_Part, _Part]]:
-    """Return keys and values of each layer, in this order."""
+def _keys_first(watched: Watched, pairs: list[tuple[_Part, _Part]]) -> list[tuple[_Part, _Part]]:
+    """Return the parts of each layer as keys and values, in this order."""
     still = watched.inputs({})
     _need_last(watched, pairs, still)
     values = [_are_values(watched, pairs, half, still) for half in (0, 1)]
     if any(first == second for first, second in zip(*values, strict=True)):
-        raise UnknownPlacesError("which of two projections are the values that an attention gives cannot be told")
+        raise UnknownPlacesError("it cannot be told which of two projections are the values")
     return [(pair[1], pair[0]) if first else pair for pair, first in zip(pairs, values[0], strict=True)]
 
 
 def _need_last(watched: Watched, pairs: list[tuple[_Part, _Part]], still: dict[Key, Tensor]) -> None:
-    """Raise if modules take the rows that were thought to be keys and values: what projects them gives no rows."""
+    """Raise if further modules take the supposed keys and values, so that the real projections return no rows."""
     moved: dict[Key, Tensor] = {}
-    for part in (part for pair in pairs for part in pair):  # two of one call, where a module gives both
+    for part in (part for pair in pairs for part in pair):  # one call has two parts if a module projects both
         moved[part.key] = _drawn(watched, part, FRONT) + moved.get(part.key, 0)
     for key, rows in watched.inputs(moved).items():
         away = (rows - still[key]).norm(dim=(0, 2))
         if away[:FRONT].any() and not away[FRONT:].any():
             raise UnknownPlacesError(
-                "its attention takes keys or values that have no row for each token of a text (as where it runs "
-                "without padding), so that there are no rows to overwrite"
+                "its attention takes keys or values that have no row for each token of a text (as when it runs without "
+                "padding), so there are no rows to overwrite"
             )
 
 
 def _are_values(watched: Watched, pairs: list[tuple[_Part, _Part]], half: int, still: dict[Key, Tensor]) -> list[bool]:
-    """Tell for each layer whether one half of it are values.
+    """Tell for each layer whether the given half is its values.
 
-    An attention gives means of values: what all of them move by, these do, too.
+    Attention returns means of values: if all values move by the same amount, so do the means.
     """
     moved = {pair[half].key: _drawn(watched, pair[half], 1) for pair in pairs}
     inputs, places = watched.inputs(moved), {key: place for place, key in enumerate(watched.order)}
@@ -127,7 +127,7 @@ def _are_values(watched: Watched, pairs: list[tuple[_Part, _Part]], half: int, s
 
 
 def _is(step: Tensor, by: Tensor) -> bool:
-    """Tell whether each row moved by the same, which heads that share keys and values (grouped queries) repeat."""
+    """Tell whether each row moved by ``by``, which grouped-query attention repeats for the heads that share it."""
     groups, rest = divmod(step.size(1), len(by))
     if rest or not groups:
         return False
@@ -140,7 +140,7 @@ def _is(step: Tensor, by: Tensor) -> bool:
 
 
 def _drawn(watched: Watched, part: _Part, rows: int) -> Tensor:
-    """Return what the columns of a part are moved by, ``[rows, width]``: far, so that rounding does not matter."""
+    """Return how far to move the columns of a part, ``[rows, width]``: far enough to make rounding irrelevant."""
     given = watched.given[part.key]
     noise = torch.zeros(rows, given.size(-1))
     noise[:, part.columns] = torch.randn(rows, len(part.columns), generator=torch.Generator().manual_seed(1))
@@ -148,14 +148,14 @@ def _drawn(watched: Watched, part: _Part, rows: int) -> Tensor:
 
 
 class _Call(NamedTuple):
-    """What one call of a projection gives."""
+    """What one call of a projection returns."""
 
     layer: int
     pieces: tuple[Piece, ...]
 
 
 def _named(backbone: nn.Module, watched: Watched, halves: list[tuple[_Part, _Part]]) -> Places:
-    """Return the places of keys and values by the paths of their modules."""
+    """Return the places of keys and values as paths of modules."""
     paths = {module: path for path, module in backbone.named_modules()}
     calls: dict[nn.Module, dict[int, _Call]] = {}
     for layer, pair in enumerate(halves):
@@ -166,7 +166,7 @@ def _named(backbone: nn.Module, watched: Watched, halves: list[tuple[_Part, _Par
     found = tuple(_projection(paths[module], numbers) for module, numbers in calls.items())
     widths = {len(part.columns) for pair in halves for part in pair}
     if len(widths) != 1:
-        raise UnknownPlacesError("keys and values are not of one width in all layers")
+        raise UnknownPlacesError("keys and values do not have the same width in all layers")
     body = paths[watched.body]
     return Places(len(halves), widths.pop(), found, body, watched.around(found, body))
 
@@ -183,7 +183,7 @@ def _projection(path: str, numbers: dict[int, _Call]) -> Projection:
 
 
 def _pieces(columns: dict[str, tuple[int, ...]], width: int) -> tuple[Piece, ...]:
-    """Return what stands in ``width`` columns, each run of which is of one source."""
+    """Return the contents of ``width`` columns as runs, each from one source."""
     source: dict[int, tuple[str, int]] = {}
     for name, own in columns.items():
         source.update((column, (name, place)) for place, column in enumerate(own))

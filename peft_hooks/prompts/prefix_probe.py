@@ -1,4 +1,4 @@
-"""Whether a prefix is keys and values of every layer, as it has to be: compared with a cache that is filled by hand."""
+"""Check that a prefix becomes the keys and values of every layer, by comparison with a cache filled by hand."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .prefix_watched import UnknownPlacesError
 
 
 class Way(NamedTuple):
-    """How a prefix gets to its place.
+    """How a prefix gets into the layers.
 
     Attributes:
-        places: Where hooks have to put it, or None where it is a cache that the backbone takes.
-        cache: Why the backbone does not take it as a cache, as PEFT hands it over, or None.
-        reason: Why it cannot get there with hooks either, or None.
+        places: Where hooks have to put it, or None if the backbone takes it as a cache.
+        cache: Why the backbone does not take it as a cache, as PEFT passes it, or None.
+        reason: Why hooks cannot put it in either, or None.
     """
 
     places: Places | None = None
@@ -37,20 +37,19 @@ class Way(NamedTuple):
 
 
 def prefix_is_used(transformer: Any, adapter: str) -> str | None:
-    """Return why the backbone cannot use the prefix of ``adapter`` as it has to, with hooks or without, or None."""
+    """Return why the backbone cannot use the prefix of ``adapter`` correctly, with or without hooks, or None."""
     return way_of_prefix(transformer, adapter).reason
 
 
 def way_of_prefix(transformer: Any, adapter: str) -> Way:
-    """Measure how the prefix of ``adapter`` gets to its place.
+    """Measure how the prefix of ``adapter`` gets into the layers.
 
-    Nothing can be measured on meta or fake tensors, nor where there is no room for a text: `fit_positions` has the
-    words.
+    Nothing can be measured on meta or fake tensors, nor if there is no room for a text, which `fit_positions` reports.
     """
     peft_model: Any = releases.backbone_of(transformer)
     config, there = peft_model.peft_config[adapter], _places_of_hooks(peft_model)
     if there is not None:
-        return Way(there)  # measured when they were attached
+        return Way(there)  # measured when the hooks were attached
     if not probes.can_measure(peft_model) or probes.longest_text(transformer, config.num_virtual_tokens) < 1:
         return Way()
     with probes.probing(peft_model, adapter):
@@ -68,7 +67,7 @@ def _measured(transformer: Any, peft_model: Any, adapter: str) -> Way:
         reason = why_not_right(transformer, peft_model, adapter, places)
     except UnknownPlacesError as error:
         reason = str(error)
-    except Exception as error:  # whatever a backbone raises of what it is given
+    except Exception as error:  # whatever a backbone raises for these inputs
         reason = probes.in_a_line(error)
     if reason is None:
         return Way(places, as_cache)
@@ -76,9 +75,9 @@ def _measured(transformer: Any, peft_model: Any, adapter: str) -> Way:
 
 
 def is_kept_by_peft(transformer: Any, adapter: str) -> bool:
-    """Tell whether PEFT keeps a prefix from a classifier whose layers could have it with another task type.
+    """Tell whether PEFT withholds a prefix from a classifier whose layers would take it with another task type.
 
-    With ``SEQ_CLS`` it reads the signature of the backbone's forward, and raises where that names no cache.
+    With ``SEQ_CLS`` PEFT reads the signature of the backbone's forward, and raises if that names no cache.
     """
     peft_model: Any = releases.backbone_of(transformer)
     segments = "token_type_ids" in getattr(transformer.tokenizer, "model_input_names", ())
@@ -91,20 +90,20 @@ def is_kept_by_peft(transformer: Any, adapter: str) -> bool:
     return True
 
 
-# Measuring takes forwards, and which hooks a model needs is asked whenever theirs are looked at.
+# Measuring takes forwards, and the places are needed whenever a model's hooks are planned or compared.
 _known: weakref.WeakKeyDictionary[nn.Module, Places | None] = weakref.WeakKeyDictionary()
 
 
 def _places_of_hooks(peft_model: Any) -> Places | None:
-    """Return where hooks that are on put the prefix."""
+    """Return where hooks on the model already put the prefix, or None."""
     there = (hook.places for hook in hooks_on(peft_model.base_model) if isinstance(hook, PutPrefixInAttention))
     return next(there, None)
 
 
 def places_of_prefix(transformer: Any) -> Places | None:
-    """Return where hooks put the prefix of a Transformer's adapter, or None where none have to.
+    """Return where hooks put the prefix of a Transformer's adapter, or None if no hooks are needed.
 
-    What was measured last, or what a copy's hooks know; where neither is there it is measured now.
+    The result of the last measurement, or what the hooks of a copy know; otherwise it is measured now.
     """
     peft_model: Any = releases.backbone_of(transformer)
     if peft_model not in _known:
@@ -113,13 +112,13 @@ def places_of_prefix(transformer: Any) -> Places | None:
             return way_of_prefix(transformer, str(peft_model.active_adapter)).places
         _known[peft_model] = there
     known = _known[peft_model]
-    # Hooks on a backbone in which one was replaced do not fit any more, and are measured anew when they are refreshed.
-    return known if known is None or _there(peft_model.base_model, known) else None
+    # If a module of the backbone was replaced, the hooks no longer fit; refreshing them measures again.
+    return known if known is None or _all_exist(peft_model.base_model, known) else None
 
 
 @contextlib.contextmanager
 def prefix_put_in(transformer: Any) -> Iterator[None]:
-    """Have the prefix of a Transformer's adapter where hooks have to put it, if they have to, for a block of probes."""
+    """Have hooks put in the prefix of a Transformer's adapter, if it needs them, for a ``with`` block of probes."""
     peft_model: Any = releases.backbone_of(transformer)
     methods = {releases.method_of(config) for config in releases.prompt_configs(transformer).values()}
     places = None if methods.isdisjoint(releases.PREFIX_METHODS) else places_of_prefix(transformer)
@@ -127,18 +126,18 @@ def prefix_put_in(transformer: Any) -> Iterator[None]:
         yield
 
 
-def _there(backbone: nn.Module, places: Places) -> bool:
-    """Tell whether there are modules at all places."""
+def _all_exist(backbone: nn.Module, places: Places) -> bool:
+    """Tell whether every place still has a module."""
     paths = {path for path, _ in backbone.named_modules(remove_duplicate=False)}
     return paths.issuperset(one.path for one in places.projections)
 
 
 def _why_no_cache(transformer: Any, peft_model: Any, adapter: str) -> str | None:
-    """Return why the backbone does not use the prefix as PEFT hands it over, or None if it does.
+    """Return why the backbone does not use the prefix as PEFT passes it, or None if it does.
 
-    Drawn keys and values, other ones for each layer, take the adapter's place, since keys and values that are mixed up
-    make no difference where they are alike. The rows that PEFT's forward gives of a text have to be those that the
-    layers give when they are handed a cache that was filled here, and the same in a batch.
+    Random keys and values, different in each layer, replace the adapter's, because mixed-up keys and values make no
+    difference if they are alike. The rows of a text in PEFT's forward must equal those that the layers return when
+    given a cache that is filled here, and must be the same in a batch.
     """
     config, backbone = peft_model.peft_config[adapter], peft_model.get_base_model()
     prefix = _drawn(config, next(backbone.parameters()))
@@ -147,7 +146,7 @@ def _why_no_cache(transformer: Any, peft_model: Any, adapter: str) -> str | None
 
 
 def _drawn(config: Any, like: Tensor) -> Tensor:
-    """Return random rows of a prefix, ``[virtual, 2 * layers * width]``, without a touch on the global generator."""
+    """Return random rows of a prefix, ``[virtual, 2 * layers * width]``, without using the global generator."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(config.num_virtual_tokens, 2 * config.num_layers * config.token_dim, generator=generator)
     dtype = like.dtype if like.is_floating_point() else torch.float32
@@ -180,23 +179,24 @@ class _Layers:
             alone, together = self._through_peft(**texts.long), self._through_peft(**texts.both)
             short = self._through_peft(**texts.short)
             without = self.body.forward(**texts.long)[0]
-        except Exception as error:  # whatever a backbone raises of keys and values that it does not expect
+        except Exception as error:  # whatever a backbone raises for keys and values that it does not expect
             return self._or_no_cache(f"rejects a prefix ({probes.in_a_line(error)})")
         if torch.equal(alone, without):
-            return self._or_no_cache("ignores the prefix: its output is the same without")
+            return self._or_no_cache("ignores the prefix: its output is the same without it")
         right = self._by_hand(key_values(prefix, config), texts.long, without)
         if right is None:
-            return "takes no keys and values that are handed to its layers, so that a prefix cannot be checked"
+            return "does not take keys and values passed to its layers, so a prefix cannot be checked"
         return _difference(alone, right) or in_a_batch(alone, together, short)
 
     def _through_peft(self, **text: Tensor) -> Tensor:
-        """Return the rows that the layers give in PEFT's forward."""
+        """Return the rows that the layers return in PEFT's forward."""
         return probes.rows_of(self.backbone, self.peft_model, text)
 
     def _by_hand(self, pairs: list[tuple[Tensor, Tensor]], text: dict[str, Tensor], without: Tensor) -> Tensor | None:
-        """Return the rows of a text that follows keys and values, or None if the layers take none in any way.
+        """Return the rows of a text behind keys and values, or None if the layers do not take them in any form.
 
-        `forward`, not a call: hooks that are on already change positions, so that an ignored cache would look used.
+        It runs ``forward`` instead of calling the module: hooks that are already on change positions, so that an
+        ignored cache would look used.
         """
         mask = torch.ones(1, pairs[0][0].size(2) + text["input_ids"].size(1), dtype=torch.int64, device=without.device)
         for cache in kv_cache.filled_caches(pairs):
@@ -209,7 +209,7 @@ class _Layers:
         return None
 
     def _or_no_cache(self, measured: str) -> str:
-        """Return what was measured, or where it is plain from the signature, why."""
+        """Return what was measured, with the reason if the signature shows it."""
         if any(backbones.accepts(self.body, name) for name in kv_cache.NAMES):
             return measured
         return f"has no cache (past_key_values) in its forward, where a prefix would go: it {measured}"
@@ -217,11 +217,11 @@ class _Layers:
 
 def _difference(alone: Tensor, right: Tensor) -> str | None:
     if alone.shape != right.shape:
-        return f"gives {alone.size(1)} rows behind a prefix where there have to be {right.size(1)}"
+        return f"returns {alone.size(1)} rows behind a prefix instead of {right.size(1)}"
     far = probes.apart(alone, right)
     if far <= probes.tolerance_of(alone.dtype):
         return None
     return (
         f"gives other rows than with the prefix as keys and values of its layers, by {far:.0e} of their length: "
-        f"PEFT mixes them up"
+        f"PEFT mixes the keys and values up"
     )

@@ -1,7 +1,7 @@
-"""Whether hooks put a prefix to its place, compared with forwards of the backbone alone, in which none of them run.
+"""Prove that hooks put a prefix into its place, by comparison with forwards of the backbone without any of them.
 
-A token in front of a text is nothing but keys and values to it. So the keys and values of tokens in front, taken down
-in a forward of the backbone, are a prefix behind which the text's rows have to be those of that forward.
+To a text, a token in front of it is nothing but keys and values. So the keys and values of tokens in front, recorded in
+a forward of the backbone, form a prefix, and behind that prefix the text's rows must equal those of that forward.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def hooks_of_places(places: Places, backbone: nn.Module, scale: float = 1.0) -> 
 
 
 def why_not_right(transformer: Any, peft_model: Any, adapter: str, places: Places) -> str | None:
-    """Return what is wrong with the rows of a text behind a prefix that hooks put to ``places``, or None."""
+    """Return what is wrong with the rows of a text behind a prefix that hooks put into ``places``, or None."""
     config, backbone = peft_model.peft_config[adapter], peft_model.get_base_model()
     reason = _other_sizes(config, places)
     if reason is not None:
@@ -54,8 +54,8 @@ def _other_sizes(config: Any, places: Places) -> str | None:
     if has == (places.layers, places.width):
         return None
     return (
-        f"the adapter has keys and values of {has[0]} layers, {has[1]} wide (num_layers, token_dim), and the backbone "
-        f"those of {places.layers}, {places.width} wide"
+        f"the adapter has keys and values for {has[0]} layers, {has[1]} wide (num_layers, token_dim), but the backbone "
+        f"has {places.layers} layers, {places.width} wide"
     )
 
 
@@ -67,7 +67,7 @@ def _wrong(peft_model: Any, places: Places, texts: Texts, right: Tensor) -> str 
         )
         one = peft_model(**texts.both)
     if alone.shape != right.shape:
-        return f"it gives {alone.size(1)} rows where there have to be {right.size(1)}"
+        return f"it returns {alone.size(1)} rows instead of {right.size(1)}"
     far = probes.apart(alone, right)
     if not far <= probes.tolerance_of(alone.dtype):
         return f"a text's rows are off by {far:.0e} of their length"
@@ -76,12 +76,12 @@ def _wrong(peft_model: Any, places: Places, texts: Texts, right: Tensor) -> str 
     for name, value, same in _tensors(one, other):
         far = probes.apart(value, same)
         if not far <= probes.tolerance_of(value.dtype):
-            return f"{name} moves by {far:.0e} of its length with rows that nothing is to read"
+            return f"{name} moves by {far:.0e} of its length with rows that nothing should read"
     return in_a_batch(alone, together, short)
 
 
 def _tensors(one: Any, other: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield the tensors of floats in two outputs of one kind, by name."""
+    """Yield the float tensors in two outputs of the same kind: name, one, other."""
     if isinstance(one, Tensor):
         if one.is_floating_point() and one.dim():
             yield "its output", one, other
@@ -95,7 +95,7 @@ def _tensors(one: Any, other: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 @contextlib.contextmanager
 def put_in(backbone: nn.Module, places: Places, scale: float = 1.0) -> Iterator[None]:
-    """Have a prefix put to ``places`` for the length of a block of probes."""
+    """Have hooks put a prefix into ``places`` for a ``with`` block of probes."""
     registry = HookRegistry(backbone)
     wanted = hooks_of_places(places, backbone, scale)
     registry.attach_all(Wanted(f"prefix{name}", hook, module, 0) for name, hook, module in wanted)
@@ -106,9 +106,9 @@ def put_in(backbone: nn.Module, places: Places, scale: float = 1.0) -> Iterator[
 
 
 def _by_tokens(backbone: Any, places: Places, front: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows of a text behind tokens, and the keys and values of these as a prefix has them.
+    """Return the rows of a text behind other tokens, and the keys and values of these tokens as a prefix.
 
-    `forward`, not a call, and no hook of this library: what is compared with is the backbone's own doing.
+    It runs ``forward`` instead of calling the module, with no hook of this library, to get the backbone's own result.
 
     Returns:
         ``[1, text, hidden]`` and ``[front, 2 * layers * width]``.
@@ -122,7 +122,7 @@ def _by_tokens(backbone: Any, places: Places, front: Tensor, text: Tensor) -> tu
 
 
 class _Seen:
-    """Keys and values of the tokens in front, taken down from the projections."""
+    """Keys and values of the tokens in front, recorded from the projections."""
 
     def __init__(self, virtual: int) -> None:
         self._virtual = virtual

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 Piece = tuple[str, int, int]
-"""What stands in some columns of a projection's rows: ``"keys"``, ``"values"`` or its ``"own"``, from and to where."""
+"""What some columns of a projection contain, ``"keys"``, ``"values"`` or its ``"own"``, and the range within that."""
 
 
 class Projection(NamedTuple):
     """A module whose rows are keys, values or both.
 
     Attributes:
-        path: Where it is in the backbone.
-        layers: The layer that each of its calls in a forward is of, or None where a call gives no rows of the text.
-        pieces: What its columns are, in their order; numbers are columns of what stands there.
+        path: Its path in the backbone.
+        layers: The layer that each of its calls in a forward belongs to, or None if a call returns no rows of the text.
+        pieces: What its columns contain, in order; the numbers are columns of the keys, values or own rows.
     """
 
     path: str
@@ -27,11 +27,11 @@ class Places(NamedTuple):
 
     Attributes:
         layers: How many layers have keys and values.
-        width: How many columns the keys of a layer have, those of all heads together.
-        projections: The modules that make them.
-        body: The path of what embeds the text: rows go in front there.
-        inner: The path of the module inside of it that all projections are in, or None; rows end with it, before a
-            pooler reads the first one.
+        width: How many columns the keys of a layer have, all heads together.
+        projections: The modules that project them.
+        body: The path of the module that embeds the text, where rows are put in front.
+        inner: The path of a module inside it that contains all projections, or None; the rows are cut off after it,
+            before a pooler reads the first one.
     """
 
     layers: int

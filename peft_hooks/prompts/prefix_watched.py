@@ -1,4 +1,4 @@
-"""The modules of a backbone that give a row for each token, watched in forwards of a few tokens."""
+"""Watch the modules of a backbone that return one row per token, in forwards of a few tokens."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from ..compat.torch_internals import has_children
 from . import probes
 from .prefix_record import Projection
 
-# Rows in front, and rows of the text.
+# Rows in front of the text, and rows of the text.
 FRONT, TEXT = 3, 4
 
 Key = tuple[nn.Module, int]
-"""A module, and which of its calls in a forward is meant."""
+"""A module, and the number of one of its calls in a forward."""
 
 
 class UnknownPlacesError(Exception):
-    """Keys and values cannot be put into this backbone's attention; says why."""
+    """Keys and values cannot be put into this backbone's attention; the message says why."""
 
 
 def _first(output: Any) -> Any:
-    """Return the first of what a module gives."""
+    """Return the first value of a module's output."""
     if isinstance(output, (tuple, list)):
         return output[0] if output else None
     return next(iter(output.values()), None) if isinstance(output, Mapping) else output
 
 
 class Watched:
-    """The modules of a body that give a row for each token, in the order of their calls."""
+    """The leaf modules of a body that return one row per token, in the order of their calls."""
 
     def __init__(self, body: Any) -> None:
         self.body = body
         ids = probes.text_ids(body, FRONT + TEXT)
         self._text = {"input_ids": ids.unsqueeze(0), "attention_mask": torch.ones_like(ids).unsqueeze(0)}
         self._leaves = [module for module in body.modules() if not has_children(module)]
-        self.given: dict[Key, Tensor] = {}  # what each call gave, without its graph
+        self.given: dict[Key, Tensor] = {}  # the output of each call, detached
         self.order: list[Key] = []
         self._around: Counter[str] = Counter()
 
@@ -48,7 +48,7 @@ class Watched:
         return isinstance(value, Tensor) and value.is_floating_point() and value.shape[:-1] == (1, FRONT + TEXT)
 
     def forward(self, give: Callable[[Key, Any, Tensor], Tensor]) -> Tensor:
-        """Run the body, with ``give(key, input, output)`` in the place of each output that has rows."""
+        """Run the body, replacing each output that has rows by ``give(key, input, output)``; return the text's rows."""
         counts: Counter[nn.Module] = Counter()
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -61,11 +61,11 @@ class Watched:
                 stack.enter_context(leaf.register_forward_hook(hook))
             rows: Any = self.body.forward(**self._text)[0]
         if not self.has_rows(rows):
-            raise UnknownPlacesError(f"it gives {list(rows.shape)} for {FRONT + TEXT} tokens")
+            raise UnknownPlacesError(f"it returns {list(rows.shape)} for {FRONT + TEXT} tokens")
         return rows[:, FRONT:]  # type: ignore[no-any-return]
 
     def channels(self) -> list[tuple[Key, Tensor]]:
-        """Return the calls whose first rows the others read directly, with the columns that they read."""
+        """Return the calls whose first rows the other rows read directly, with a mask of the columns that they read."""
         fronts: list[Tensor] = []
 
         def give(key: Key, _: Any, output: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class Watched:
 
     @contextlib.contextmanager
     def _children_counted(self) -> Iterator[None]:
-        """Count how often each child of the body gives rows, alone or before other things."""
+        """Count how often each child of the body returns rows, alone or first among other outputs."""
         with contextlib.ExitStack() as stack:
             for name, child in self.body.named_children():
 
@@ -95,17 +95,17 @@ class Watched:
             yield
 
     def around(self, found: tuple[Projection, ...], body: str) -> str | None:
-        """Return the path of the child of the body that all projections are in and that gives rows once, or None."""
+        """Return the path of the child of the body that contains all projections and returns rows once, or None."""
         start = f"{body}." if body else ""
         children = {one.path[len(start) :].partition(".")[0] for one in found}
         name = children.pop() if len(children) == 1 else ""
         return start + name if self._around[name] == 1 else None
 
     def inputs(self, moved: dict[Key, Tensor]) -> dict[Key, Tensor]:
-        """Return the rows that go into each call, while all give what they gave, but for those moved.
+        """Return the rows that go into each call while every call returns what it did before, except those moved.
 
         Args:
-            moved: What is added to what a call gives: to the rows in front, or one row to all.
+            moved: What to add to a call's output: rows for the rows in front, or one row for all.
         """
         seen: dict[Key, Tensor] = {}
 

@@ -1,4 +1,4 @@
-"""Small forwards at attaching time that measure what a backbone does, so that nothing has to be assumed."""
+"""Small forwards, run when hooks are attached, that measure what a backbone does instead of assuming it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch import Tensor, nn
 from ..compat import backbones
 from ..compat import sentence_transformers as releases
 
-# How far a row of a hidden state may be from the plain one, as a part of its length. What is wrong is off by tenths.
+# How far a row of a hidden state may be from the expected one, relative to its length. Wrong rows are off by tenths.
 _TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
-# A text moves with the scales of its batch where activations are quantized: by less than this part of a row's length.
+# With quantized activations a text moves with the scales of its batch, by less than this relative to a row's length.
 _ROUNDING = 0.1
 
-# Weights times positions that a probe may take: a tenth of a second on two cores. The shortest ones take what they do.
+# Weights times positions that a probe may cost: a tenth of a second on two cores. The shortest probes may exceed it.
 _BUDGET = 1_000_000_000
 
-# More than this no probe needs: it is beyond the windows of all but a few backbones.
+# No probe needs to be longer: this is beyond the windows of all but a few backbones.
 _LONGEST = 1024
 
 NO_VALUES = "nothing can be measured on a backbone whose weights have no values (meta device, fake tensors)"
 
 
 def forward_fails(transformer: Any, adapter: str) -> str | None:
-    """Return what keeps the backbone from taking two texts with the virtual tokens of ``adapter``, or None.
+    """Return why the backbone cannot take two texts with the virtual tokens of ``adapter``, or None if it can.
 
-    What cannot run without the adapter either says nothing about it.
+    A backbone that cannot run without the adapter either proves nothing.
     """
     peft_model: Any = releases.backbone_of(transformer)
     if not can_measure(peft_model):
@@ -47,7 +47,7 @@ def forward_fails(transformer: Any, adapter: str) -> str | None:
             return _unless_it_fails_anyway(peft_model, features, error)
     rows, length = output[0], features["input_ids"].size(1)
     if rows.dim() == 3 and rows.size(1) != virtual + length:
-        return f"gives {rows.size(1)} rows for {length} tokens and {virtual} virtual tokens"
+        return f"returns {rows.size(1)} rows for {length} tokens and {virtual} virtual tokens"
     return None
 
 
@@ -56,12 +56,12 @@ def _unless_it_fails_anyway(peft_model: Any, features: dict[str, Tensor], error:
         peft_model.get_base_model()(**features)
     except Exception:
         return None
-    return f"cannot run with virtual tokens, and runs without ({in_a_line(error)})"
+    return f"cannot run with virtual tokens, but runs without them ({in_a_line(error)})"
 
 
 @contextlib.contextmanager
 def _first_task(peft_model: Any, adapter: str) -> Iterator[None]:
-    """Give multitask prompt tuning the task that ``SelectTask`` will."""
+    """Select a task for multitask prompt tuning, as ``SelectTask`` will."""
     if releases.method_of(peft_model.peft_config[adapter]) != "MULTITASK_PROMPT_TUNING":
         yield
         return
@@ -74,10 +74,10 @@ def _first_task(peft_model: Any, adapter: str) -> Iterator[None]:
 
 
 def padded_texts(transformer: Any, at_most: int) -> dict[str, Tensor] | None:
-    """Return what the backbone is given for a text of ``at_most`` tokens, and one of half, padded on the right.
+    """Return the backbone's inputs for a text of ``at_most`` tokens and one of half that length, padded on the right.
 
-    None where virtual tokens leave no room for a text at all: `fit_positions` has the words.
-    The tokenizer makes it, so that special tokens and segment ids are there as ``encode`` has them.
+    None if virtual tokens leave no room for a text, which `fit_positions` reports.
+    The tokenizer makes them, so that special tokens and segment ids are the same as in ``encode``.
     """
     tokenizer = getattr(transformer, "tokenizer", None)
     if tokenizer is None or at_most < 1:
@@ -86,7 +86,7 @@ def padded_texts(transformer: Any, at_most: int) -> dict[str, Tensor] | None:
     lengths = max(1, at_most // 2), at_most
     try:
         texts = [dict(tokenizer(text, truncation=True, max_length=length)) for length in lengths]
-    except Exception:  # a tokenizer of one's own that takes something else
+    except Exception:  # a custom tokenizer that takes something else
         return None
     longest = max(len(text["input_ids"]) for text in texts)
     device = next(releases.backbone_of(transformer).parameters()).device
@@ -99,12 +99,12 @@ def padded_texts(transformer: Any, at_most: int) -> dict[str, Tensor] | None:
 
 
 def body_of(backbone: Any) -> Any:
-    """Return the layers of a backbone, below the head that a classifier and a masked-language model have."""
+    """Return the layers of a backbone, below the head of a classifier or a masked-language model."""
     return getattr(backbone, backbone.base_model_prefix, backbone)
 
 
 def rows_of(backbone: Any, outer: nn.Module, features: dict[str, Tensor]) -> Tensor:
-    """Return the rows that the layers of ``backbone`` give in a forward of ``outer``, the ``PeftModel`` around it."""
+    """Return the rows from the layers of ``backbone`` in a forward of ``outer``, the ``PeftModel`` around it."""
     found: list[Any] = []
     with body_of(backbone).register_forward_hook(lambda module, args, output: found.append(output[0])):
         output = outer(**features)
@@ -113,21 +113,21 @@ def rows_of(backbone: Any, outer: nn.Module, features: dict[str, Tensor]) -> Ten
 
 
 def can_measure(module: nn.Module) -> bool:
-    """Tell whether a forward of ``module`` gives values: not on the meta device, not on fake tensors."""
+    """Tell whether a forward of ``module`` computes values: not on the meta device or with fake tensors."""
     parameter = next(module.parameters(), None)
     return parameter is not None and type(parameter.data) is Tensor and parameter.device.type != "meta"
 
 
 def affordable(backbone: nn.Module, rows: int) -> int:
-    """Return how many positions of ``rows`` rows a probe may have, from 0: as many as all texts on a small backbone."""
+    """Return how many positions a probe of ``rows`` rows may have; 0 if none are affordable."""
     weights = sum(parameter.numel() for parameter in backbone.parameters())
     return min(_BUDGET // max(1, weights * rows), _LONGEST)
 
 
 def longest_text(transformer: Any, virtual: int) -> int:
-    """Return how many tokens a text has at most behind ``virtual`` virtual tokens; a number for no limit, too.
+    """Return how long a probe's text may be behind ``virtual`` virtual tokens, capped even if the model has no limit.
 
-    It is below 1 where there is no room for a text.
+    It is below 1 if there is no room for a text.
     """
     limits = (getattr(transformer, "max_seq_length", None), backbones.position_count(transformer))
     length, positions = (limit if isinstance(limit, int) else _LONGEST for limit in limits)
@@ -135,7 +135,7 @@ def longest_text(transformer: Any, virtual: int) -> int:
 
 
 def text_ids(backbone: Any, length: int) -> Tensor:
-    """Return ``length`` token ids, none of them special: ``int64[length]``."""
+    """Return ``length`` token ids, ``int64[length]``, none of them special."""
     weight = backbone.get_input_embeddings().weight
     special = {value for name, value in vars(backbone.config).items() if name.endswith("_token_id")}
     known = [token for token in range(min(weight.size(0), length + len(special) + 8)) if token not in special]
@@ -143,23 +143,26 @@ def text_ids(backbone: Any, length: int) -> Tensor:
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """Return how far apart rows of ``dtype`` may be, as a part of their length."""
+    """Return how far apart rows of ``dtype`` may be, relative to their length."""
     return _TOLERANCES.get(dtype, 0.0)
 
 
 def apart(one: Tensor, other: Tensor, mask: Tensor | None = None) -> float:
-    """Return how far rows are apart as a part of their length, at most over all that count; NaN if one is."""
+    """Return the largest distance between corresponding rows, relative to their length; NaN if any is NaN.
+
+    Rows where ``mask`` is 0 do not count.
+    """
     far = (one.double() - other.double()).norm(dim=-1) / other.double().norm(dim=-1).clamp(min=1e-30)
     return float((far if mask is None else far[mask.bool()]).max())
 
 
 def moves(far: float, rounding: float, dtype: torch.dtype) -> bool:
-    """Tell whether rows are further apart than rounding makes them, which is measured where activations are quantized.
+    """Tell whether rows are further apart than rounding explains; with quantized activations rounding is measured.
 
     Args:
-        far: How far they are apart.
-        rounding: How far a text moves in a batch with one of its length, where only rounding should move it.
-        dtype: Of the rows.
+        far: How far apart they are.
+        rounding: How far a text moves in a batch with another of its length, where only rounding should move it.
+        dtype: The dtype of the rows.
     """
     return rounding > _ROUNDING or not far <= max(tolerance_of(dtype), 4 * rounding)
 
@@ -172,7 +175,7 @@ def in_a_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def probing(peft_model: Any, adapter: str) -> Iterator[None]:
-    """Run forwards of one adapter without gradients and dropout, and leave the model as it was."""
+    """Run forwards with one adapter, without gradients and dropout, and restore the model at the end."""
     former = peft_model.active_adapter
     peft_model.active_adapter = adapter
     try:
@@ -184,7 +187,7 @@ def probing(peft_model: Any, adapter: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def probing_active(transformer: Any) -> Iterator[None]:
-    """Run forwards with the adapter that is active, as ``probing`` does."""
+    """Run forwards with the active adapter, as ``probing`` does."""
     config, outer = releases.active_config(transformer), releases.backbone_of(transformer)
     with at_rest(outer), contextlib.ExitStack() as stack:
         if config is not None and config.is_prompt_learning:
@@ -194,14 +197,14 @@ def probing_active(transformer: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
-    """Run a block without gradients, dropout and autocast, and leave the model as it was."""
+    """Run a block without gradients, dropout and autocast, and restore the model at the end."""
     training = [module for module in model.modules() if module.training]
     device = next((parameter.device.type for parameter in model.parameters()), "cpu")
     if training:
         model.eval()
     try:
         with torch.no_grad(), torch.autocast(device, enabled=False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what PEFT and transformers warn of in a forward, they will in the user's
+            warnings.simplefilter("ignore")  # PEFT and transformers will repeat their warnings in the user's forward
             yield
     finally:
         for module in training:

@@ -1,4 +1,4 @@
-"""What cannot be right whatever the hooks, found before any is attached and refused by name."""
+"""Refuse, before any hook is attached, models that no hooks can make correct."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .token_modules import refuse_token_modules
 
 
 def refuse_what_cannot_be_right(pipeline: Pipeline, task_id: TaskId, virtual_tokens: str = "auto") -> None:
-    """Raise if a model cannot give right embeddings with the hooks on.
+    """Raise if a model's embeddings cannot be correct with the hooks on.
 
     Raises:
-        UnsupportedModelError: If it has no adapter that its forward passes, has a prefix that gets to no layer of its
-            backbone, has a backbone that reads padding, is set up so that virtual tokens cannot be told from text, or
-            has a head that cannot be given the text alone.
+        UnsupportedModelError: If no adapter is in the path of its forward, a prefix does not reach the layers of its
+            backbone, the backbone reads padding, virtual tokens cannot be told from text, or its head cannot be given
+            the text alone.
         ValueError: If ``task_id`` is given and no adapter has tasks.
     """
     for encoder in pipeline.encoders:
@@ -45,7 +45,7 @@ def refuse_what_cannot_be_right(pipeline: Pipeline, task_id: TaskId, virtual_tok
 
 
 def refuse_options(pipeline: Pipeline, task_id: TaskId, virtual_tokens: str) -> None:
-    """Raise if a model cannot follow the policy, or ``task_id`` is given and no adapter has such a task."""
+    """Raise if a model cannot follow the policy, or if ``task_id`` is given and no adapter has such a task."""
     for encoder in pipeline.encoders:
         refuse_classifier(encoder, virtual_tokens)
     if task_id is None:
@@ -53,7 +53,7 @@ def refuse_options(pipeline: Pipeline, task_id: TaskId, virtual_tokens: str) -> 
     holders = [encoder.module for encoder in pipeline.encoders]
     prompts: list[Any] = [one for each in holders for one in releases.prompt_encoders(each, "MULTITASK_PROMPT_TUNING")]
     if not prompts:
-        raise ValueError(f"task_id={task_id} is given, but no adapter has tasks: only MULTITASK_PROMPT_TUNING has")
+        raise ValueError(f"task_id={task_id} is given, but no adapter has tasks: only MULTITASK_PROMPT_TUNING does")
     tasks = max(int(prompt.num_tasks) for prompt in prompts)
     if max(tasks_in(task_id)) >= tasks:
         raise ValueError(f"task_id={task_id} is given, but the adapter has the tasks 0 to {tasks - 1}")
@@ -75,13 +75,13 @@ def _refuse_adapter(encoder: Encoder, name: str, config: Any) -> None:
     where = f"Transformer {encoder.path!r} with the {method} adapter {name!r}"
     if releases.forward_skips_prompts(encoder.outer):
         raise UnsupportedModelError(
-            f"{where}: {type(encoder.outer).__name__}.forward passes the prompt by: make the adapter with "
+            f"{where}: {type(encoder.outer).__name__}.forward skips the prompt: make the adapter with "
             f'task_type="FEATURE_EXTRACTION", or with peft_hooks.add_prompt_adapter(model, config)'
         )
     if getattr(transformer, "can_flatten_inputs", False):
         raise UnsupportedModelError(
-            f"{where}: inputs are flattened into one row without padding, where virtual tokens can stand before the "
-            f"first text only: set `model[0].unpad_inputs = False`"
+            f"{where}: inputs are flattened into one row without padding, in which only the first text can have "
+            f"virtual tokens in front: set `model[0].unpad_inputs = False`"
         )
     if method in releases.PREFIX_METHODS:
         reason = prefix_is_used(transformer, name)
@@ -101,14 +101,14 @@ def _refuse_reader_of_padding(encoder: Encoder) -> None:
     reason = padding_is_read(encoder.module)
     if reason is not None:
         raise UnsupportedModelError(
-            f"Transformer {encoder.path!r}: the backbone {backbones.model_type(encoder.module)!r} {reason}: with an "
-            f"adapter and without, its embeddings depend on the batch, which no hook can change. Use another backbone, "
+            f"Transformer {encoder.path!r}: the backbone {backbones.model_type(encoder.module)!r} {reason}: with or "
+            f"without an adapter, its embeddings depend on the batch, which no hook can change. Use another backbone, "
             f"or encode one text at a time without hooks"
         )
 
 
 def level_of_caller() -> int:
-    """Return the ``stacklevel`` that makes a warning of the function that asks point out of this package."""
+    """Return the ``stacklevel`` with which a warning in the calling function points outside this package."""
     level, frame = 1, sys._getframe(1)
     inside = ((__package__ or "").partition(".")[0], "contextlib")
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
@@ -117,7 +117,7 @@ def level_of_caller() -> int:
 
 
 def fit_positions(encoder: Encoder) -> None:
-    """Lower ``max_seq_length`` where virtual tokens and text exceed the backbone's positions, with a warning."""
+    """Lower ``max_seq_length``, with a warning, if virtual tokens and text exceed the backbone's positions."""
     transformer, positions = encoder.module, encoder.positions
     virtual = max((config.num_virtual_tokens for config in encoder.prompts.values()), default=0)
     former: int | None = transformer.max_seq_length

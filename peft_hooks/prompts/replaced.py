@@ -1,4 +1,4 @@
-"""What was changed on a model after its hooks were attached, seen in the first forward after it and refused by name."""
+"""Refuse, in the next forward, changes to a model after its hooks were attached that would make it wrong."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .plan import Options
 
 
 class RefuseReplaced(Hook):
-    """Refuse a pipeline in which a module that had hooks was replaced by one that has none. Goes on its steps.
+    """Refuse a pipeline in which a module with hooks was replaced by one without. Goes on the pipeline's steps.
 
-    After ``model[1] = Pooling(...)`` the Transformer's hooks run and the new Pooling's do not: with ``cls`` the
-    embedding is off by 1.19 on a vector of length 1. The pipeline is looked at that runs now, so it need not be known:
-    a copy has its own, a replica of ``DataParallel`` too, and another one that the same Transformer is put into. Where
-    the module is called by itself there is none, and nothing to refuse.
+    After ``model[1] = Pooling(...)`` the Transformer's hooks run, but the new Pooling has none: with ``cls`` the
+    embedding is off by 1.19 on a vector of length 1. The check finds the pipeline that is running, so it need not be
+    known beforehand: it may be a copy, a replica of ``DataParallel``, or another pipeline with the same Transformer. If
+    the module is called on its own there is no pipeline, and nothing to refuse.
 
     Args:
-        paths: Where hooks have to be. A path at which there is no module is passed over.
+        paths: Where hooks have to be. Paths without a module are skipped.
 
     Raises:
         HookError: In the forward.
@@ -54,10 +54,10 @@ def _replaced(module: nn.Module, path: str) -> str:
 
 
 class RefuseTooLong(Hook):
-    """Refuse texts for which there are no positions, once ``max_seq_length`` is too long. Goes on the Transformer.
+    """Refuse texts too long for the backbone's positions if ``max_seq_length`` allows them. Goes on the Transformer.
 
-    It is lowered when the hooks are attached. Raised later, or with an adapter of more virtual tokens, a long text ends
-    in an index out of range; on a GPU in a device-side assertion.
+    ``max_seq_length`` is lowered when the hooks are attached. If it is raised later, or an adapter with more virtual
+    tokens is added, a long text causes an index out of range; on a GPU, a device-side assertion.
 
     Args:
         positions: How many positions the backbone has.

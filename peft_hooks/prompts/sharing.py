@@ -1,7 +1,7 @@
-"""``SharePrompt``: the virtual tokens of a causal decoder run once, not once for each row of the batch.
+"""``SharePrompt``: run the virtual tokens of a causal decoder once, not once for each row of the batch.
 
-In a causal backbone the virtual tokens stand first and see only themselves: their keys, values and hidden states are
-the same in every row. PEFT repeats the prompt for each row, and the backbone computes it as often.
+In a causal backbone the virtual tokens come first and see only themselves, so their keys, values and hidden states are
+the same in every row. PEFT repeats the prompt for each row, and the backbone computes it just as often.
 """
 
 from __future__ import annotations
@@ -30,21 +30,23 @@ class SharePrompt(Hook):
     """Run the virtual tokens of a causal backbone once per forward. Goes on PEFT's ``base_model``, the backbone.
 
     The virtual tokens are cut from ``inputs_embeds`` and run as a batch of one; the text runs after their keys and
-    values, which are given to every row; their hidden states are put back in front of every row. The
-    output is what it would have been, to rounding, and so are the gradients. Nothing is kept for the next forward,
-    unless ``keep`` is asked for.
+    values, which every row gets; their hidden states are put back in front of every row. The output is the same, up to
+    rounding, and so are the gradients. Nothing is kept for the next forward unless ``keep`` is set.
 
-    It steps aside, and the forward runs as it would have, where there is nothing to win (one row), and where that would
-    not be the same: dropout or gradient checkpointing in training, attentions that are asked for, keys and values or
-    position ids that the caller gives, a backbone that was switched to attend to both sides; and hooks of others on the
-    backbone or below, ``trace_shapes`` among them, which would see the layers run twice. In ``torch.compile`` both runs
-    are in one graph, for the number of virtual tokens in the adapter's config; it steps aside there in training and
-    with transformers before 4.54, whose caches have no layers.
+    The backbone is called with ``inputs_embeds``, ``float[batch, virtual + seq, hidden]``, and ``attention_mask``,
+    ``[batch, virtual + seq]``; ``last_hidden_state`` and all ``hidden_states`` have the shape of ``inputs_embeds``.
+
+    It steps aside, and the forward runs as usual, if there is nothing to gain (one row), or if the result would differ:
+    dropout or gradient checkpointing in training, requested attentions, keys and values or position ids from the
+    caller, a backbone that was switched to bidirectional attention; and if someone else's hooks are on the backbone or
+    below, including ``trace_shapes``, because they would see the layers run twice. In ``torch.compile`` both runs are
+    in one graph, for the number of virtual tokens in the adapter's config; there it steps aside in training and with
+    transformers before 4.54, whose caches have no layers.
 
     Args:
-        longest: Step aside for virtual tokens and text longer than this together: a sliding window's length.
-        keep: In ``no_grad`` and ``inference_mode``, keep what came out for each adapter's virtual tokens, and
-            use it in the next forwards, for one row, too, until a change of the weights or of anything else is seen.
+        longest: Step aside if virtual tokens and text are together longer than this, a sliding window's length.
+        keep: In ``no_grad`` and ``inference_mode``, keep the result for each adapter's virtual tokens and use it in
+            later forwards, even for a single row, until the weights or anything else are seen to have changed.
 
     Example:
         >>> from peft import PromptTuningConfig
@@ -78,10 +80,10 @@ class SharePrompt(Hook):
         call.args, call.kwargs = (), after
 
     def _prompt(self, call: Call, virtual: int) -> _Prompt | None:
-        """Return what comes out for the virtual tokens, made now or kept; None if that cannot be cut in two."""
+        """Return the result for the virtual tokens, computed now or kept; None if the forward cannot be split."""
         if not self._keeps(call):
             if self.keep and not is_compiling():
-                self._kept.clear()  # weights that are being trained are not those that it was made of for long
+                self._kept.clear()  # weights in training soon differ from those that it was computed with
             return _run(call, virtual)
         size, rows = text_around(call), call.kwargs["inputs_embeds"]
         assert size is not None
@@ -103,7 +105,7 @@ class SharePrompt(Hook):
         return self.keep and is_keeping(call.module)
 
     def _virtual_tokens(self, call: Call) -> int:
-        """Return how many rows in front are virtual tokens that can be shared; 0 to step aside."""
+        """Return how many rows in front are virtual tokens that can be shared, or 0 to step aside."""
         size = text_around(call) if self._runs_here(call) else None
         rows, mask = call.kwargs.get("inputs_embeds"), call.kwargs.get("attention_mask")
         if size is None or size.uneven or not size.length or rows is None or mask is None:
@@ -111,7 +113,7 @@ class SharePrompt(Hook):
         virtual: int = rows.size(1) - size.length
         enough = size.batch > 1 or self._keeps(call)
         fits = enough and rows.size(0) == size.batch and mask.shape == rows.shape[:2] and virtual > 0
-        if is_compiling():  # a number of which the graph holds, not one that it computes
+        if is_compiling():  # a constant for which the graph is valid, not a number that it computes
             fits, virtual = fits and virtual == size.virtual, size.virtual
         if not fits or (self.longest is not None and rows.size(1) > self.longest):
             return 0
@@ -120,7 +122,7 @@ class SharePrompt(Hook):
         return 0 if has_random(call.module) or is_watched(call, is_of_transformers) else virtual
 
     def _runs_here(self, call: Call) -> bool:
-        """Tell whether a graph that is compiled now can have it; where none is, it can."""
+        """Tell whether sharing works here: always, except in some graphs while they are compiled."""
         return not is_compiling() or (self._in_graphs and not call.module.training)
 
     def after(self, call: Call, output: Any) -> Any:
@@ -134,14 +136,14 @@ class SharePrompt(Hook):
         if "hidden_states" in fields:
             layers = zip(prompt.output["hidden_states"], output["hidden_states"], strict=True)
             fields["hidden_states"] = tuple(joined if own is last else _join(first, own) for first, own in layers)
-        if not _said(asked, "use_cache", config):
+        if not _option_of(asked, "use_cache", config):
             fields.pop(prompt.name, None)
         whole = type(output)(**fields)
-        return whole if _said(asked, "return_dict", config) else whole.to_tuple()
+        return whole if _option_of(asked, "return_dict", config) else whole.to_tuple()
 
 
 class _Prompt(NamedTuple):
-    """What comes out for the virtual tokens as a batch of one, and its keys and values, with their name in it."""
+    """The output for the virtual tokens as a batch of one; the name of its cache; and that cache."""
 
     output: Mapping[str, Any]
     name: str
@@ -149,12 +151,12 @@ class _Prompt(NamedTuple):
 
 
 def _run(call: Call, virtual: int) -> _Prompt | None:
-    """Run the virtual tokens as a batch of one; return None if what comes out cannot be followed by a text."""
+    """Run the virtual tokens as a batch of one; return None if a text cannot follow the result."""
     backbone, kwargs = call.module, call.kwargs
     rows, mask = kwargs["inputs_embeds"], kwargs["attention_mask"]
     common = {**kwargs, "use_cache": True, "return_dict": True}
     alone = {**common, "inputs_embeds": rows[:1, :virtual], "attention_mask": mask[:1, :virtual]}
-    # `forward`, not a call: the hooks on the backbone, this one among them, belong to the call that is running.
+    # `forward` instead of a call: the backbone's hooks, including this one, belong to the call that is running.
     call.on_other_rows = True
     try:
         output = backbone.forward(**alone, **empty_cache(backbone))
@@ -162,13 +164,13 @@ def _run(call: Call, virtual: int) -> _Prompt | None:
         call.on_other_rows = False
     name = cache_field(output)
     if name is None or not _CUT.issuperset(key for key in output if key != name):
-        return None  # it keeps no keys and values here, or gives something that cannot be put together again
+        return None  # there is no cache, or the output has something that cannot be joined again
     rest = {key: output[key] for key in output if key != name}
     return _Prompt(rest, name, output[name])
 
 
-def _said(kwargs: Mapping[str, Any], option: str, config: Any) -> bool:
-    """Return an option of a backbone's forward: of the call, or else of the config."""
+def _option_of(kwargs: Mapping[str, Any], option: str, config: Any) -> bool:
+    """Return an option of a backbone's forward, from the call or else from the config."""
     value = kwargs.get(option)
     return bool(getattr(config, option, True) if value is None else value)
 
@@ -177,14 +179,14 @@ def _join(prompt: Tensor, text: Tensor) -> Tensor:
     return torch.cat([prompt.expand(text.size(0), -1, -1), text], dim=1)
 
 
-# What is one row for each token in an output, or, in what is given, can be cut in two or leaves the rows as they are.
+# Outputs with one row per token, and arguments that can be split or do not affect the rows.
 _CUT = frozenset(["last_hidden_state", "hidden_states"])
 _OF_ROWS = frozenset(["attention_mask", "inputs_embeds"])
 _KNOWN = frozenset(["attention_mask", "inputs_embeds", "output_hidden_states", "return_dict"])
 
 
 def _asks_for_more(call: Call) -> bool:
-    """Tell whether the backbone is given or asked for anything else: keys and values, attentions, segment ids."""
+    """Tell whether the backbone is given or asked for anything else, such as a cache, attentions or segment ids."""
     if any(value is not None and value is not False and key not in _KNOWN for key, value in call.kwargs.items()):
         return True
     config = getattr(call.module, "config", None)
@@ -192,15 +194,15 @@ def _asks_for_more(call: Call) -> bool:
 
 
 def attends_to_both_sides(config: Any) -> bool:
-    """Tell whether a decoder's config says that its tokens see those that come after them."""
+    """Tell whether a decoder's config says that its tokens see later tokens."""
     return getattr(config, "is_causal", None) is False or bool(getattr(config, "use_bidirectional_attention", False))
 
 
 class EncodePromptOnce(Hook):
     """Run a prompt's network on one row, not on every row of the batch. Goes on the adapter's prompt encoder.
 
-    PEFT gives the same indices for every row: to prefix tuning's network (``prefix_projection``) and multitask prompt
-    tuning in every release, to P-tuning's in 0.10.
+    PEFT passes the same indices for every row: to the networks of prefix tuning (``prefix_projection``) and multitask
+    prompt tuning in every release, to that of P-tuning in 0.10.
     """
 
     def __init__(self, keep: bool = False) -> None:
@@ -216,7 +218,7 @@ class EncodePromptOnce(Hook):
             size.uneven = True
             return
         kept = self._kept_rows(call, indices) if keep else None
-        rows = 1 if kept is None else 0  # a network of no rows computes nothing
+        rows = 1 if kept is None else 0  # with no rows the network computes nothing
         call.first = indices[:rows]
         if "task_ids" in call.kwargs:
             call.kwargs = {**call.kwargs, "task_ids": call.kwargs["task_ids"][:rows]}
@@ -224,7 +226,7 @@ class EncodePromptOnce(Hook):
 
     @staticmethod
     def _is_for_all(indices: Tensor, size: Text, keep: bool) -> bool:
-        """Tell whether the network runs on more than is needed: one row, or none if its rows may be kept."""
+        """Tell whether the network gets more rows than it needs: one, or none if its result may be kept."""
         rows = indices.size(0)
         return rows == size.batch > 1 or (keep and rows in (1, size.batch))
 

@@ -1,4 +1,4 @@
-"""The option ``share_prompt``: which hooks it asks for, and what ``handle.describe()`` says of it."""
+"""The option ``share_prompt``: which hooks it needs, and what ``handle.describe()`` says about it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .sharing_probe import longest_shared, why_not_shared
 
 Share = Literal["auto", "keep", True, False]
 
-# Their prompt encoder is a network, or gives a row to every row of the batch.
+# Methods whose prompt encoder is a network, or runs on every row of the batch.
 _ENCODED = ("P_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING")
 
 
@@ -39,7 +39,7 @@ def hooks_of_sharing(
     Args:
         encoder: The Transformer.
         share_prompt: The option.
-        proven: The names of the hooks that need not be proven again, or None to prove by a small forward.
+        proven: The names of hooks that need no new proof, or None to prove by small forwards.
 
     Raises:
         UnsupportedModelError: If ``share_prompt`` is True, and the backbone cannot share its virtual tokens.
@@ -64,13 +64,13 @@ def hooks_of_sharing(
 
 
 def remarks(model: nn.Module, share_prompt: Share, names: Container[str], owner: Hashable) -> Iterator[str]:
-    """Yield a line for each Transformer with virtual tokens: whether they are shared, or why not, or what of a prefix.
+    """Yield lines for each Transformer with an adapter: whether virtual tokens are shared, where a prefix is put in.
 
     Args:
         model: The model.
         share_prompt: The option.
         names: The names of the hooks that are on the model.
-        owner: What these are marked with.
+        owner: Marks these hooks.
     """
     for path, transformer in releases.transformers_of(model):
         methods = {releases.method_of(config) for config in releases.prompt_configs(transformer).values()}
@@ -87,7 +87,7 @@ def remarks(model: nn.Module, share_prompt: Share, names: Container[str], owner:
 
 
 def _shared(share_prompt: Share) -> str:
-    """Say that virtual tokens are shared, and where they are not, on this release."""
+    """Return how virtual tokens are shared, and where this release does not allow it."""
     graphs = "" if can_be_traced() else f"; in torch.compile for every row: {NO_LAYERS}"
     kept = ", and kept between forwards in inference" if share_prompt == "keep" else ""
     return f"once for all rows of a batch{kept}{graphs}"
@@ -96,11 +96,11 @@ def _shared(share_prompt: Share) -> str:
 def _why_not_now(
     model: nn.Module, transformer: Any, share_prompt: Share, attached: bool, owner: Hashable
 ) -> str | None:
-    """Return why the virtual tokens run for every row now, or None if they do not."""
+    """Return why the virtual tokens currently run for every row, or None if they do not."""
     if share_prompt is False:
         return "share_prompt=False"
     if not attached:
-        return why_not_shared(transformer) or "it could be shared now: `handle.refresh()`"
+        return why_not_shared(transformer) or "they could be shared now: call `handle.refresh()`"
     backbone = releases.backbone_of(transformer).base_model
     onlooker = next(onlookers(backbone, owner, is_of_transformers), None)
     if onlooker is None:
@@ -109,6 +109,5 @@ def _why_not_now(
         return "a hook that PyTorch runs on every module would see the layers run twice"
     path = next(path for path, module in model.named_modules() if module is onlooker.module)
     return (
-        f"a {onlooker.kind} that is not of these hooks is on {type(onlooker.module).__name__} {path!r}, and would see "
-        f"the layers run twice"
+        f"a foreign {onlooker.kind} is on {type(onlooker.module).__name__} {path!r}, and would see the layers run twice"
     )

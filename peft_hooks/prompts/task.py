@@ -1,4 +1,4 @@
-"""``SelectTask``: multitask prompt tuning in a Sentence Transformers model."""
+"""``SelectTask``: choose the task of multitask prompt tuning in a Sentence Transformers model."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .._public import public
 from ..hooks.call import Call, Hook
 
 TaskId = int | Sequence[int] | Tensor | None
-"""One task for all rows, one for each row of a batch, or none yet."""
+"""One task for all rows, one for each row of a batch, or None if not chosen yet."""
 
 BY_ROW = "tasks by row"
-"""The key of ``call.notes`` under which it stands that rows of a batch may have different tasks."""
+"""The key in ``call.notes`` that says whether rows of a batch may have different tasks."""
 
 
 def tasks_in(task_id: Any) -> tuple[int, ...]:
-    """Return the tasks that were given, in their order.
+    """Return the given tasks in order.
 
     Raises:
-        ValueError: If one is negative or not a whole number, or there is none.
+        ValueError: If one is negative or not a whole number, or if there are none.
     """
     given = task_id.tolist() if isinstance(task_id, Tensor) else task_id
     tasks = tuple(given) if isinstance(given, (list, tuple)) else (given,)
@@ -34,7 +34,7 @@ def tasks_in(task_id: Any) -> tuple[int, ...]:
 
 
 def plain_task(task_id: Any) -> int | tuple[int, ...] | None:
-    """Return what was given as what can be compared and written to JSON."""
+    """Return the given tasks in a form that can be compared and written to JSON."""
     if task_id is None:
         return None
     tasks = tasks_in(task_id)
@@ -45,18 +45,18 @@ def plain_task(task_id: Any) -> int | tuple[int, ...] | None:
 class SelectTask(Hook):
     """Give multitask prompt tuning its task. Goes on the adapter's prompt encoder.
 
-    ``PeftModelForFeatureExtraction.forward`` never hands ``task_ids`` to ``get_prompt``, which raises ``task_ids
-    cannot be None``. This hook puts in a tensor ``int64[batch]`` that names the task for every row. Task ids that the
-    caller gives, as PEFT's other models take them, stay as they are.
+    ``PeftModelForFeatureExtraction.forward`` never passes ``task_ids`` to ``get_prompt``, which raises ``task_ids
+    cannot be None``. This hook adds a tensor ``int64[batch]`` with the task of every row. Task ids from the caller, as
+    PEFT's other models take them, stay as they are.
     Multitask prompt tuning: https://arxiv.org/abs/2303.02861
 
     Args:
-        task_id: Which task, from 0; or a list or tensor of them, one for each row of the batch. None means that a block
-            will choose: ``prompt_mask_hooks(model, task_id=1)``.
+        task_id: Which task, from 0; or a list or tensor with one for each row of the batch. None leaves the choice to a
+            block: ``prompt_mask_hooks(model, task_id=1)``.
 
     Raises:
-        ValueError: If ``task_id`` is negative or not a whole number, or, in the forward, if no task was chosen, the
-            adapter has no such task, or there are not as many as rows.
+        ValueError: If ``task_id`` is negative or not a whole number; or, in the forward, if no task was chosen, the
+            adapter has no such task, or there are not as many tasks as rows.
 
     Example:
         >>> import torch
@@ -79,7 +79,7 @@ class SelectTask(Hook):
         rows, tasks = indices.size(0), getattr(call.module, "num_tasks", None)
         if given is not None:
             call.notes[BY_ROW] = given.dim() == 0 or given.numel() > 1
-            if given.device.type == "cpu":  # elsewhere reading would wait for the device
+            if given.device.type == "cpu":  # on other devices reading would synchronize
                 _refuse_unknown(call, given.flatten().tolist(), tasks, "task_ids has")
             return
         if self.task_id is None:
@@ -103,7 +103,7 @@ class SelectTask(Hook):
 
 
 def tasks_given(call: Call) -> Any:
-    """Return the task ids that the caller of a prompt encoder gives, or None."""
+    """Return the task ids that the caller passes to a prompt encoder, or None."""
     return call.given_args[1] if len(call.given_args) > 1 else call.given_kwargs.get("task_ids")
 
 

@@ -1,4 +1,4 @@
-"""Pure functions on the tensors of a features dict. None reads a value on the host: shapes decide, kernels do the rest.
+"""Pure functions on the tensors of a features dict. None of them reads a value on the host; only shapes decide.
 
 Throughout, ``mask`` is an attention mask ``[batch, seq]`` of any dtype, 1 (or True) where a token counts.
 """
@@ -14,43 +14,43 @@ from torch.compiler import is_compiling
 
 
 def input_length(features: Mapping[str, Any]) -> int | None:
-    """Return how many positions the text takes, padding included, or None if the features do not tell."""
+    """Return how many positions the text takes, including padding, or None if the features do not say."""
     text = features.get("input_ids")
     if text is None:
         text = features.get("inputs_embeds")
     if not isinstance(text, Tensor):
         return None
-    shape = text.shape  # asked once: each question to a tensor takes as long as several to a dict
+    shape = text.shape  # read once: each access to a tensor takes as long as several to a dict
     return shape[1] if len(shape) >= 2 else None
 
 
 def extend_mask(mask: Tensor, virtual_tokens: int, counted: bool) -> Tensor:
     """Return ``mask`` with ``virtual_tokens`` columns in front, ``[batch, virtual + seq]``, same dtype and device.
 
-    What ``torch.nn.functional.pad`` comes down to: asking it costs a tenth more.
+    This is what ``torch.nn.functional.pad`` calls; going through it takes a tenth longer.
     """
     return torch.constant_pad_nd(mask, (virtual_tokens, 0), 1 if counted else 0)
 
 
 def first_counted(mask: Tensor) -> Tensor:
-    """Return the index of the first counted position of each row, ``int64[batch]``; 0 in a row that counts nothing."""
-    if mask.dtype is torch.bool or is_compiling():  # no argmax of bool, nor of int64 in ONNX
+    """Return the index of the first counted position of each row, ``int64[batch]``; 0 in a row without any."""
+    if mask.dtype is torch.bool or is_compiling():  # there is no argmax of bool, nor of int64 in ONNX
         mask = mask.to(torch.int32)
     return mask.argmax(dim=1)
 
 
 def rolled(first: Tensor, length: int) -> Tensor:
-    """Return an order of columns that begins at ``first`` in each row, 0 to ``length``: ``int64[batch, length]``."""
+    """Return column orders that begin at ``first`` (0 to ``length``) and wrap around: ``int64[batch, length]``."""
     columns = torch.arange(length, device=first.device)
-    if is_compiling():  # the exporter to ONNX takes no length that is a symbol here, but a tensor of it
+    if is_compiling():  # here the ONNX exporter does not take a symbolic length, but a tensor of it
         order = columns + first.unsqueeze(1)
         return order.remainder(torch.full((), length, dtype=order.dtype, device=order.device))
-    # Of every order that there is, the rows that are wanted: half of the time that dividing takes.
+    # Select from all possible orders: this takes half as long as a remainder.
     return torch.cat([columns, columns]).unfold(0, length, 1).index_select(0, first)
 
 
 def take(tensor: Tensor, order: Tensor) -> Tensor:
-    """Return ``tensor[b, order[b, i]]`` for every row ``b``: ``[batch, len, ...]`` in another order of dimension 1."""
+    """Reorder dimension 1 of ``[batch, len, ...]``: return ``tensor[b, order[b, i]]`` for every row ``b``."""
     if tensor.dim() == 2:
         return tensor.gather(1, order)
     wide = order.view(*order.shape, *(1,) * (tensor.dim() - 2))

@@ -1,6 +1,6 @@
-"""``NoteText``: how large the text is that a Transformer runs on, for the hooks inside of it.
+"""``NoteText``: note the size of the text that a Transformer runs on, for the hooks inside it.
 
-Inside of PEFT nothing tells any more which positions are virtual tokens and which the text's.
+Inside PEFT nothing says any more which positions are virtual tokens and which are text.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Text:
 
     Attributes:
         entry: The module that the text goes into: the Transformer, or a PeftModel.
-        batch: Rows.
-        length: Positions of the text alone, padding included.
-        virtual: How many virtual tokens the active adapter has, where that is not measured: in ``torch.compile``, for
-            which it is a number that the graph holds for, as the adapter's config has it.
-        uneven: Whether the prompt's rows differ: a network with dropout made each.
+        batch: The number of rows.
+        length: The number of positions of the text alone, including padding.
+        virtual: In ``torch.compile``, where it is not measured: the number of virtual tokens in the active adapter's
+            config, a constant for which the graph is valid. Otherwise 0.
+        uneven: Whether the prompt's rows may differ, because a network with dropout made each, or by their tasks.
     """
 
     __slots__ = ("batch", "entry", "length", "uneven", "virtual")
@@ -38,7 +38,7 @@ class Text:
 
 
 class NoteText(Hook):
-    """Note the size of the text in the call. Goes where the text goes in: on the Transformer, or a PeftModel."""
+    """Note the size of the text on the call. Goes where the text goes in: on the Transformer, or a PeftModel."""
 
     def before(self, call: Call) -> None:
         features = call.args[0] if call.args and isinstance(call.args[0], Mapping) else call.kwargs
@@ -57,7 +57,7 @@ def _text_in(features: Mapping[str, Any]) -> Tensor | None:
 
 
 def text_around(call: Call) -> Text | None:
-    """Return the size of the text of the Transformer that this call is inside of, if ``NoteText`` is on it."""
+    """Return the size of the text of the Transformer around this call, if ``NoteText`` is on it."""
     for outer in call.enclosing():
         text: Text | None = outer.notes.get(NoteText)
         if text is not None:

@@ -16,7 +16,7 @@ from . import tensors as ft
 
 
 def _virtual_tokens(features: Any) -> int:
-    """Return how many rows of the token embeddings are more than the input has tokens; 0 where that cannot be told."""
+    """Return how many more rows the token embeddings have than the input has tokens; 0 if that cannot be told."""
     embeddings, length = features.get("token_embeddings"), ft.input_length(features)
     if embeddings is None or length is None or embeddings.dim() != 3:
         return 0
@@ -26,8 +26,8 @@ def _virtual_tokens(features: Any) -> int:
 class WeighVirtualTokens(Hook):
     """Give virtual tokens the weight of unknown words. Goes on a WordWeights module.
 
-    WordWeights looks weights up by ``input_ids``, of which virtual tokens have none, and raises. While it runs, they
-    are looked up as token 0 and masked out; then their rows are weighted with ``unknown_word_weight``.
+    WordWeights looks up weights by ``input_ids``, and raises because virtual tokens have none. While it runs, they are
+    looked up as token 0 and masked out; afterwards their rows are weighted with ``unknown_word_weight``.
     """
 
     def before(self, call: Call) -> None:
@@ -51,9 +51,9 @@ class WeighVirtualTokens(Hook):
 
 
 class ScoreVirtualTokens(Hook):
-    """Let a skiplist and a query expansion look at the text's tokens. Goes on a MultiVectorMask module.
+    """Apply a skiplist and a query expansion only to the text's tokens. Goes on a MultiVectorMask module.
 
-    Only where the policy keeps virtual tokens: with ``"auto"`` and ``"strip"`` none come here.
+    It acts only if the policy keeps virtual tokens: with ``"auto"`` and ``"strip"`` none get here.
     """
 
     def before(self, call: Call) -> None:
@@ -75,7 +75,7 @@ class ScoreVirtualTokens(Hook):
 
 
 class CountVirtualTokens(Hook):
-    """Add the virtual tokens to ``sentence_lengths``, by which an LSTM cuts padding off. Goes on an LSTM module."""
+    """Add the virtual tokens to ``sentence_lengths``, by which an LSTM cuts off padding. Goes on an LSTM module."""
 
     def before(self, call: Call) -> None:
         features = call.first
@@ -89,10 +89,10 @@ class CountVirtualTokens(Hook):
 
 
 class SilencePadding(Hook):
-    """Let a CNN read zeros where padding is, as at the end of a text without padding. Goes on a CNN module.
+    """Let a CNN read zeros at padding positions, as at the end of a text without padding. Goes on a CNN module.
 
-    A Transformer gives padding rows that are not zero, and a kernel wider than one token reads them with the text's:
-    the embedding depends on the batch, with an adapter and without.
+    A Transformer's rows for padding are not zero, and a kernel wider than one token reads them together with the
+    text's, so the embedding depends on the batch, with or without an adapter.
     """
 
     def before(self, call: Call) -> None:
@@ -120,13 +120,13 @@ def hooks_of_token_modules(pipeline: Pipeline) -> Iterator[tuple[str, Hook, nn.M
 
 
 def refuse_token_modules(pipeline: Pipeline) -> None:
-    """Raise UnsupportedModelError for an LSTM that nothing before it can give the lengths of the texts."""
+    """Raise UnsupportedModelError for an LSTM if no module before it can provide the lengths of the texts."""
     before: list[str | None] = []
     for path, module in pipeline.steps:
         kind = modules.kind_of(module)
         if kind == "LSTM" and "Transformer" in before and None not in before and "WordEmbeddings" not in before:
             raise UnsupportedModelError(
-                f"LSTM {path!r} needs the feature sentence_lengths, which only WordEmbeddings gives, and before it "
-                f"comes a Transformer: take the LSTM out, or put a module before it that sets sentence_lengths"
+                f"LSTM {path!r} needs the feature sentence_lengths, which only WordEmbeddings sets, and comes after a "
+                f"Transformer, which does not: remove the LSTM, or put a module before it that sets sentence_lengths"
             )
         before.append(kind)

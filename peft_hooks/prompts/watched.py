@@ -1,4 +1,4 @@
-"""What a handle attaches, and what of the model that depends on: so that it can tell when the model was changed."""
+"""The hooks that a handle attaches, and the facts about the model that they depend on, to notice when it changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FIRST = MAKE - 2
 
 
 def wanted_hooks(pipeline: Pipeline, options: Options, proven: Container[str] | None = None) -> list[Wanted]:
-    """Return the hooks that a model needs, and those that see when it is changed, in the order in which they run."""
+    """Return the hooks that a model needs, and those that notice changes to it, in the order in which they run."""
     planned = [Wanted(name, hook, to, order) for name, hook, to, order in plan(pipeline, options, proven)]
     wanted = [*_watching(pipeline, planned), *planned]
     return sorted(wanted, key=lambda one: (one.order, one.name))
@@ -38,25 +38,25 @@ def _watching(pipeline: Pipeline, planned: list[Wanted]) -> Iterator[Wanted]:
 
 
 def _is_needed(hook: Hook) -> bool:
-    """Tell whether an embedding is wrong without the hook: a prompt's network may run for each row as well."""
+    """Tell whether embeddings would be wrong without the hook; running a prompt's network on every row is only slow."""
     return not isinstance(hook, EncodePromptOnce)
 
 
-class Seen(NamedTuple):
-    """What was looked at: hooks with their modules, and adapters. Modules are referred to weakly."""
+class Snapshot(NamedTuple):
+    """A snapshot of hooks with their modules, and of adapters. Modules are referenced weakly."""
 
     hooks: tuple[Any, ...]
     adapters: tuple[Any, ...]
 
 
-def looked_at(pipeline: Pipeline, wanted: Iterable[Wanted]) -> Seen:
-    """Take down what attaching these hooks depends on."""
+def snapshot_of(pipeline: Pipeline, wanted: Iterable[Wanted]) -> Snapshot:
+    """Take a snapshot of what attaching these hooks depends on."""
     hooks = tuple((one.name, type(one.hook), one.order, weakref.ref(one.to), _facts(one.hook)) for one in wanted)
-    return Seen(hooks, tuple(map(_adapters, pipeline.encoders)))
+    return Snapshot(hooks, tuple(map(_adapters, pipeline.encoders)))
 
 
 def _facts(hook: Hook) -> dict[str, Any]:
-    """Return what a hook was made with, as far as it is plain: not what it keeps for itself."""
+    """Return the plain values that a hook was made with, not what it keeps for itself."""
     return {
         key: value
         for key, value in vars(hook).items()
@@ -76,7 +76,7 @@ def _size(config: Any) -> int:
 
 
 def _is_too_long(encoder: Encoder) -> bool:
-    """Tell whether ``max_seq_length`` leaves no room for the virtual tokens: raised after the hooks were attached."""
+    """Tell whether ``max_seq_length`` leaves no room for virtual tokens, because it was raised since attaching."""
     virtual = max(map(_size, encoder.prompts.values()), default=0)
     if encoder.positions is None or not virtual:
         return False
@@ -85,7 +85,7 @@ def _is_too_long(encoder: Encoder) -> bool:
 
 
 class Lengths:
-    """How long texts may be, of every Transformer of a model: as it was, and as it was lowered."""
+    """The ``max_seq_length`` of every Transformer of a model, before and after it was lowered."""
 
     def __init__(self, encoders: Iterable[Encoder] = ()) -> None:
         self._encoders = tuple(encoders)
@@ -93,26 +93,26 @@ class Lengths:
         self._lowered: list[int | None] = []
 
     def lower(self) -> None:
-        """Leave room for virtual tokens, with a warning."""
+        """Lower it where that is needed to leave room for virtual tokens, with a warning."""
         for encoder in self._encoders:
             fit_positions(encoder)
         self._lowered = [holder.max_seq_length for holder, _ in self._kept]
 
     def put_back(self) -> None:
-        """Put those back that are still as they were lowered; what was changed since stays."""
+        """Restore values that are still as lowered; values changed since then stay."""
         for (holder, former), lowered in zip(self._kept, self._lowered, strict=False):
             if lowered != former and holder.max_seq_length == lowered:
                 holder.max_seq_length = former
 
     def restore(self) -> None:
-        """Put all back."""
+        """Restore all values."""
         for holder, former in self._kept:
             if holder.max_seq_length != former:
                 holder.max_seq_length = former
 
 
 class Modes:
-    """What small forwards at attaching change for their length: the active adapters, and what is being trained."""
+    """What probes change while they run: the active adapters, and which modules are in training mode."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._training = [module for _, module in pipeline.modules if module.training]
@@ -120,7 +120,7 @@ class Modes:
         self._active = [(outer, outer.active_adapter) for outer in peft_models]
 
     def restore(self) -> None:
-        """Put them back, where an interrupt hit what would have done so."""
+        """Restore them, in case an interrupt prevented the probe from doing so."""
         for outer, name in self._active:
             outer.active_adapter = name
         for module in self._training:

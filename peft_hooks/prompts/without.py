@@ -1,4 +1,4 @@
-"""``without_adapter``: the base model's embeddings, for the length of a block."""
+"""``without_adapter``: the base model's embeddings for a ``with`` block."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ..hooks.undo import block
 @public
 @contextlib.contextmanager
 def without_adapter(model: nn.Module) -> Iterator[None]:
-    """Switch every adapter of a model off for the length of a block: it gives the base model's embeddings.
+    """Switch off every adapter of a model for a ``with`` block, so that it gives the base model's embeddings.
 
     ``PeftModel.disable_adapter()`` raises ``UnboundLocalError`` on encoders, and leaves a replaced ``forward`` behind
     (it swaps the model's methods: https://github.com/huggingface/peft/pull/1502).
-    This takes any method, leaves every module as it found it, also when the block raises, and nests. Hooks may be on
-    the model or not; they do nothing where there are no virtual tokens. Not thread-safe: the adapters are off for every
-    thread. Add, delete and switch adapters outside of the block.
+    This works with any PEFT method, leaves every module as it found it, even if the block raises, and nests. Hooks may
+    be on the model or not; they do nothing if there are no virtual tokens. Not thread-safe: the adapters are off for
+    every thread. Add, delete and switch adapters outside the block.
 
     Args:
-        model: A ``SentenceTransformer`` (or another model of the library); one without an adapter stays as it is.
+        model: A ``SentenceTransformer`` (or another model of that library); without an adapter it stays as it is.
 
     Raises:
-        TypeError: If ``model`` is no module.
-        UnsupportedModelError: If it is no Sentence Transformers model.
+        TypeError: If ``model`` is not a module.
+        UnsupportedModelError: If it is not a Sentence Transformers model.
 
     Example:
         >>> from peft import PromptTuningConfig
@@ -42,14 +42,14 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
         ...     bool(abs(model.encode("a cat") - base).max() < 1e-6)
         True
     """
-    bared = [state.Bared(encoder.module) for encoder in read_pipeline(model).encoders]
+    switches = [state.AdapterSwitch(encoder.module) for encoder in read_pipeline(model).encoders]
 
     def off() -> None:
-        for one in bared:
-            one.off()
+        for switch in switches:
+            switch.off()
 
     def on() -> None:
-        for one in reversed(bared):
-            one.on()
+        for switch in reversed(switches):
+            switch.on()
 
     yield from block(off, on)

@@ -1,6 +1,6 @@
-"""What a test of a hook needs: tiny random models of any architecture, hand-made features, assertions.
+"""Helpers for tests of hooks: tiny random models of any architecture, hand-made features, assertions.
 
-The fixtures of the same purpose are in the pytest plugin, ``peft_hooks.pytest_plugin``.
+The pytest plugin, ``peft_hooks.pytest_plugin``, has fixtures for the same purpose.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ __all__ = [
 
 
 def tiny_transformer(architecture: str, path: str | Path, *, seed: int = 0, **config_overrides: Any) -> Path:
-    """Write a tiny random transformer and its tokenizer, as a directory that `models.Transformer(path)` loads.
+    """Write a tiny random transformer and its tokenizer to a directory that ``models.Transformer(path)`` loads.
 
-    The weights depend on `seed` only, and are large enough that attention matters and that different texts get
+    The weights depend only on ``seed``, and are large enough that attention matters and that different texts get
     clearly different embeddings.
 
     Args:
-        architecture: The architecture's name in transformers (`config.model_type`), like `"bert"` or `"qwen3"`.
-        path: The directory to write to; made if missing.
-        seed: Seeds the weights.
-        **config_overrides: Anything that the architecture's config takes, like `num_hidden_layers=1`.
+        architecture: The architecture's name in transformers (``config.model_type``), like ``"bert"`` or ``"qwen3"``.
+        path: The directory to write to; created if missing.
+        seed: Seed of the weights.
+        **config_overrides: Anything that the architecture's config takes, like ``num_hidden_layers=1``.
 
     Returns:
         The directory.
@@ -95,24 +95,24 @@ def tiny_model(
     max_seq_length: int | None = None,
     **config: Any,
 ) -> SentenceTransformer:
-    """Build a tiny random SentenceTransformer: a transformer, pooling, and normalization if asked for.
+    """Build a tiny random SentenceTransformer: a transformer, pooling, and optionally normalization.
 
     Args:
-        architecture: The architecture's name in transformers, like `"bert"` or `"qwen3"`.
-        pooling: One pooling mode or more; more than one are concatenated in the order of `POOLING_MODES`, which is
-            the only order that Sentence Transformers before 5.4 knows.
-        padding_side: `"right"` or `"left"`.
-        path: The directory that the transformer is written to; a temporary one that is removed again if left out.
+        architecture: The architecture's name in transformers, like ``"bert"`` or ``"qwen3"``.
+        pooling: One or more pooling modes; several are concatenated in the order of ``POOLING_MODES``, which is the
+            only order that Sentence Transformers before 5.4 knows.
+        padding_side: ``"right"`` or ``"left"``.
+        path: The directory that the transformer is written to; by default a temporary one, which is removed again.
         include_prompt: Whether pooling counts a prompt's tokens.
-        normalize: Whether a Normalize module comes last.
-        max_seq_length: Where texts are cut; what the release infers if left out.
-        **config: `seed`, and anything that the architecture's config takes.
+        normalize: Whether to add a Normalize module at the end.
+        max_seq_length: The length at which texts are truncated; by default what the release infers.
+        **config: ``seed``, and anything that the architecture's config takes.
 
     Returns:
         The model, on the CPU, in eval mode.
 
     Raises:
-        ValueError: If the installed transformers does not have the architecture.
+        ValueError: If the installed transformers does not have the architecture, or a pooling mode is unknown.
 
     Example:
         >>> from peft_hooks.testing import tiny_model
@@ -136,20 +136,20 @@ def tiny_model(
 def tiny_features(
     batch: int = 2, seq: int = 6, hidden: int = 8, virtual_tokens: int = 3, padding: str = "right"
 ) -> dict[str, Tensor]:
-    """Make by hand what a Transformer module returns when a prompt-learning adapter sits on its backbone.
+    """Make the features that a Transformer module returns when its backbone has a prompt-learning adapter.
 
-    Row `i` of the batch has `seq - i` real tokens (at least one), the rest is padding.
+    Row ``i`` of the batch has ``seq - i`` real tokens (at least one); the rest is padding.
 
     Args:
         batch: The number of texts.
         seq: The length of the longest text.
         hidden: The width of an embedding.
-        virtual_tokens: How many more positions `token_embeddings` has than `attention_mask`.
-        padding: `"right"` or `"left"`.
+        virtual_tokens: How many more positions ``token_embeddings`` has than ``attention_mask``.
+        padding: ``"right"`` or ``"left"``.
 
     Returns:
-        `input_ids` and `attention_mask` (int64, `[batch, seq]`), `token_embeddings`
-        (float32, `[batch, virtual_tokens + seq, hidden]`).
+        ``input_ids`` and ``attention_mask`` (``int64[batch, seq]``), and ``token_embeddings``
+        (``float32[batch, virtual_tokens + seq, hidden]``).
 
     Example:
         >>> from peft_hooks.testing import tiny_features
@@ -174,7 +174,7 @@ def tiny_features(
     }
 
 
-# As for the names in `peft_hooks`: what users import is what reprs and errors name.
+# As with the names in `peft_hooks`, reprs and errors should name the module that users import from.
 for _name in __all__:
     if callable(globals()[_name]):
         globals()[_name].__module__ = __name__

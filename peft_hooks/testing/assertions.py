@@ -1,4 +1,4 @@
-"""The assertions of ``peft_hooks.testing``: embeddings that stay, hooks that are gone, shapes that agree."""
+"""The assertions of ``peft_hooks.testing``: embeddings do not move, no hooks are left, shapes agree."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def assert_padding_invariant(model: nn.Module, texts: Sequence[str] = TEXTS, **o
     Args:
         model: A ``SentenceTransformer``, with hooks or without.
         texts: At least two texts, of different lengths.
-        **options: What ``check_padding_invariance`` takes: ``tolerance``, ``batch_sizes``, ``prompt_name`` and so on.
+        **options: Options of ``check_padding_invariance``: ``tolerance``, ``batch_sizes``, ``prompt_name`` and so on.
 
     Returns:
         The report.
 
     Raises:
-        AssertionError: If an embedding moves with its batch. The message is the report, and every text that moves, the
-            worst first.
+        AssertionError: If an embedding moves with its batch. The message is the report, followed by every text that
+            moves, worst first.
 
     Example:
         >>> from peft_hooks.testing import assert_padding_invariant, tiny_model
@@ -52,10 +52,10 @@ def assert_no_hooks_left(model: nn.Module, *, foreign: bool = False) -> None:
 
     Args:
         model: Any ``nn.Module``.
-        foreign: Whether hooks of others count, too.
+        foreign: Whether other code's hooks count as well.
 
     Raises:
-        AssertionError: If there are any. The message names each, its module and its owner.
+        AssertionError: If there are any. The message names each hook, its module and its owner.
 
     Example:
         >>> import torch
@@ -80,14 +80,14 @@ def assert_no_hooks_left(model: nn.Module, *, foreign: bool = False) -> None:
 def assert_shapes(
     tensors: Tensor | Sequence[Any] | Mapping[str, Any], contract: str | Mapping[str, str]
 ) -> dict[str, int]:
-    """Assert the dimensions of tensors with no model around them, such as what a hook returns.
+    """Assert the dimensions of tensors without a model, such as what a hook returns.
 
     Args:
         tensors: A tensor, or a dict or tuple with tensors in it.
-        contract: As ``AssertDimensions`` takes it; for a single tensor, its dimensions alone: ``"batch seq 8"``.
+        contract: A contract as for ``AssertDimensions``; for a single tensor, just its dimensions: ``"batch seq 8"``.
 
     Returns:
-        What every name is bound to.
+        The size that each name is bound to.
 
     Raises:
         AssertionError: If a tensor disagrees.

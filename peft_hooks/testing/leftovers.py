@@ -1,4 +1,4 @@
-"""Which hooks are on a model: for tests that nothing stays behind."""
+"""List the hooks on a model, for tests that none are left behind."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Left(NamedTuple):
     """One hook on one module.
 
     Attributes:
-        path: Where the module is.
-        module: The name of its class.
+        path: The path of the module.
+        module: The name of the module's class.
         hook: What the hook is, and whose.
         kind: ``"forward hook"``, or another of PyTorch's four kinds.
-        key: What PyTorch keeps it by: another hook has another.
+        key: The key under which PyTorch keeps it; no two hooks share one.
         ours: Whether this library put it there.
     """
 
@@ -33,7 +33,7 @@ class Left(NamedTuple):
 
 
 def hooks_on(model: nn.Module, foreign: bool = False) -> list[Left]:
-    """Return every hook of this library on the modules of ``model``, and with ``foreign`` those of others."""
+    """Return every hook of this library on the modules of ``model``, and with ``foreign`` other code's hooks."""
     found = []
     for path, module in model.named_modules():
         for kind, key, hook in hooks_of(module):
@@ -44,7 +44,7 @@ def hooks_on(model: nn.Module, foreign: bool = False) -> list[Left]:
 
 
 def written(model: nn.Module, left: Iterable[Left]) -> str:
-    """Write hooks as text, one line for those of one owner on one module."""
+    """Return hooks as text, with one line per owner and module."""
     lines: dict[str, list[str]] = {}
     for hook in left:
         kinds = lines.setdefault(f"{hook.module} {hook.path!r}: {hook.hook}", [])
@@ -56,7 +56,7 @@ def written(model: nn.Module, left: Iterable[Left]) -> str:
 
 def _owner(hook: Any) -> Any:
     owner = getattr(hook, "__self__", None)
-    return None if isinstance(owner, ModuleType) else owner  # a builtin function's own is its module
+    return None if isinstance(owner, ModuleType) else owner  # a builtin function's `__self__` is its module
 
 
 def _is_ours(hook: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How the tiny models of ``peft_hooks.testing`` are made: sizes, weights, tokenizers, modules of any release."""
+"""Make the tiny models of ``peft_hooks.testing``: sizes, weights, tokenizers, modules of any release."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ TEXTS: tuple[str, ...] = (
     "how do birds find the way home in winter ?",
     "two children read one book about the moon , the stars and the dark sky above the quiet town",
 )
-"""English texts of clearly different lengths, each word in the tiny tokenizer's vocabulary."""
+"""English texts of clearly different lengths, whose words are all in the tiny tokenizer's vocabulary."""
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-"""The modes in the order in which every release concatenates their results."""
+"""The pooling modes, in the order in which every release concatenates their results."""
 
-# The flags of Pooling before 5.4, where they are not called like the mode.
+# The flags of Pooling before 5.4, where their names differ from the mode's.
 _FLAGS = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "weightedmean": "weightedmean_tokens"}
 
-# The special tokens' ids are RoBERTa's: MPNet hard-codes padding to 1, and the others take it from their config.
+# The ids of special tokens are RoBERTa's: MPNet hard-codes padding as 1, and the others read it from their config.
 SPECIAL = {"cls_token": "[CLS]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
 _WORDS = sorted({word for text in TEXTS for word in text.split()} | {"query", "passage", "task", "search", "for", ":"})
 IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 
-# PEFT finds the word embeddings by their number of rows, so no other weight may have as many as the vocabulary.
+# PEFT finds the word embeddings by their number of rows, so no other weight may have as many rows as the vocabulary.
 VOCABULARY = [*SPECIAL.values(), *_WORDS, *(f"unused{i}" for i in range(79 - len(SPECIAL) - len(_WORDS)))]
 
 _HIDDEN, _LAYERS, _HEADS, _KV_HEADS, _FFN, _POSITIONS, _MAX_LENGTH = 32, 2, 4, 2, 48, 132, 64
@@ -42,10 +42,10 @@ _COMMON: dict[str, Any] = {
     "max_position_embeddings": _POSITIONS,
 }
 _GROUPED = {**_COMMON, "num_key_value_heads": _KV_HEADS}
-# Qwen 3 and the Gemmas decouple a head's size from hidden_size / num_attention_heads, in real checkpoints too.
+# Qwen 3 and the Gemmas decouple a head's size from hidden_size / num_attention_heads, in real checkpoints as well.
 _WIDE_HEADS = {**_GROUPED, "head_dim": 16}
 
-# An architecture that is not named here gets _COMMON.
+# Architectures that are not listed get _COMMON.
 _SIZES: dict[str, dict[str, Any]] = {
     "albert": {**_COMMON, "embedding_size": 16, "inner_group_num": 1},
     "deberta-v2": {
@@ -60,7 +60,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "gemma": _WIDE_HEADS,
     "gemma3_text": {
         **_WIDE_HEADS,
-        "num_hidden_layers": 3,  # keys and values are two: what mixes them up with layers does not show in two layers
+        "num_hidden_layers": 3,  # with two layers, mixing up layers with keys and values would not show
         "query_pre_attn_scalar": 16,
         "sliding_window_pattern": 2,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
@@ -76,7 +76,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "t5": {"d_model": _HIDDEN, "num_layers": _LAYERS, "num_heads": _HEADS, "d_kv": 8, "d_ff": _FFN},
 }
 
-# What the real tokenizers put around a text, where that is not CLS and SEP.
+# What the real tokenizers put around a text, if not CLS and SEP.
 _TEMPLATES = {
     **dict.fromkeys(("gpt2", "phi3"), "$A"),
     **dict.fromkeys(("llama", "mistral", "opt"), "[CLS] $A"),
@@ -86,12 +86,12 @@ _WITH_TOKEN_TYPES = ("albert", "bert", "deberta-v2", "electra")
 
 
 def config_arguments(architecture: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Join the tiny sizes, the tokenizer's ids and the caller's overrides."""
+    """Combine the tiny sizes, the tokenizer's ids and the caller's overrides."""
     return {"vocab_size": len(VOCABULARY), **_SIZES.get(architecture, _COMMON), **IDS, **overrides}
 
 
 def backbone_class(config: Any) -> Any:
-    """Return what builds the backbone that Sentence Transformers loads: T5's encoder alone, else the base model."""
+    """Return what builds the backbone that Sentence Transformers loads: T5's encoder, otherwise the base model."""
     import transformers
 
     if config.model_type in ("t5", "mt5", "umt5"):
@@ -100,7 +100,7 @@ def backbone_class(config: Any) -> Any:
 
 
 def fill_weights(backbone: Any, seed: int) -> None:
-    """Replace every weight, since most architectures start so small that attention is next to uniform."""
+    """Replace every weight, because most architectures start so small that attention is nearly uniform."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -114,7 +114,7 @@ def fill_weights(backbone: Any, seed: int) -> None:
 
 
 def make_tokenizer(architecture: str) -> Any:
-    """Return a tokenizer of whole lower-case words, with the architecture's own way to frame a text."""
+    """Return a tokenizer of whole lower-case words that frames texts as the architecture's own does."""
     import transformers
     from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -137,14 +137,14 @@ def make_tokenizer(architecture: str) -> Any:
 
 
 def pipeline_modules() -> Any:
-    """Import the namespace of the pipeline's modules, which has moved in Sentence Transformers 5.4."""
+    """Import the namespace of the pipeline's modules, which moved in Sentence Transformers 5.4."""
     if importlib.util.find_spec("sentence_transformers.sentence_transformer"):
         return importlib.import_module("sentence_transformers.sentence_transformer.modules")
     return importlib.import_module("sentence_transformers.models")
 
 
 def make_pooling(width: int, modes: str | tuple[str, ...], include_prompt: bool) -> Any:
-    """Build a Pooling module: with names since Sentence Transformers 5.4, with one flag per mode before."""
+    """Build a Pooling module, by mode names since Sentence Transformers 5.4, and by one flag per mode before."""
     wanted = {modes} if isinstance(modes, str) else set(modes)
     if not wanted <= set(POOLING_MODES):
         raise ValueError(f"unknown pooling modes {sorted(wanted - set(POOLING_MODES))}; known: {POOLING_MODES}")

@@ -191,7 +191,7 @@ def test_an_lstm_after_a_transformer_is_refused(adapted: Any) -> None:
     model = piped(adapted("bert"), made("LSTM", 32, 8))
     with pytest.raises(UnsupportedModelError) as caught:
         register_prompt_mask_hooks(model)
-    for part in ("LSTM '1'", "sentence_lengths", "take the LSTM out"):
+    for part in ("LSTM '1'", "sentence_lengths", "remove the LSTM"):
         assert part in str(caught.value)
 
 

@@ -190,7 +190,7 @@ def test_a_peft_model_of_no_task_with_a_prompt_is_refused_because_it_passes_the_
     put_backbone(model[0], PeftModel(backbone_of(model), config))
     message = (
         "PROMPT_TUNING adapter 'default'",
-        "PeftModel.forward passes the prompt by",
+        "PeftModel.forward skips the prompt",
         'task_type="FEATURE_EXTRACTION"',
     )
     with refused(model, UnsupportedModelError, *message):

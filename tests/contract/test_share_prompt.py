@@ -701,7 +701,8 @@ def test_the_remark_names_the_hook_and_its_module(adapted: Any) -> None:
     path = next(path for path, module in model.named_modules() if module is layer)
     with prompt_mask_hooks(model) as handle, layer.register_forward_hook(look):
         assert_says(
-            remark(handle), f"Transformer '0' | for every row | a forward hook | {type(layer).__name__} {path!r}"
+            remark(handle),
+            f"Transformer '0' | for every row | a foreign forward hook | {type(layer).__name__} {path!r}",
         )
 
 

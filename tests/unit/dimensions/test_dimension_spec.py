@@ -60,7 +60,7 @@ def test_a_name_with_a_question_mark_in_front_is_of_its_call() -> None:
 @pytest.mark.parametrize("text", ["a-b", "3x", "=3", "a=b", "a=", "*", "-1", "...x", "a:"])
 def test_what_is_no_dimension_is_refused_when_the_hook_is_made(text: str, golden: Golden) -> None:
     if text == "a:":
-        assert "is no dtype" in refused({"x": f"batch {text}"})
+        assert "is not a dtype" in refused({"x": f"batch {text}"})
         return
     told = refused({"x": f"batch {text}"})
     golden("refusals", told)
