@@ -311,7 +311,7 @@ WRONG: dict[str, Wrong] = {
     "numbers in place of texts": Wrong(
         lambda models: diagnose(models.tuned, ["a cat", 2]),  # type: ignore[list-item]
         TypeError,
-        "texts has 2 | a list of at least two texts",
+        "texts contains 2 | a list of at least two texts",
     ),
     "a batch size alone": Wrong(
         lambda models: check_padding_invariance(models.tuned, TEXTS, batch_sizes=2),  # type: ignore[arg-type]
