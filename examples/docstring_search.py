@@ -1,8 +1,8 @@
-"""A task with real data that every machine has: find a function of Python's standard library by what it does.
+"""A task with real data that every machine has: find a function in Python's standard library by what it does.
 
-A query is the first sentence of a function's docstring, the document that answers it is the function's qualified name:
-"Recursively delete a directory tree." is answered by ``shutil.rmtree``. The sources are read with ``ast``, and nothing
-of them is imported.
+A query is the first sentence of a function's docstring; the matching document is the function's qualified name:
+"Recursively delete a directory tree." matches ``shutil.rmtree``. The sources are parsed with ``ast``, and nothing is
+imported.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__p
 
 
 class Pair(NamedTuple):
-    """What a function does, in a sentence, and its qualified name."""
+    """A sentence that says what a function does, and the function's qualified name."""
 
     query: str
     document: str
 
 
 class Splits(NamedTuple):
-    """Pairs to train with, to choose settings with, and to report. No module is in two of them."""
+    """Pairs to train with, to choose settings with, and to report on. No module is in more than one split."""
 
     train: list[Pair]
     validation: list[Pair]
@@ -42,7 +42,7 @@ def read_splits() -> Splits:
     """Read the installed standard library. The same Python gives the same splits, on every machine."""
     folder = Path(sysconfig.get_path("stdlib"))
     found = [(module, pair) for module, path in _modules(folder) for pair in _pairs(module, path)]
-    # A sentence that describes two functions has no one answer, and could be on two sides.
+    # A sentence that describes two functions has no single answer, and could end up in two splits.
     queries = Counter(pair.query.casefold() for _, pair in found)
     documents = Counter(pair.document.casefold() for _, pair in found)
     splits = Splits([], [], [])
@@ -62,7 +62,7 @@ def _modules(folder: Path) -> Iterator[tuple[str, Path]]:
 def _pairs(module: str, path: Path) -> Iterator[Pair]:
     try:
         tree = ast.parse(path.read_bytes())
-    except SyntaxError:  # some files are there to be wrong
+    except SyntaxError:  # some files are invalid on purpose
         return
     for name, function in _functions(tree, module):
         query = first_sentence(ast.get_docstring(function) or "")
@@ -90,16 +90,16 @@ def first_sentence(docstring: str) -> str:
 
 
 def _side(module: str) -> int:
-    """Return 0, 1 or 2 for train, validation, test: from the name alone, so it holds on every machine."""
+    """Return 0, 1 or 2 for train, validation or test, from the name alone: the same on every machine."""
     drawn = hashlib.sha256(module.encode()).digest()[0] / 256
     return 0 if drawn < 0.55 else 1 if drawn < 0.8 else 2
 
 
 @dataclass(frozen=True)
 class Found:
-    """How well functions are found, query by query: the reciprocal rank of the right one, 0 if not among the first ten.
+    """Scores per query: the reciprocal rank of the right function, or 0 if it is not among the first ten.
 
-    Its mean is MRR@10, and recall@10 is how many are not 0.
+    The mean is MRR@10; the share that is not 0 is recall@10.
     """
 
     reciprocal_ranks: Tensor
@@ -114,7 +114,7 @@ class Found:
 
 
 def evaluate(model: SentenceTransformer, pairs: Sequence[Pair], batch_size: int = 64) -> Found:
-    """Rank the documents of all pairs for every query, by cosine similarity."""
+    """Rank all pairs' documents for every query, by cosine similarity."""
     queries, documents = (
         model.encode(list(texts), batch_size=batch_size, convert_to_tensor=True, normalize_embeddings=True)
         for texts in zip(*pairs)

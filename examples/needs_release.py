@@ -1,6 +1,6 @@
-"""The examples import this first: it ends them with a sentence where Sentence Transformers is too old for them.
+"""Exit with a clear message if Sentence Transformers is too old for the examples, which import this first.
 
-The library itself works with 2.7 and later; the examples show the newest releases' own names and failures.
+The library itself works with 2.7 and later; the examples show names and failures of the newest releases.
 """
 
 from __future__ import annotations

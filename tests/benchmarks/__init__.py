@@ -1,1 +1,1 @@
-"""What the library costs, as ratios: ``python -m tests.benchmarks``. A module has ``measure(quick) -> list[Row]``."""
+"""Costs of the library, as ratios: ``python -m tests.benchmarks``. Each module has ``measure(quick) -> list[Row]``."""

@@ -1,6 +1,6 @@
-"""``python -m tests.benchmarks [NAME...] [--quick] [--out DIR]``: measure all, print one table, keep the numbers.
+"""Run ``python -m tests.benchmarks [NAME...] [--quick] [--out DIR]``: measure, print one table, save the numbers.
 
-Of which parts there are, ``PARTS`` says. Raw numbers go to ``benchmarks.json``, the picture to ``scaling.svg``.
+``PARTS`` lists the names. Raw numbers go to ``benchmarks.json``, the plot to ``scaling.svg``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from peft_hooks.compat.quiet import quiet
 
 from .table import Row, print_table, write_json
 
-# The tracers of others come last: some change PyTorch, or every object, for the rest of the process.
+# Other tracers come last: some change PyTorch, or every object, for the rest of the process.
 PARTS = (
     "mask_hook",
     "attached",
@@ -36,10 +36,10 @@ PARTS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the parts that are asked for, or all."""
+    """Run the requested parts, or all of them."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     parser.add_argument("parts", nargs="*", metavar="NAME", help=", ".join(PARTS))
-    parser.add_argument("--quick", action="store_true", help="a few rounds of each, to see that all runs")
+    parser.add_argument("--quick", action="store_true", help="a few rounds of each, to check that everything runs")
     parser.add_argument("--out", type=Path, default=Path(".tox/benchmarks"), help="where the numbers go")
     options = parser.parse_args(arguments)
     unknown = set(options.parts) - set(PARTS)
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measured(names: Sequence[str], quick: bool) -> list[Row]:
-    """Measure part by part, with a bar."""
+    """Measure part by part, showing a progress bar."""
     rows: list[Row] = []
     columns = TextColumn("{task.description:<12}"), *Progress.get_default_columns()[1:3]
     with Progress(*columns, MofNCompleteColumn(), TimeElapsedColumn(), console=Console(stderr=True)) as bar:
@@ -71,12 +71,12 @@ def measured(names: Sequence[str], quick: bool) -> list[Row]:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw the picture, if there are points and something to draw them with."""
+    """Draw the plot, if there are points and matplotlib is installed."""
     with_points = next((row for row in rows if "points" in row.raw), None)
     if with_points is None:
         return
     if importlib.util.find_spec("matplotlib") is None:
-        print("no picture: matplotlib is not installed")
+        print("no plot: matplotlib is not installed")
         return
     from .scaling import draw as draw_points
 

@@ -1,7 +1,7 @@
-"""All that ``register_prompt_mask_hooks`` attaches, one forward, beside empty hooks on the same modules and one pad.
+"""Measure one forward with all of the hooks of ``register_prompt_mask_hooks``, against empty hooks and one pad.
 
-The modules compute nothing, and no batch is as long as the one before it. What the hooks take in a real forward, whose
-code and data they share the caches with, is part of what ``encode`` measures.
+The empty hooks are on the same modules. The modules compute nothing, and consecutive batches differ in length. What the
+hooks cost in a real forward, with whose code and data they share the caches, is part of what ``encode`` measures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WORDS = range(40, 64, 3)
 
 
 class Nothing(Hook):
-    """Is called before and after, and does nothing: the price of any hook."""
+    """Do nothing before and after: the cost of any hook."""
 
     def before(self, call: Any) -> None:
         return None
@@ -38,14 +38,14 @@ class Nothing(Hook):
 
 
 class Padding(Nothing):
-    """Pads the mask, and does nothing with it."""
+    """Pad the mask and discard it."""
 
     def after(self, call: Any, output: Any) -> None:
         torch.nn.functional.pad(call.given_first["attention_mask"], (VIRTUAL, 0), value=1)
 
 
 class Rolling(Padding):
-    """Puts every text first, too: where it begins, the order of its columns, and three tensors in that order."""
+    """Also roll every text to the front: find where it begins, order the columns, and reorder three tensors."""
 
     def before(self, call: Any) -> None:
         features = call.args[0]
@@ -58,7 +58,7 @@ class Rolling(Padding):
 
 
 class Cutting(Nothing):
-    """Cuts virtual tokens off, with no care for what it is given."""
+    """Cut off virtual tokens, without checking the input."""
 
     def after(self, call: Any, output: Any) -> Any:
         mask, embeddings = output["attention_mask"], output["token_embeddings"]
@@ -73,9 +73,9 @@ def tuned() -> Any:
 
 
 def stilled(model: Any) -> Any:
-    """Make the modules that have hooks compute nothing, so that the hooks can be seen: they go on calling each other.
+    """Make the hooked modules compute nothing but still call each other, so that the cost of the hooks is visible.
 
-    After attaching, since the hooks on a module go by what it is.
+    Call this after attaching, because the hooks attached to a module depend on its class.
     """
     made = {words + 2: rows_of(words + 2) for words in WORDS}
 
@@ -101,12 +101,12 @@ def stilled(model: Any) -> Any:
 
 
 def rows_of(length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Make token embeddings, a mask as PEFT makes it (float32), and embeddings, for texts of so many tokens."""
+    """Make token embeddings, a float32 mask as PEFT makes it, and embeddings, for texts of ``length`` tokens."""
     return torch.zeros(BATCH, VIRTUAL + length, 32), torch.ones(BATCH, VIRTUAL + length), torch.zeros(BATCH, 32)
 
 
 def run(model: nn.Module, batches: Iterator[Mapping[str, Any]]) -> Any:
-    """Run one forward as ``encode`` does, on a batch of another length than the last."""
+    """Run one forward as ``encode`` does, on a batch of a different length from the last."""
     with torch.inference_mode():
         return model(dict(next(batches)))
 
@@ -121,7 +121,7 @@ def by_hand(places: Sequence[str], *hooks: Hook) -> Any:
 
 
 def measure(quick: bool = False) -> list[Row]:
-    """Measure one forward less the same forward with nothing attached."""
+    """Measure one forward minus the same forward with nothing attached."""
     bare, full, unchecked = (tuned() for _ in range(3))
     register_prompt_mask_hooks(full)
     register_prompt_mask_hooks(unchecked, check=False)

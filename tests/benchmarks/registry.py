@@ -1,4 +1,4 @@
-"""What the registry's order, names and counts cost beside PyTorch's own hooks, and how attaching grows."""
+"""Measure the cost of the registry's order, names and counts against PyTorch's own hooks, and how attaching scales."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOOKS, MODULES = (1, 10, 100), (10, 100, 1000, 10_000)
 
 
 class Counting:
-    """Two native hooks that do what an empty hook of a registry does: count the calls, and run before and after."""
+    """Two native hooks that do what an empty registry hook does: count the calls, and run before and after."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -35,12 +35,12 @@ class Counting:
 
 
 def measure(quick: bool = False) -> list[Row]:
-    """Measure calls of a module with hooks, and attaching and removing."""
+    """Measure calling a module with hooks, attaching and removing."""
     return [*running(quick), *attaching(quick)]
 
 
 def running(quick: bool) -> list[Row]:
-    """Measure one call of a module with so many hooks, called before and after."""
+    """Measure one call of a module with different numbers of hooks, run before and after."""
     rows = []
     features = {"attention_mask": torch.ones(1)}
     for count in HOOKS:
@@ -59,11 +59,11 @@ def running(quick: bool) -> list[Row]:
 
 
 def attaching(quick: bool) -> list[Row]:
-    """Measure attaching one hook to all modules, and removing it."""
+    """Measure attaching one hook to all modules and removing it."""
     counts = MODULES[:2] if quick else MODULES
     models = {str(count): nn.Sequential(*(HandOn() for _ in range(count - 1))) for count in counts}
-    # Many new objects start Python's garbage collector, which walks all that PyTorch and transformers have loaded: at
-    # 10,000 modules that takes longer than attaching, native hooks just the same, and it is no part of what grows.
+    # Many new objects trigger Python's garbage collector, which walks everything that PyTorch and transformers have
+    # loaded. At 10,000 modules this takes longer than attaching, for native hooks too, and is not what is measured.
     with no_collector():
         times = in_turns({name: cycle(model) for name, model in models.items()}, 3 if quick else 15)
     each = {name: [taken / int(name) for taken in found] for name, found in times.items()}
@@ -82,14 +82,14 @@ def attaching(quick: bool) -> list[Row]:
     every = minilm()
     both = in_turns({"every": cycle(every)}, 3 if quick else 40)["every"]
     what = "register_prompt_mask_hooks on MiniLM, and remove"
-    rows.append(Row.of(what, "-", [us / 1000 for us in taken], None, "ms"))  # small forwards, that measure the model
+    rows.append(Row.of(what, "-", [us / 1000 for us in taken], None, "ms"))  # with forwards that measure the model
     what = f"a hook on all {sum(1 for _ in every.modules())} modules of MiniLM, and remove"
     return [*rows, Row.of(what, "-", [us / 1000 for us in both], 5, "ms")]
 
 
 @contextlib.contextmanager
 def no_collector() -> Iterator[None]:
-    """Collect no garbage for the length of a block."""
+    """Collect no garbage for the duration of a block."""
     gc.disable()
     try:
         yield
@@ -98,7 +98,7 @@ def no_collector() -> Iterator[None]:
 
 
 def cycle(model: nn.Module) -> Callable[[], None]:
-    """Return what attaches a hook to every module and removes it."""
+    """Return a function that attaches a hook to every module and removes it."""
     registry = HookRegistry(model)
 
     def run() -> None:

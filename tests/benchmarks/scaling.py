@@ -1,7 +1,7 @@
-"""How the hooks' share of ``encode`` goes with batch size, length and number of virtual tokens; drawn as a picture.
+"""Measure how the hooks' share of ``encode`` varies with batch size, length and number of virtual tokens, and plot it.
 
-Peak memory is that of the tensors on top of what was there before, from every allocation and release that PyTorch's
-profiler sees: the same in every run, which the memory of the process is not.
+Peak memory is that of the tensors beyond what was there before, from every allocation and release that PyTorch's
+profiler sees: unlike the memory of the process, it is the same in every run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .models import by_hand, hooked, text_of
 from .table import Row
 from .timing import in_turns, ratios
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler writes a line whenever it starts and stops
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler logs a line whenever it starts or stops
 AXES = {"batch size": (1, 4, 16, 64), "tokens": (8, 32, 128, 254), "virtual tokens": (0, 10, 50, 100, 200)}
 USUAL = {"batch size": 16, "tokens": 32, "virtual tokens": 10}
 
@@ -34,12 +34,12 @@ class Point(NamedTuple):
 
     @property
     def share(self) -> float:
-        """What the hooks add to the time, as a part of it."""
+        """The time that the hooks add, as a fraction."""
         return statistics.median(self.shares) - 1
 
 
 def measure(quick: bool = False) -> list[Row]:
-    """Return the largest ratio of time and of peak memory over all settings; the points are in the raw numbers."""
+    """Return the largest ratios of time and of peak memory over all settings; the raw numbers have the points."""
     points = list(points_of(quick))
     raw = [{**point._asdict(), "share": point.share} for point in points]
     slowest = max(points, key=lambda point: point.share)
@@ -60,7 +60,7 @@ def measure(quick: bool = False) -> list[Row]:
 
 
 def points_of(quick: bool) -> Any:
-    """Yield the points of all axes, one number changed at a time."""
+    """Yield the points of all axes, changing one number at a time."""
     models: dict[int, tuple[Any, Any]] = {}
     for axis, values in AXES.items():
         for value in values[:2] if quick else values:
@@ -74,7 +74,7 @@ def points_of(quick: bool) -> Any:
 
 
 def point(axis: str, value: int, models: tuple[Any, Any], texts: list[str], quick: bool) -> Point:
-    """Measure one setting, call by call in turns: a machine's clock changes from one second to the next."""
+    """Measure one setting, with calls taking turns: a machine's clock rate changes from one second to the next."""
     works = dict(zip(("hooks", "by hand"), (encoding(model, texts) for model in models)))
     once = in_turns(works, 1)["hooks"][0]
     times = in_turns(works, 2 if quick else max(11, min(99, int(3e6 / once))))
@@ -87,7 +87,7 @@ def peak(work: Any) -> int:
     """Return the most bytes that tensors took at once during a call."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
-    # What an operation allocates is its own; what is released outside of any is an event of its own.
+    # Allocations belong to their operation; a release outside of any operation is an event of its own.
     changes = sorted((event.time_range.start, event.self_cpu_memory_usage) for event in profiler.events() or ())
     held = most = 0
     for _, change in changes:
@@ -97,7 +97,7 @@ def peak(work: Any) -> int:
 
 
 def draw(row: Row, path: Path) -> None:
-    """Draw throughput, the hooks' share of the time, and peak memory, against each axis."""
+    """Plot throughput, the hooks' share of the time, and peak memory against each axis."""
     import matplotlib
 
     matplotlib.use("svg")

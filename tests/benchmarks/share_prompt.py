@@ -1,13 +1,13 @@
-"""What virtual tokens cost a causal decoder: ``python -m tests.benchmarks share_prompt``.
+"""Measure what virtual tokens cost in a causal decoder: ``python -m tests.benchmarks share_prompt``.
 
-A random Qwen3 of 6 layers encodes 1, 8 and 32 texts of 10 tokens in one batch, in one thread: without an adapter, with
-prompt tuning as PEFT computes it (the hooks on, ``share_prompt=False``), with the virtual tokens shared in a forward,
-kept between forwards, and, for 32 texts, with the least that sharing can be: written by hand, with no hooks. One query
-is encoded with LoRA, merged, as well; and by real MiniLM, an encoder, whose virtual tokens see the text. All run in
+A random Qwen3 with 6 layers encodes 1, 8 and 32 texts of 10 tokens in one batch, in one thread: without an adapter;
+with prompt tuning as PEFT computes it (hooks on, ``share_prompt=False``); with the virtual tokens shared within a
+forward; with them kept between forwards; and, for 32 texts, with minimal sharing written by hand, without hooks. One
+query is also encoded with merged LoRA, and by real MiniLM, an encoder, whose virtual tokens see the text. All take
 turns.
 
-Real MiniLM encodes texts with a prefix that a network makes (``prefix_projection``): the network run for every row, as
-PEFT does, once, and not again.
+Real MiniLM encodes texts with a prefix computed by a network (``prefix_projection``), which runs for every row, as in
+PEFT; once; or not again.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _by_hand(virtual: int) -> dict[str, Any]:
 
 
 def _merged() -> dict[str, Any]:
-    """Return a model with LoRA merged into its layers: it has as many as without."""
+    """Return a model with LoRA merged into its layers, so it has as many layers as without."""
     model = tiny_model("qwen3", **SIZES)
     put_adapter(model, "lora")
     put_backbone(model, backbone_of(model).merge_and_unload())
@@ -95,7 +95,7 @@ def _rows_of(times: dict[str, list[float]], what: str) -> list[Row]:
 
 
 def _query(virtual: int, rounds: int) -> list[Row]:
-    """Measure one query on real MiniLM, the whole ``encode``: what a prompt takes, and what the hooks take of it."""
+    """Measure a whole ``encode`` of one query on real MiniLM: the cost of a prompt, and the hooks' part of it."""
     texts, models = _texts()[-1:], {"no prompt": minilm(), "no hooks": minilm(virtual), "hooks": minilm(virtual)}
     register_prompt_mask_hooks(models["hooks"], share_prompt="keep")
     times = in_turns({name: encoding(one, texts) for name, one in models.items()}, rounds)
@@ -107,7 +107,7 @@ def _query(virtual: int, rounds: int) -> list[Row]:
 
 
 def _network(virtual: int, rounds: int) -> list[Row]:
-    """Measure a prefix whose network is as wide as the backbone."""
+    """Measure a prefix with a network as wide as the backbone."""
     texts, models = _texts(), {name: minilm() for name in ("PEFT's own way", "run once", "kept")}
     shares: dict[str, Any] = {"PEFT's own way": False, "run once": "auto", "kept": "keep"}
     for name, model in models.items():
@@ -128,7 +128,7 @@ def _network(virtual: int, rounds: int) -> list[Row]:
 
 
 def sharing(kind: Any, virtual: int) -> Any:
-    """Return a Transformer class whose forward runs the virtual tokens once, and does nothing else."""
+    """Return a Transformer class whose forward also runs the virtual tokens only once, and nothing else."""
     from transformers import DynamicCache
 
     class Sharing(kind):
@@ -151,6 +151,6 @@ def sharing(kind: Any, virtual: int) -> Any:
 
 
 def _texts() -> list[str]:
-    """Return texts of 10 tokens, the closing one included."""
+    """Return texts of 10 tokens, including the closing one."""
     words = (TEXTS[3].split() + TEXTS[1].split()) * 4
     return [" ".join(words[number % 20 : number % 20 + TOKENS - 1]) for number in range(BATCH)]

@@ -1,4 +1,4 @@
-"""One row of the table of costs, and the table."""
+"""The table of costs and its rows."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PACKAGES = ("torch", "sentence-transformers", "transformers", "peft", "torchlens
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One measurement beside what it is measured against.
+    """One measurement, and what it is measured against.
 
     Attributes:
         what: What was measured.
         against: What ran in turns with it.
-        ratio: The median of the ratios of all rounds; a plain number if ``unit`` says so.
-        spread: The 10th and the 90th percentile.
-        goal: The most that ``ratio`` may be, or the least, or None.
-        unit: ``"x"``, or what else the number counts.
-        raw: What the numbers were made of.
-        at_least: Whether more is better: how many times faster something is.
+        ratio: The median of all rounds' ratios, or a plain number if ``unit`` says so.
+        spread: The 10th and 90th percentiles.
+        goal: The maximum of ``ratio``, or the minimum, or None.
+        unit: ``"x"``, or whatever the number counts.
+        raw: The raw measurements.
+        at_least: Whether more is better, as with a speedup.
     """
 
     what: str
@@ -45,7 +45,7 @@ class Row:
     def of(
         cls, what: str, against: str, values: Sequence[float], goal: float | None, unit: str = "x", **raw: Any
     ) -> Row:
-        """Make a row of the values of all rounds."""
+        """Make a row from the values of all rounds."""
         tenths = statistics.quantiles(values, n=10) if len(values) > 1 else [values[0]] * 9
         spread = tenths[0], tenths[-1]
         return cls(what, against, statistics.median(values), spread, goal, unit, {"values": list(values), **raw})
@@ -59,7 +59,7 @@ class Row:
 
 
 def shown(number: float, unit: str = "x") -> str:
-    """Write a number with three digits that count."""
+    """Format a number with three significant digits."""
     text = f"{number:,.0f}" if abs(number) >= 100 or number == int(number) else f"{number:.2f}"
     if abs(number) < 0.1 and number:
         text = f"{number:.4f}"
@@ -82,7 +82,7 @@ def table_of(rows: Sequence[Row]) -> Table:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Print the table, wide enough for a file as well."""
+    """Print the table, wide enough for a file, too."""
     console = Console()
     console = console if console.is_terminal else Console(width=140)
     console.print(table_of(rows))
@@ -91,7 +91,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the numbers were measured on."""
+    """Return the machine and releases on which the numbers were measured."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -110,6 +110,6 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows with all that they were made of."""
+    """Write the rows, including the raw measurements."""
     data = {"machine": machine(), "rows": [{**dataclasses.asdict(row), "met": row.met} for row in rows]}
     path.write_text(json.dumps(data, indent=1), encoding="utf-8")

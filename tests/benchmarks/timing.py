@@ -1,8 +1,8 @@
-"""How everything is timed: what is compared runs in turns, in one process, for many rounds.
+"""Time everything that is compared in turns, in one process, for many rounds.
 
-Times are those of this thread's own processor, so that a busy machine disturbs all alike and little. Not by
-pytest-benchmark, which runs one thing to its end before the next: what is wanted are ratios, and a machine whose clock
-changes in between would give others.
+Times are CPU times of this thread, so that a busy machine disturbs all works alike, and little. pytest-benchmark is not
+used because it completes one benchmark before the next: the ratios would change if the machine's clock rate changed in
+between.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def time_of(call: Work, calls: int = 1) -> float:
 
 
 def in_turns(works: Mapping[str, Work], rounds: int, calls: int = 1) -> dict[str, list[float]]:
-    """Return the microseconds of a call of each work, round by round.
+    """Return the microseconds per call of each work, round by round.
 
-    Every round begins with another work, so that none always follows the same one. One round is run to warm up.
+    Every round begins with a different work, so that none always follows the same one. One round is run to warm up.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
@@ -39,12 +39,12 @@ def in_turns(works: Mapping[str, Work], rounds: int, calls: int = 1) -> dict[str
 
 
 def raw_of(times: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
-    """Return the times by names that say the unit, for the raw numbers of a row."""
+    """Return the times under names that include the unit, for the raw numbers of a row."""
     return {f"microseconds, {name}": found for name, found in times.items()}
 
 
 def ratios(times: Mapping[str, Sequence[float]], what: str, against: str, less: str | None = None) -> list[float]:
-    """Return the ratio of two works round by round; of what they cost beyond ``less``, if that is given."""
+    """Return the ratio of two works round by round; if ``less`` is given, of their costs beyond that work."""
     zeros = [0.0] * len(times[what])
     triples = zip(times[what], times[against], zeros if less is None else times[less], strict=True)
     found = [(mine - base) / (other - base) for mine, other, base in triples if other > base]
@@ -52,5 +52,5 @@ def ratios(times: Mapping[str, Sequence[float]], what: str, against: str, less: 
 
 
 def beyond(times: Mapping[str, Sequence[float]], what: str, base: str) -> list[float]:
-    """Return what a work takes more than another, round by round."""
+    """Return how much longer a work takes than another, round by round."""
     return [mine - other for mine, other in zip(times[what], times[base], strict=True)]

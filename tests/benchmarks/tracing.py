@@ -1,4 +1,4 @@
-"""What a trace of one forward of real MiniLM costs, beside other ways to see what goes through a model."""
+"""Measure tracing one forward of real MiniLM, against other ways to see what goes through a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH, WORDS = 8, 20
 
 
 def measure(quick: bool = False) -> list[Row]:
-    """Measure a forward with the trace attached before it and removed after it."""
+    """Measure a forward, including attaching the trace before it and removing it afterwards."""
     model = minilm()
     features = features_of(model, [text_of(WORDS)] * BATCH)
 
@@ -49,7 +49,7 @@ def measure(quick: bool = False) -> list[Row]:
                 continue
             times = in_turns({"plain": plain, "traced": traced, name: start(model, features)}, 1 if quick else 7)
             less = ratios(times, "traced", name, "plain")
-            # nnsight makes a forward so little longer that no trace can be a tenth of it.
+            # nnsight adds so little to a forward that no trace can cost a tenth of it.
             goal = 0.1 if name == "torchlens" else None
             rows.append(Row.of(what, name, ratios(times, "traced", name), goal, **raw_of(times)))
             rows.append(Row.of("what the trace adds to the forward", f"what {name} adds", less, goal))
@@ -61,7 +61,7 @@ def nothing(module: Any, args: Any, output: Any) -> None:
 
 
 def torchlens(model: Any, features: dict[str, Any]) -> Callable[[], Any]:
-    """Return what traces the forward with torchlens: metadata only, as ours."""
+    """Return a function that traces the forward with torchlens: metadata only, as ours."""
     import torchlens as lens
 
     kept = {key: value for key, value in features.items() if isinstance(value, torch.Tensor)}
@@ -69,9 +69,9 @@ def torchlens(model: Any, features: dict[str, Any]) -> Callable[[], Any]:
 
 
 def nnsight(model: Any, features: dict[str, Any]) -> Callable[[], Any]:
-    """Return what keeps the inputs and outputs of all modules with nnsight: it has no way to keep shapes alone.
+    """Return a function that keeps all modules' inputs and outputs with nnsight, which cannot keep shapes alone.
 
-    On a model of its own, which it goes on watching after the block.
+    It gets a model of its own, because nnsight keeps watching it after the block.
     """
     from nnsight import NNsight
 

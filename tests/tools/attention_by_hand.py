@@ -1,7 +1,8 @@
-"""Encoders that keep no keys and values, by hand: S queries, V + S keys, in every layer; float64, one text, no padding.
+"""Compute encoders that keep no keys and values by hand: S queries and V + S keys per layer, float64, one text.
 
-The layers are written out from the weights alone, so that a prefix is just more rows of keys and values. Nothing of a
-backbone's forward runs but its layer norms' formula. BERT is here as well, which has a cache to compare with.
+There is no padding. The layers are written out from the weights alone, so a prefix is simply more rows of keys and
+values. No part of a backbone's forward runs, except for the bucketing of relative positions. BERT is included, as
+it has a cache to compare with.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 Pairs = list[tuple[Tensor, Tensor]]
-"""Keys and values of each layer, `[virtual, heads * head size]` each."""
+"""The keys and values of each layer, each `[virtual, heads * head size]`."""
 
 
 def rows_behind(plain: Any, ids: Tensor, pairs: Pairs) -> Tensor:
-    """Compute the rows of a text behind a prefix.
+    """Compute the rows of a text that follows a prefix.
 
     Args:
         plain: The backbone, float64.
@@ -44,7 +45,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _mix(scores: Tensor, values: Tensor) -> Tensor:
-    """Return what an attention gives: scores `[heads, S, V + S]`, values `[heads, V + S, size]`."""
+    """Return an attention's output for scores `[heads, S, V + S]` and values `[heads, V + S, size]`."""
     return (scores.softmax(-1) @ values).transpose(0, 1).flatten(1)
 
 
@@ -54,17 +55,17 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None = N
 
 
 def _behind(pair: tuple[Tensor, Tensor], key: Any, value: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the keys and values of a layer: the prefix's, then the text's."""
+    """Return the keys and values of a layer: first the prefix's, then the text's."""
     return torch.cat([pair[0], _linear(key, x)]), torch.cat([pair[1], _linear(value, x)])
 
 
 def _places(ids: Tensor, pairs: Pairs) -> Tensor:
-    """Return the positions of the text: behind the prefix."""
+    """Return the positions of the text, which follow the prefix."""
     return torch.arange(len(ids)) + len(pairs[0][0])
 
 
 def _embedded(plain: Any, ids: Tensor, pairs: Pairs) -> Tensor:
-    """Return words, absolute positions and segments, added and normed."""
+    """Return the normalized sum of word, absolute position and segment embeddings."""
     parts = plain.embeddings
     offset = 2 if plain.config.model_type == "mpnet" else 0
     x = parts.word_embeddings.weight[ids] + parts.position_embeddings.weight[_places(ids, pairs) + offset]
@@ -155,7 +156,7 @@ def _deberta_v2(plain: Any, ids: Tensor, pairs: Pairs) -> Tensor:
     if getattr(plain.encoder, "LayerNorm", None) is not None:
         positions = _norm(plain.encoder.LayerNorm, positions)
     positions = positions[: 2 * span]
-    behind = _places(ids, pairs)[:, None] - torch.arange(len(pairs[0][0]) + len(ids))[None]  # query less key
+    behind = _places(ids, pairs)[:, None] - torch.arange(len(pairs[0][0]) + len(ids))[None]  # query minus key
     to_key, to_query = ((way + span).clamp(0, 2 * span - 1).expand(heads, -1, -1) for way in (behind, behind.T))
     for layer, pair in zip(plain.encoder.layer, pairs):
         own = layer.attention.self
@@ -221,4 +222,4 @@ _KINDS = {
 }
 
 BY_HAND = tuple(_KINDS)
-"""The architectures that are written out here."""
+"""The architectures written out here."""

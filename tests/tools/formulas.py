@@ -1,6 +1,6 @@
-"""What losses compute, written out from their papers: functions of embeddings, in any dtype.
+"""Losses written out from their papers, as functions of embeddings in any dtype.
 
-`columns` are embeddings `[rows, width]`, one tensor for each column of texts.
+`columns` holds embeddings `[rows, width]`, one tensor per column of texts.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ Formula = Callable[[Columns, Tensor | None], Tensor]
 
 
 def cosines(first: Tensor, second: Tensor) -> Tensor:
-    """Return the cosine of every row with every row."""
+    """Return the cosine similarity of every row of one with every row of the other."""
     norms = first.norm(dim=1).unsqueeze(1) * second.norm(dim=1).unsqueeze(0)
     return first @ second.T / norms
 
 
 def multiple_negatives(columns: Columns, labels: Tensor | None = None) -> Tensor:
-    """The first column's own text among all texts of the others, by cosine * 20."""
+    """Cross entropy of finding each anchor's own text among all texts of the other columns, by cosine * 20."""
     anchors, candidates = columns[0], torch.cat(list(columns[1:]))
     scores = 20 * cosines(anchors, candidates)
     return -log_softmax(scores, dim=1).diagonal().mean()
 
 
 def symmetric_negatives(columns: Columns, labels: Tensor | None = None) -> Tensor:
-    """Both ways, averaged."""
+    """The mean of multiple negatives in both directions."""
     scores = 20 * cosines(columns[0], columns[1])
     return -(log_softmax(scores, dim=1).diagonal() + log_softmax(scores, dim=0).diagonal()).mean() / 2
 
@@ -40,7 +40,7 @@ def cosine_similarity(columns: Columns, labels: Tensor | None) -> Tensor:
 
 
 def triplet_with(sign: int, added: float) -> Formula:
-    """Euclidean distances times a sign, margin 5; a release that takes them from PyTorch adds 1e-6 to differences."""
+    """Euclidean distances times a sign, margin 5; releases that use PyTorch's distance add 1e-6 to differences."""
 
     def value(columns: Columns, labels: Tensor | None = None) -> Tensor:
         anchor, positive, negative = columns
@@ -64,7 +64,7 @@ def cosent(columns: Columns, labels: Tensor | None) -> Tensor:
 
 
 def online_contrastive(columns: Columns, labels: Tensor | None) -> Tensor:
-    """Only the positive pairs beyond the nearest negative one, and the negative ones within the farthest positive."""
+    """Only positive pairs farther than the nearest negative, and negative pairs nearer than the farthest positive."""
     distances = 1 - cosines(*columns).diagonal()
     assert labels is not None
     negative, positive = distances[labels == 0], distances[labels == 1]
@@ -73,7 +73,7 @@ def online_contrastive(columns: Columns, labels: Tensor | None) -> Tensor:
 
 
 def contrastive(columns: Columns, labels: Tensor | None) -> Tensor:
-    """Half of the squared distance, or of what is missing to 0.5."""
+    """Half of the squared distance, or half of the squared shortfall to 0.5 for negative pairs."""
     distances = 1 - cosines(*columns).diagonal()
     assert labels is not None
     missing = (0.5 - distances).clamp(min=0)
@@ -81,7 +81,7 @@ def contrastive(columns: Columns, labels: Tensor | None) -> Tensor:
 
 
 def softmax_of(weight: Tensor, bias: Tensor) -> Formula:
-    """Cross entropy of a linear layer's scores of both embeddings and their absolute difference."""
+    """Cross entropy of a linear layer's scores for both embeddings and their absolute difference."""
 
     def value(columns: Columns, labels: Tensor | None) -> Tensor:
         first, second = columns
@@ -93,7 +93,7 @@ def softmax_of(weight: Tensor, bias: Tensor) -> Formula:
 
 
 def gist(guides: Columns) -> Formula:
-    """Texts that the guide finds nearer than the anchor's own positive are no negatives; cosine / 0.01."""
+    """Texts that the guide finds nearer than the anchor's own positive are not negatives; cosine / 0.01."""
 
     def value(columns: Columns, labels: Tensor | None = None) -> Tensor:
         (anchor, positive), (anchor_guide, positive_guide) = columns, guides
@@ -102,7 +102,7 @@ def gist(guides: Columns) -> Formula:
         pairs = ((anchor, positive), (anchor, anchor), (positive, positive))
         guided = ((anchor_guide, positive_guide), (anchor_guide, anchor_guide), (positive_guide, positive_guide))
         for pair, guide in zip(pairs, guided, strict=True):
-            # The positive itself is one of the two numbers that are compared: rounding must not tell them apart.
+            # The positive is compared with itself, too: rounding must not make it nearer.
             nearer = cosines(*guide) > own + 1e-9
             scores.append(cosines(*pair).masked_fill(nearer, -torch.inf) / 0.01)
         return -log_softmax(torch.cat(scores, dim=1), dim=1).diagonal().mean()
@@ -111,7 +111,7 @@ def gist(guides: Columns) -> Formula:
 
 
 def matryoshka(inner: Formula, dims: Sequence[int]) -> Formula:
-    """The sum over the embeddings cut to each width, and made unit vectors."""
+    """The sum of a loss over the embeddings truncated to each width and normalized."""
 
     def value(columns: Columns, labels: Tensor | None = None) -> Tensor:
         cut = [[column[:, :dim] / column[:, :dim].norm(dim=1, keepdim=True) for column in columns] for dim in dims]
@@ -121,18 +121,18 @@ def matryoshka(inner: Formula, dims: Sequence[int]) -> Formula:
 
 
 def mean_squared_error(columns: Columns, labels: Tensor | None) -> Tensor:
-    """Over all components."""
+    """The mean squared error over all components."""
     return (columns[0] - labels).pow(2).mean()
 
 
 def margin_mean_squared_error(columns: Columns, labels: Tensor | None) -> Tensor:
-    """Of the differences of dot products."""
+    """The mean squared error of the differences of dot products."""
     query, positive, negative = columns
     return ((query * positive).sum(dim=1) - (query * negative).sum(dim=1) - labels).pow(2).mean()
 
 
 def divergence(prior: Columns, last: Columns, temperature: float = 0.3) -> Tensor:
-    """The Kullback-Leibler divergence of a layer's embeddings from the last one's, over rows; times the temperature."""
+    """The Kullback-Leibler divergence of a layer's embeddings from the last layer's, times the temperature."""
     target = softmax(torch.cat(list(last)) / temperature, dim=1)
     found = log_softmax(torch.cat(list(prior)) / temperature, dim=1)
     return (target * (target.log() - found)).sum(dim=1).mean() * temperature

@@ -1,4 +1,4 @@
-"""Programs of many kinds that work: a trace must see them and change nothing."""
+"""Working programs of many kinds: a trace must record them and change nothing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PROGRAMS: list[Callable[[], Program]] = []
 
 
 def program(make: Callable[[], Program]) -> Callable[[], Program]:
-    """Enter a program into the list."""
+    """Add a program to the list."""
     PROGRAMS.append(make)
     return make
 
 
 class Does(nn.Module):
-    """A module with parts, whose forward is a function of it and its inputs."""
+    """A module with parts whose forward calls a function with the module and its inputs."""
 
     def __init__(self, does: Callable[..., Any], **parts: Any) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def a_quantised_layer() -> Program:
 
 @program
 def an_encoder_on_nested_tensors() -> Program:
-    """With hooks on its layers PyTorch leaves its fast path: the last bits may differ, and are compared as such."""
+    """With hooks on its layers PyTorch leaves its fast path, so the comparison allows for the last bits to differ."""
     warnings.simplefilter("ignore")
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
     padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
@@ -113,7 +113,7 @@ def a_jagged_nested_tensor() -> Program:
 
 
 class Slots:
-    """An object without a ``__dict__``, called like a cache."""
+    """An object without a ``__dict__``; its subclass is named like a cache."""
 
     __slots__ = ("keys", "values")
 
@@ -135,7 +135,7 @@ def an_object_with_slots() -> Program:
 
 @dataclasses.dataclass
 class Unset:
-    """A dataclass of which one field is never set."""
+    """A dataclass with a field that is never set."""
 
     hidden: Tensor
     pooled: Tensor = dataclasses.field(init=False)
@@ -147,7 +147,7 @@ def a_dataclass_with_an_unset_field() -> Program:
 
 
 class Raising(Mapping[str, Any]):
-    """A mapping whose values cannot be read before they are there."""
+    """A mapping whose values raise when they are read."""
 
     def __getitem__(self, key: str) -> Any:
         raise RuntimeError(key)

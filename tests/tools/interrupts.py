@@ -1,9 +1,9 @@
-"""Ctrl-C at every line of the library: ``python -m tests.tools.interrupts [STRIDE] [NAME]`` prints what came of it.
+"""Press Ctrl-C at every line of the library: ``python -m tests.tools.interrupts [STRIDE] [NAME]`` prints the outcomes.
 
-A trial runs one call and raises a KeyboardInterrupt before the n-th line that runs inside ``peft_hooks/``: where each
-line runs for the first and for the last time, or at every STRIDE-th of those. After it the model has to be as it was
-before the call or as it is after it: the embedding, the hooks on every module, the adapters, what is frozen,
-``max_seq_length``. Then registering, refreshing and removing have to work, and to leave nothing.
+A trial runs one call and raises a KeyboardInterrupt before the n-th line executed inside ``peft_hooks/``: at the first
+and last execution of each line, or at every STRIDE-th of those. Afterwards the model must be as it was before the call
+or as it is after it: the embedding, the hooks on every module, the adapters, what is frozen, ``max_seq_length``. Then
+registering, refreshing and removing must work and leave nothing behind.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HOME = str(Path(peft_hooks.__file__).parent)
 
 
 class Interrupt:
-    """Raises a KeyboardInterrupt before the n-th line of the library that runs in the block; 0 only counts them."""
+    """Raise a KeyboardInterrupt before the n-th line of the library executed in the block; 0 only counts lines."""
 
     def __init__(self, at: int = 0) -> None:
         self.at = at
@@ -74,8 +74,8 @@ class Scenario(NamedTuple):
 
     Attributes:
         make: Returns a model that is copied for each trial.
-        prepare: Brings the copy to where the call begins; what it returns goes into the call.
-        call: What is interrupted.
+        prepare: Prepares the copy for the call; its return value is passed to the call.
+        call: The call to interrupt.
     """
 
     make: Callable[[], Any]
@@ -162,7 +162,7 @@ def bare(model: Any, handle: Any) -> None:
 
 
 class Add(Hook):
-    """Adds to the output, so that it tells which hooks ran."""
+    """Add to the output, so that it shows which hooks ran."""
 
     def __init__(self, amount: float) -> None:
         self.amount = amount
@@ -247,11 +247,11 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 class Picture(NamedTuple):
-    """What can be told from outside.
+    """The state of a model as seen from outside.
 
     Attributes:
-        output: What a forward gives, or the error by which it is refused.
-        hooks: The hooks of the library on each module.
+        output: The result of a forward, or the error that refuses it.
+        hooks: The library's hooks on each module.
         rest: Adapters, what is frozen, ``max_seq_length``, options.
     """
 
@@ -283,12 +283,12 @@ def output_of(model: Any) -> Any:
         features = {key: value for key, value in model.tokenize(list(TEXTS)).items() if torch.is_tensor(value)}
         try:
             return model(features)["sentence_embedding"]
-        except RuntimeError as error:  # a HookError, or in 2.7 what Pooling raises of a model that has no hooks
+        except RuntimeError as error:  # a HookError, or what Pooling raises on 2.7 for a model without hooks
             return type(error).__name__
 
 
 def picture(model: Any) -> Picture:
-    """Look at a model."""
+    """Return the state of a model."""
     hooks = [(left.path, left.hook, left.kind) for left in hooks_on(model)]
     rest: list[Any] = [[(type(module).__name__, module.training) for module in model.modules()]]
     if is_pipeline(model):
@@ -302,7 +302,7 @@ def picture(model: Any) -> Picture:
 
 
 def works_later(model: Any, prepared: Any) -> None:
-    """Raise unless what is called later works, and leaves nothing."""
+    """Raise unless later calls work and leave nothing behind."""
     if not is_pipeline(model):
         prepared.reset()
         assert_no_hooks_left(model)
@@ -322,22 +322,22 @@ def works_later(model: Any, prepared: Any) -> None:
 
 
 def first_and_last(lines: list[str]) -> list[int]:
-    """Return the numbers of the first and the last time that each line runs: a walk runs the same over and over."""
+    """Return the numbers of the first and last execution of each line: a walk repeats the same lines."""
     numbers = {line: number for number, line in enumerate(lines, 1)}
     first = {line: number for number, line in reversed(list(enumerate(lines, 1)))}
     return sorted({*numbers.values(), *first.values()})
 
 
 def trials(scenario: Scenario, chosen: Callable[[list[str]], Iterable[int]]) -> Iterator[tuple[str, str]]:
-    """Yield for each interrupt what came of it, ``"before"``, ``"after"`` or what is wrong, and where it was."""
+    """Yield the outcome of each interrupt, ``"before"``, ``"after"`` or what is wrong, and where it was."""
     pristine = scenario.make()
 
     def start() -> tuple[Any, Any]:
         model = copy.deepcopy(pristine)
-        torch.manual_seed(0)  # PEFT makes a new adapter of random numbers
+        torch.manual_seed(0)  # PEFT initializes new adapters randomly
         return model, scenario.prepare(model)
 
-    scenario.call(*start())  # what is imported, or looked up for the first time, is no part of it
+    scenario.call(*start())  # first-time imports and lookups do not count
     model, prepared = start()
     before = picture(model)
     with Interrupt() as counted:
@@ -349,8 +349,8 @@ def trials(scenario: Scenario, chosen: Callable[[list[str]], Iterable[int]]) -> 
             with Interrupt(number) as interrupt:
                 scenario.call(model, prepared)
             if len(interrupt.lines) < number:
-                continue  # fewer lines than counted: handles of former models are gone by now
-            came = "the call went on"
+                continue  # fewer lines than counted: the handles of earlier models have been collected
+            came = "the call continued"
         except KeyboardInterrupt:
             found = picture(model)
             differences = found.same(before), found.same(after)

@@ -1,8 +1,8 @@
-"""The matrix: architectures x padding sides x methods x pooling modes, each cell against the float64 reference.
+"""The matrix: architectures x padding sides x methods x pooling modes, each cell compared with the float64 reference.
 
 A cell is right if one batch, each text alone, and two passes over one batch all equal the reference to 1e-4.
-``python -m tests.tools.matrix`` runs every cell without hooks and with them and prints how many are right: README's
-numbers.
+``python -m tests.tools.matrix`` runs every cell with and without hooks and prints how many are right: the numbers in
+``examples/guides/releases.rst``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination, and what came of it: ``right``, ``wrong``, ``raised``, ``refused`` or ``unavailable``."""
+    """One combination and its outcome: ``right``, ``wrong``, ``raised``, ``refused`` or ``unavailable``."""
 
     architecture: str
     side: str
@@ -61,7 +61,7 @@ class Cell:
 
 
 def pipeline(transformer: Any, pooling: str | tuple[str, ...], include_prompt: bool = True) -> Any:
-    """Put a Pooling after a Transformer that is there already."""
+    """Put a Pooling after an existing Transformer."""
     from sentence_transformers import SentenceTransformer
 
     width = tiny_width(transformer)
@@ -75,7 +75,7 @@ def tiny_width(transformer: Any) -> int:
 
 @cache
 def adapted(architecture: str, side: str, method: str) -> Any:
-    """Build a tiny model with an adapter of ``method``; with mean pooling, and no hooks."""
+    """Build a tiny model with an adapter of ``method``, mean pooling and no hooks."""
     model = tiny_model(architecture, padding_side=side)
     put_adapter(model, method)
     return model
@@ -83,7 +83,7 @@ def adapted(architecture: str, side: str, method: str) -> Any:
 
 @cache
 def references(architecture: str, side: str, method: str) -> dict[str, list[Tensor]] | None:
-    """Compute every text's embedding by hand for every pooling mode, or None where no embedding can be right."""
+    """Compute every text's embedding by hand for every pooling mode; None if no embedding can be right."""
     model = adapted(architecture, side, method)
     task = TASK if method == "multitask_prompt_tuning" else None
     try:
@@ -94,7 +94,7 @@ def references(architecture: str, side: str, method: str) -> dict[str, list[Tens
 
 
 def distance(model: Any, expected: list[Tensor]) -> float:
-    """Return the largest difference from ``expected`` over: one batch, each text alone, two passes over one batch."""
+    """Return the largest difference from ``expected`` in one batch, each text alone, and two passes over one batch."""
     texts = list(TEXTS)
     batched = model.encode(texts, batch_size=len(texts), convert_to_tensor=True)
     alone = torch.stack([model.encode(text, convert_to_tensor=True) for text in texts])
@@ -143,8 +143,8 @@ OUTCOMES = ("right", "wrong", "raised", "refused", "unavailable")
 def broken_in_peft(architecture: str, method: str) -> bool:
     """Tell whether PEFT itself raises on Gemma 3.
 
-    0.16 and 0.17 make a cache of no length for a sliding window (PEFT PR #2735), 0.18 and 0.19 take keys and values
-    for layers, which runs where there are two.
+    0.16 and 0.17 create a cache of length zero for a sliding window (PEFT PR #2735). 0.18 and 0.19 mistake keys and
+    values for layers, which runs only if there are two layers.
     """
     import peft
 
@@ -153,7 +153,7 @@ def broken_in_peft(architecture: str, method: str) -> bool:
 
 
 def why_not(cell: Cell) -> str | None:
-    """Say what is wrong with a cell that has hooks: neither right, nor refused, by name, where it has to be."""
+    """Return why a cell with hooks is not acceptable, or None if it is right, or refused by name where it has to be."""
     outcome, parts = "right", [""]
     if cell.outcome == "unavailable":
         outcome, parts = "unavailable", [" has no "]
@@ -164,10 +164,10 @@ def why_not(cell: Cell) -> str | None:
 
 
 def count(verbose: bool, keep: bool) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Run the matrix without hooks and with them, with a progress bar.
+    """Run the matrix with and without hooks, showing a progress bar.
 
     Returns:
-        How often each outcome came, and what is wrong with the hooks.
+        The number of cells with each outcome, and what is wrong with the hooks.
     """
     from rich.console import Console
     from rich.progress import track
@@ -186,7 +186,7 @@ def count(verbose: bool, keep: bool) -> tuple[dict[str, dict[str, int]], list[st
 
 
 def stack_name() -> str:
-    """Name the installed stack, in file names too: two may have one release of Sentence Transformers."""
+    """Return the name of the installed stack, also for file names: two may share a release of Sentence Transformers."""
     import sentence_transformers
     import transformers
 
@@ -199,7 +199,7 @@ def in_order(stacks: Iterable[str]) -> list[str]:
 
 
 def labels(stacks: Iterable[str]) -> dict[str, str]:
-    """Return each stack's release of Sentence Transformers, and of transformers where that alone tells it apart."""
+    """Return each stack's release of Sentence Transformers, plus that of transformers where stacks share the former."""
     known = list(stacks)
     releases = [stack.partition("+")[0] for stack in known]
     long = {stack: stack.replace("+", ", transformers ") for stack in known}
@@ -207,7 +207,7 @@ def labels(stacks: Iterable[str]) -> dict[str, str]:
 
 
 def show(stacks: dict[str, dict[str, dict[str, int]]]) -> None:
-    """Print a table of the outcomes by stack, in text that can stand in README."""
+    """Print a table of the outcomes by stack, as text for the guide to releases."""
     head = ("Sentence Transformers", "", "right", "wrong", "raised", "refused", "of")
     rows = []
     shown = labels(stacks)
@@ -222,11 +222,12 @@ def show(stacks: dict[str, dict[str, dict[str, int]]]) -> None:
 
 
 def main() -> None:
-    """Run the command line: nothing runs and prints, ``write DIR`` also keeps the counts, ``table DIR`` prints all.
+    """Run the command line.
 
+    Without arguments it runs the matrix and prints; ``write DIR`` also saves the counts; ``table DIR`` prints them all.
     ``--keep`` keeps the prompt between forwards, ``-v`` prints what is not right.
 
-    Exits with what is wrong, if a cell with hooks is not as it has to be.
+    Exits with what is wrong if a cell with hooks is not acceptable.
     """
     warnings.simplefilter("ignore")
     words = [word for word in sys.argv[1:] if not word.startswith("-")]

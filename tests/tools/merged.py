@@ -1,7 +1,7 @@
 """The table of merged models: backbones x methods x poolings x sides, each equal to the hooked one or refused by name.
 
-``python -m tests.tools.merged`` merges every cell and prints the largest difference from the hooked model; with ``-v``
-why one is refused. It fails where a cell is neither equal nor refused.
+``python -m tests.tools.merged`` merges every cell and prints the largest difference from the hooked model; ``-v`` adds
+why a cell is refused. It fails if a cell is neither equal nor refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ POOLINGS = (
     ("cls", "auto"),
     ("cls", "pool"),
 )
-"""Pooling modes with a policy; with the others no cell is another."""
+"""Pooling modes with a policy; the other combinations would repeat these cells."""
 
 SIDES = ("right", "left")
 TOLERANCE = 1e-5  # of components of about 1
@@ -46,11 +46,11 @@ class Cell:
     far: float = 0.0
     detail: str = ""
     turned: bool = False
-    """Whether the merged model pads on the other side, as its backbone's own left padding moves a text."""
+    """Whether the merged model pads on the other side, because its backbone's own left padding shifts a text."""
 
 
 def measure(backbone: str, method: str, pooling: str, policy: str, side: str) -> Cell:
-    """Merge one model, and compare what comes back with the hooked one in a batch, alone and with a prompt."""
+    """Merge one model, and compare the result with the hooked one in a batch, alone and with a prompt."""
     cell = (backbone, method, pooling, policy, side)
     try:
         model = pipeline(adapted(backbone, side, method)[0], pooling)
@@ -79,7 +79,7 @@ def _encoded(model: Any) -> list[Any]:
 
 
 def cells(backbones: tuple[str, ...] = ENCODERS + DECODERS) -> Iterator[Cell]:
-    """Merge all of them."""
+    """Merge every combination."""
     for backbone in backbones:
         for method in METHODS:
             for pooling, policy in POOLINGS:
@@ -88,7 +88,7 @@ def cells(backbones: tuple[str, ...] = ENCODERS + DECODERS) -> Iterator[Cell]:
 
 
 def shown(found: list[Cell]) -> str:
-    """Return one entry of the table: of all backbones' cells with a method, pooling and policy."""
+    """Return one entry of the table: a backbone's cells with one method, pooling and policy, on both sides."""
     entries = []
     for cell in sorted(found, key=lambda cell: SIDES.index(cell.side)):
         text = f"{cell.far:.0e}" if cell.outcome in ("equal", "wrong") else cell.outcome
@@ -98,7 +98,7 @@ def shown(found: list[Cell]) -> str:
 
 
 def show(found: list[Cell]) -> None:
-    """Print a table for each method: right-padded, and left-padded where that is another."""
+    """Print a table for each method: right-padded, and left-padded where that differs."""
     for method in dict.fromkeys(cell.method for cell in found):
         rows = [("", *(f"{pooling}, {policy}" for pooling, policy in POOLINGS))]
         for backbone in dict.fromkeys(cell.backbone for cell in found):
@@ -112,7 +112,7 @@ def show(found: list[Cell]) -> None:
 
 
 def main() -> None:
-    """Run all, or the backbones that are named; exit with what is wrong."""
+    """Run all backbones, or those named; exit with what is wrong."""
     from rich.console import Console
     from rich.progress import track
 

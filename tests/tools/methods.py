@@ -1,4 +1,4 @@
-"""PEFT methods for the tiny models: a config that fits the backbone, and parameters that clearly matter."""
+"""PEFT methods for the tiny models: configs that fit the backbone, and parameters that clearly matter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ VIRTUAL_TOKENS = 4
 
 
 class Unavailable(Exception):
-    """The installed releases cannot have this method on this backbone; the message says why."""
+    """The installed releases do not support this method on this backbone; the message says why."""
 
 
 def backbone_of(model: Any) -> Any:
@@ -29,12 +29,12 @@ def _attribute(model: Any) -> str:
 
 
 def embedding_width(backbone: Any) -> int:
-    """Return the width of a word embedding, which is not `hidden_size` on ALBERT and on small ELECTRAs."""
+    """Return the width of a word embedding, which differs from `hidden_size` on ALBERT and small ELECTRAs."""
     return int(backbone.get_input_embeddings().weight.shape[1])
 
 
 def key_value_shape(config: Any) -> tuple[int, int]:
-    """Return the number of key-value heads and a head's size, which PEFT before 0.18 gets wrong on Qwen3 and Gemma."""
+    """Return the number of key-value heads and the head size, which PEFT before 0.18 gets wrong on Qwen3 and Gemma."""
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     size = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
@@ -42,7 +42,7 @@ def key_value_shape(config: Any) -> tuple[int, int]:
 
 
 def _prompt(name: str, model: Any, kw: dict[str, Any], **defaults: Any) -> Any:
-    """Build a config of a method that puts rows in front of the word embeddings."""
+    """Build the config of a method that puts rows in front of the word embeddings."""
     backbone = backbone_of(model)
     width = embedding_width(backbone)
     return _config(
@@ -55,10 +55,10 @@ def _prompt(name: str, model: Any, kw: dict[str, Any], **defaults: Any) -> Any:
 
 
 def _cache(name: str, model: Any, kw: dict[str, Any], **defaults: Any) -> Any:
-    """Build a config of a method that puts keys and values in front of each layer's own.
+    """Build the config of a method that puts keys and values in front of each layer's own.
 
-    `token_dim` counts the key-value heads only: PEFT's own correction for grouped queries leaves that as it is, and
-    releases that have none need it.
+    `token_dim` counts the key-value heads only. PEFT's own correction for grouped queries leaves this value unchanged,
+    and releases without that correction need it.
     """
     config = backbone_of(model).config
     kv_heads, size = key_value_shape(config)
@@ -115,7 +115,7 @@ def cartridge(model: Any, **kw: Any) -> Any:
     return _cache("CartridgeConfig", model, kw, num_frozen_tokens=1)
 
 
-# The attention's input projections and one layer more, so that both ways round of a weight matter.
+# The attention's input projections and one more layer, so that weights of both orientations matter.
 _TARGETS = {
     "albert": ["query", "value", "ffn"],
     "deberta-v2": ["query_proj", "value_proj", "dense"],
@@ -132,7 +132,7 @@ _DECODER_TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
 def lora(model: Any, **kw: Any) -> Any:
-    """Low-rank changes of some of the backbone's linear layers."""
+    """Low-rank changes to some of the backbone's linear layers."""
     config = backbone_of(model).config
     names = {name.rpartition(".")[2] for name, _ in backbone_of(model).named_modules()}
     usual = _DECODER_TARGETS if "q_proj" in names else _ENCODER_TARGETS
@@ -152,26 +152,26 @@ METHODS = {
 """The five prompt-learning methods and LoRA: `METHODS[name](model, **kw)` returns a PEFT config."""
 
 VARIANTS = {"p_tuning_lstm": p_tuning_lstm, "prefix_tuning_projection": prefix_tuning_projection}
-"""Other settings of two of the methods."""
+"""Variants of two of the methods."""
 
 ROW_METHODS = ("prompt_tuning", "p_tuning", "p_tuning_lstm", "multitask_prompt_tuning")
 """The methods that lengthen `token_embeddings`."""
 
 CACHE_METHODS = ("prefix_tuning", "prefix_tuning_projection", "cartridge")
-"""The methods that go through `past_key_values`."""
+"""The methods that use `past_key_values`."""
 
 NO_CACHE = ("albert", "deberta-v2", "distilbert", "modernbert", "mpnet", "t5")
 """The backbones that ignore or reject `past_key_values`, on every release: hooks put a prefix into their attention."""
 
 
 def put_adapter(model: Any, method: str, *, adapter_name: str = "default", seed: int = 0, **kw: Any) -> Any:
-    """Put an adapter of a method where the model's forward runs, with seeded parameters that clearly matter.
+    """Add an adapter where the model's forward runs, with seeded parameters that clearly matter.
 
     Args:
         model: A SentenceTransformer; its backbone is replaced by the PeftModel.
-        method: A name of METHODS or VARIANTS.
+        method: A name in METHODS or VARIANTS.
         adapter_name: The adapter's name in PEFT.
-        seed: Seeds the parameters.
+        seed: The seed of the parameters.
         **kw: For the method's config.
 
     Returns:
@@ -193,7 +193,7 @@ def put_adapter(model: Any, method: str, *, adapter_name: str = "default", seed:
 
 
 def fill_adapter(peft_model: Any, adapter_name: str, seed: int, scale: float) -> None:
-    """Replace the adapter's parameters; the rows of a prompt, or keys and values, get about `scale` as deviation."""
+    """Replace the adapter's parameters; prompt rows, or keys and values, get a standard deviation of about `scale`."""
     generator = torch.Generator().manual_seed(seed)
     if not peft_model.active_peft_config.is_prompt_learning:
         for name, parameter in sorted(peft_model.named_parameters()):
@@ -221,7 +221,7 @@ def _rows(peft_model: Any, encoder: Any, adapter_name: str) -> torch.Tensor:
 
 
 def _last_parameters(encoder: Any) -> list[torch.Tensor]:
-    """Return what the encoder's output is linear in."""
+    """Return the parameters that the encoder's output is linear in."""
     for name in ("mlp_head", "transform"):
         if hasattr(encoder, name):
             return list(getattr(encoder, name)[-1].parameters())

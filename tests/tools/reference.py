@@ -1,7 +1,7 @@
-"""The truth that embeddings are compared with: one text, no padding, by hand, in float64.
+"""The reference that embeddings are compared with: one text, no padding, computed by hand in float64.
 
-Neither PEFT's forward, nor Sentence Transformers' forward, nor any code of the library runs here. The backbone alone is
-rebuilt without hooks or adapters; what the adapter adds is computed from its parameters; pooling is written out.
+No forward of PEFT or Sentence Transformers and no code of this library runs here. Only the backbone runs, rebuilt
+without hooks or adapters; what the adapter adds is computed from its parameters; pooling is written out.
 (Some backbones compute norms and rotary angles in float32 whatever their dtype, so expect agreement to about 1e-6.)
 """
 
@@ -23,7 +23,7 @@ CACHE_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
 
 
 class NoReference(Exception):
-    """The backbone ignores or rejects `past_key_values`, so no embedding of this adapter is the right one."""
+    """The backbone ignores or rejects `past_key_values`, so no embedding with this adapter is right."""
 
 
 def reference_embedding(
@@ -36,15 +36,15 @@ def reference_embedding(
     prompt: str = "",
     include_prompt: bool = True,
 ) -> Tensor:
-    """Compute the sentence embedding that a model has to give, before any Normalize module.
+    """Compute the sentence embedding that a model should return, before any Normalize module.
 
     Args:
         model: A SentenceTransformer whose backbone is a PeftModel, or a plain backbone.
         text: The text.
-        pooling: One mode or more; more than one are concatenated in the order given.
+        pooling: One or more modes; several are concatenated in the order given.
         virtual_tokens: `"auto"`, `"pool"`, `"ignore"` or `"strip"`.
         task_id: The task of multitask prompt tuning.
-        prompt: Put before the text.
+        prompt: The prompt to put before the text.
         include_prompt: Whether pooling counts the prompt's tokens.
 
     Returns:
@@ -69,7 +69,7 @@ def reference_embedding(
 
 
 def reference_token_embeddings(model: Any, text: str, *, task_id: int | None = None) -> Tensor:
-    """Compute a single text's token embeddings: the virtual tokens' rows, if there are any, then the text's.
+    """Compute the token embeddings of a single text: the virtual tokens' rows, if any, then the text's.
 
     Returns:
         `[virtual + tokens, hidden]`, float64.
@@ -92,9 +92,9 @@ def reference_token_embeddings(model: Any, text: str, *, task_id: int | None = N
 
 
 def reference_rows_of_padded(wrapped: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """Compute the rows of one text behind a prompt, also of tokens after it that `mask` does not count.
+    """Compute the rows of one text that follows a prompt, including tokens that `mask` does not count.
 
-    Every token has the position that follows the one before it, counted or not.
+    Positions are consecutive, whether tokens count or not.
 
     Args:
         wrapped: The backbone with its adapter.
@@ -112,12 +112,12 @@ def reference_rows_of_padded(wrapped: Any, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def _behind_prompt(plain: Any, ids: Tensor, prompt: Tensor) -> Tensor:
-    """Return what goes into the plain backbone: the prompt's rows, then the words' embeddings."""
+    """Return the input of the plain backbone: the prompt's rows, then the word embeddings."""
     return torch.cat([prompt.unsqueeze(0), plain.get_input_embeddings()(ids)], dim=1)
 
 
 def _all(length: int) -> Tensor:
-    """Return the mask of one text, all of whose positions are real."""
+    """Return the mask of one text without padding."""
     return torch.ones(1, length, dtype=torch.int64)
 
 
@@ -132,7 +132,7 @@ def _rows(plain: Any, mask: Tensor, **inputs: Any) -> Tensor:
 
 
 def _rows_after_cache(plain: Any, ids: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Run the plain backbone on one text that follows the keys and values, if it does follow them."""
+    """Run the plain backbone on one text after the keys and values; raise if the backbone does not use them."""
     virtual, name = pairs[0][0].shape[2], type(plain).__name__
     if plain.config.model_type in NO_CACHE:
         flat = [(keys[0].transpose(0, 1).flatten(1), values[0].transpose(0, 1).flatten(1)) for keys, values in pairs]
@@ -148,7 +148,7 @@ def _rows_after_cache(plain: Any, ids: Tensor, pairs: list[tuple[Tensor, Tensor]
 
 @contextlib.contextmanager
 def float64_by_default() -> Iterator[None]:
-    """Let masks that are made on the way hold float64's least number (transformers before 4.5x needs it)."""
+    """Let masks created inside the forward hold float64's smallest number (transformers before 4.5x needs it)."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -161,7 +161,7 @@ def float64_by_default() -> Iterator[None]:
 
 
 def _pool(rows: Tensor, counted: list[int], first: int, mode: str) -> Tensor:
-    """Pool the counted rows; a row's weight in weightedmean is its place among all rows, counted or not."""
+    """Pool the counted rows; in weightedmean a row's weight is its position among all rows, counted or not."""
     chosen = rows[counted]
     if mode == "cls":
         return rows[first]
@@ -207,7 +207,7 @@ def _peft_type(wrapped: Any) -> str | None:
 
 
 def plain_backbone(wrapped: Any) -> Any:
-    """Build the backbone anew from its config and its weights, LoRA's changes merged by hand."""
+    """Rebuild the backbone from its config and weights, with LoRA merged by hand."""
     kind = _peft_type(wrapped)
     base = wrapped if kind is None else wrapped.base_model.model if kind == "LORA" else wrapped.base_model
     weights = {name: value.detach().double() for name, value in base.state_dict().items()}
@@ -219,7 +219,7 @@ def plain_backbone(wrapped: Any) -> Any:
 
 
 def _merged(wrapped: Any, base: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of the plain layers, with scale * B @ A added where the active adapter has them."""
+    """Return the weights of the plain layers, plus scale * B @ A where the active adapter has LoRA weights."""
     config, adapter = wrapped.active_peft_config, _active(wrapped)
     scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
     merged = {name.replace(".base_layer.", "."): value for name, value in weights.items() if ".lora_" not in name}
@@ -307,7 +307,7 @@ def key_values(wrapped: Any) -> list[tuple[Tensor, Tensor]]:
     pairs = []
     for layer in range(config.num_layers):
         halves = []
-        for half in range(2):  # a virtual token's row: layer 0's keys, layer 0's values, layer 1's keys, ...
+        for half in range(2):  # a virtual token's row holds layer 0's keys, layer 0's values, layer 1's keys, ...
             start = (2 * layer + half) * width
             part = flat[:, start : start + width]
             halves.append(torch.stack([part[:, h * width // heads : (h + 1) * width // heads] for h in range(heads)]))
@@ -316,7 +316,7 @@ def key_values(wrapped: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def _cache(plain: Any, pairs: list[tuple[Tensor, Tensor]]) -> Any:
-    """Hand the keys and values over as the backbone of this release reads them."""
+    """Return the keys and values as a cache that the backbone reads on this release."""
     if getattr(plain, "_supports_cache_class", True):
         from transformers import DynamicCache
 

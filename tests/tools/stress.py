@@ -1,8 +1,9 @@
-"""Hostile use: ``python -m tests.tools.stress [INTERRUPTS] [EDITS] [KILLS] [SEED]`` prints what came of it.
+"""Try hostile use: ``python -m tests.tools.stress [INTERRUPTS] [EDITS] [KILLS] [SEED]`` prints the outcomes.
 
-Ctrl-C at random lines of attaching, encoding, training, saving and loading: the model and the folder are as before the
-call or as after it. Random edits of a saved folder: refused in words, or the same embeddings. A process that is killed
-at a random line of ``save``: the folder has the former model or the new one. Returns how many trials went wrong.
+After Ctrl-C at a random line of attaching, encoding, training, saving or loading, the model and the folder must be as
+before the call or as after it. After a random edit, a saved folder must be refused with an explanation, or give the
+same embeddings. After a process is killed at a random line of ``save``, the folder must hold the former model or the
+new one. The exit status says whether any trial went wrong.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ METHODS = ("prompt_tuning", "p_tuning", "prefix_tuning", "lora")
 
 
 def build(base: Path, method: str, seed: int = 0) -> Any:
-    """Build a model with every kind of file: a Dense, prompts, left padding, hooks."""
+    """Build a model that saves every kind of file: with a Dense, prompts, left padding and hooks."""
     from sentence_transformers import SentenceTransformer
 
     modules = pipeline_modules()
@@ -76,7 +77,7 @@ def load(folder: Path) -> Any:
 
 
 def step(model: Any) -> None:
-    """Take one step of training on the adapter."""
+    """Train the adapter for one step."""
     model.train()
     features = (model.preprocess if hasattr(model, "preprocess") else model.tokenize)(list(TEXTS[:3]))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -87,7 +88,7 @@ def step(model: Any) -> None:
 
 
 def interrupted(call: Callable[[], Any], chance: random.Random) -> str | None:
-    """Run a call with a Ctrl-C at a random line of it; return where it was, or None if it came to its end."""
+    """Press Ctrl-C at a random line of a call; return the line, or None if the call completed."""
     with Interrupt() as counted:
         call()
     number = chance.randint(1, len(counted.lines))
@@ -100,7 +101,7 @@ def interrupted(call: Callable[[], Any], chance: random.Random) -> str | None:
 
 
 def interrupts_of_use(base: Path, count: int, chance: random.Random) -> Iterator[str]:
-    """Yield what came of interrupts of encoding, training, saving and loading."""
+    """Yield the outcomes of interrupting encoding, training, saving and loading."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         models = {method: (build(base, method), build(base, method, seed=5)) for method in METHODS}
@@ -121,13 +122,13 @@ def interrupts_of_use(base: Path, count: int, chance: random.Random) -> Iterator
             second.eval()
             problem = None
             if not near(vectors(second), truths[1]):
-                problem = "the model is another"
+                problem = "the model is different"
             found = vectors(load(folder))
             if not any(near(found, truth) for truth in truths):
                 problem = "the folder has neither model"
             peft_hooks.save(second, folder)
             if not near(vectors(load(folder)), truths[1]):
-                problem = "what was saved later is another model"
+                problem = "a later save holds a different model"
             left = [entry.name for entry in folder.iterdir() if entry.name.startswith(".")]
             if left:
                 problem = f"left behind: {left}"
@@ -135,7 +136,7 @@ def interrupts_of_use(base: Path, count: int, chance: random.Random) -> Iterator
 
 
 def interrupts_of_attaching(count: int, chance: random.Random) -> Iterator[str]:
-    """Yield what came of interrupts of everything that attaches, switches and removes."""
+    """Yield the outcomes of interrupting everything that attaches, switches and removes."""
     names = list(SCENARIOS)
     each = max(1, count // len(names))
     for name in names:
@@ -176,7 +177,7 @@ VALUES = (
 
 
 def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the place of every value inside of JSON."""
+    """Yield the path of every value inside JSON."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in inside:
         yield (*path, key)
@@ -252,7 +253,7 @@ def edit(folder: Path, chance: random.Random) -> str:
 
 
 def edits(base: Path, count: int, chance: random.Random) -> Iterator[str]:
-    """Yield what came of random edits of saved folders."""
+    """Yield the outcomes of random edits to saved folders."""
     with tempfile.TemporaryDirectory() as temporary:
         saved: dict[str, tuple[Path, torch.Tensor]] = {}
         for method in METHODS:
@@ -270,26 +271,26 @@ def edits(base: Path, count: int, chance: random.Random) -> Iterator[str]:
 
 
 def outcome(folder: Path, truth: torch.Tensor) -> str:
-    """Load a folder and say what it gives: ``equal``, ``refused``, or ``WRONG`` with a reason."""
+    """Load a folder and return the outcome: ``equal``, ``refused``, or ``WRONG`` with a reason."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
             found = vectors(load(folder))
         except PeftHooksError as error:
-            return "refused" if len(str(error)) > 20 else f"WRONG, no words: {error}"
+            return "refused" if len(str(error)) > 20 else f"WRONG, no explanation: {error}"
         except Exception as error:
             return f"WRONG, {type(error).__name__}: {error}"[:200]
     told = any("peft_hooks" in str(one.message) or "are not those" in str(one.message) for one in said)
     if near(found, truth):
         return "equal"
-    return "told by a warning" if told else "WRONG, another model in silence"
+    return "reported by a warning" if told else "WRONG, silently a different model"
 
 
 # --- kills
 
 
 def killed(call: Callable[[], Any]) -> bool:
-    """Run a call in another process; tell whether it was killed."""
+    """Run a call in another process; return whether it was killed."""
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)
@@ -300,7 +301,7 @@ def killed(call: Callable[[], Any]) -> bool:
 
 
 def dying(at: int, call: Callable[[], Any], inside: str = HOME) -> None:
-    """Kill this process at the given line that it runs of the library, or of the file that is given."""
+    """Run a call, and kill this process at the n-th line executed in the library, or in the given file or folder."""
     left = at
 
     def count(frame: FrameType, event: str, _: Any) -> Any:
@@ -318,7 +319,7 @@ def dying(at: int, call: Callable[[], Any], inside: str = HOME) -> None:
 
 
 def kills(base: Path, count: int, chance: random.Random) -> Iterator[str]:
-    """Yield what came of processes that died while they saved over another model."""
+    """Yield the outcomes of killing processes while they save over another model."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         first, second = build(base, "p_tuning"), build(base, "prompt_tuning", seed=3)
@@ -344,7 +345,7 @@ def kills(base: Path, count: int, chance: random.Random) -> Iterator[str]:
 
 
 def report(title: str, came: Iterator[str]) -> int:
-    """Print counts and what went wrong; return how many did."""
+    """Print the counts and what went wrong; return how many trials did."""
     counts: Counter[str] = Counter()
     wrong = 0
     for line in came:
@@ -360,7 +361,7 @@ def report(title: str, came: Iterator[str]) -> int:
 
 
 def main(interrupts: int = 2000, changes: int = 1000, deaths: int = 100, seed: int = 0) -> int:
-    """Run all, print counts, and return how many trials went wrong."""
+    """Run all trials, print the counts, and return how many trials went wrong."""
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary, quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

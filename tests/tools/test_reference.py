@@ -1,4 +1,4 @@
-"""The reference made by hand agrees with what a release computes for one unpadded text, where it computes anything."""
+"""The reference computed by hand agrees with each release on one unpadded text, wherever the release runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXT, TASK, PROMPT = TEXTS[1], 1, "query : "
 
 @functools.cache
 def plain_model(architecture: str) -> Any:
-    """Build each backbone once; `None` where this release of transformers does not have it."""
+    """Build each backbone once; return `None` if this release of transformers does not have it."""
     try:
         return tiny_model(architecture)
     except ValueError as error:
@@ -63,7 +63,7 @@ def native_rows(model: Any, text: str) -> torch.Tensor:
 
 
 def native_pooling(rows: torch.Tensor, mask: list[int], mode: str, prompt_length: int = 0) -> torch.Tensor:
-    """Pool rows with the release's own Pooling module (of a copy: before 3.0, max pooling writes into its input)."""
+    """Pool rows with the release's own Pooling module (on a copy: before 3.0, max pooling writes into its input)."""
     pooling = tiny_model(pooling=mode, include_prompt=False)[1]
     features: dict[str, Any] = {"token_embeddings": rows.clone().unsqueeze(0), "attention_mask": torch.tensor([mask])}
     if prompt_length:
@@ -74,7 +74,7 @@ def native_pooling(rows: torch.Tensor, mask: list[int], mode: str, prompt_length
 
 @pytest.mark.parametrize(("architecture", "method"), [cell for cell in CELLS if cell not in BLIND])
 def test_token_embeddings_agree_with_the_release(architecture: str, method: str) -> None:
-    """What a release gives for one unpadded text is right, and the reference gives the same."""
+    """What a release returns for one unpadded text is right, and the reference returns the same."""
     model = model_with(architecture, method)
     expected = reference.reference_token_embeddings(model, TEXT, task_id=TASK)
     try:
@@ -93,7 +93,7 @@ def test_token_embeddings_agree_with_the_release(architecture: str, method: str)
 
 @pytest.mark.parametrize("method", methods.CACHE_METHODS)
 def test_a_backbone_without_a_cache_has_no_reference(method: str) -> None:
-    """Where past_key_values have no effect, and nothing is written out by hand, the reference says so."""
+    """Where past_key_values have no effect and no layers are written out by hand, the reference says so."""
     model = model_with("fnet", method)
     with pytest.raises(reference.NoReference, match="past_key_values"):
         reference.reference_token_embeddings(model, TEXT)
@@ -101,7 +101,7 @@ def test_a_backbone_without_a_cache_has_no_reference(method: str) -> None:
 
 @pytest.mark.parametrize("method", methods.CACHE_METHODS)
 def test_layers_by_hand_are_those_of_a_backbone_with_a_cache(method: str) -> None:
-    """BERT is written out too: behind a prefix its rows are those behind a cache."""
+    """BERT is written out too: its rows after a prefix equal those after a cache."""
     model = model_with("bert", method)
     wrapped = reference.wrapped_backbone(model)
     pairs = [
@@ -115,7 +115,7 @@ def test_layers_by_hand_are_those_of_a_backbone_with_a_cache(method: str) -> Non
 
 @pytest.mark.parametrize("architecture", methods.NO_CACHE)
 def test_layers_by_hand_are_the_releases_where_there_is_no_prefix(architecture: str) -> None:
-    """Keys and values of no token in front leave what the backbone gives of the text alone."""
+    """With keys and values of zero tokens, the layers by hand return what the backbone returns for the text alone."""
     model = model_with(architecture, "prompt_tuning")
     plain = reference.plain_backbone(reference.wrapped_backbone(model))
     layers = int(plain.config.num_hidden_layers)
@@ -137,7 +137,7 @@ def test_a_release_fails_or_ignores_a_prefix_on_a_backbone_without_a_cache(archi
 
 @pytest.fixture(scope="module")
 def prompted() -> tuple[Any, torch.Tensor, int, int]:
-    """A BERT with prompt tuning; its rows for a prompt and a text, the virtual tokens, the prompt's tokens."""
+    """A BERT with prompt tuning, its rows for a prompt and a text, and the number of virtual and of prompt tokens."""
     model = model_with("bert", "prompt_tuning")
     rows = reference.reference_token_embeddings(model, PROMPT + TEXT)
     return model, rows, methods.VIRTUAL_TOKENS, 3
@@ -146,11 +146,11 @@ def prompted() -> tuple[Any, torch.Tensor, int, int]:
 @pytest.mark.parametrize("mode", POOLING_MODES)
 @pytest.mark.parametrize("include_prompt", [True, False])
 def test_pool_is_the_release_pooling_with_a_mask_of_ones(prompted: Any, mode: str, include_prompt: bool) -> None:
-    """The policy `pool` is what Sentence Transformers 3.3 - 6.1 did: ones everywhere, the first positions dropped."""
+    """The policy `pool` is what Sentence Transformers 3.3 - 6.1 did: ones everywhere, the first positions left out."""
     model, rows, _, length = prompted
     expected = native_pooling(rows, [1] * len(rows), mode, 0 if include_prompt else length)
     if mode == "cls":
-        expected = rows[0]  # 5.5 to 6.1 read the first position that is left, the others position 0
+        expected = rows[0]  # 5.5 to 6.1 read the first remaining position, other releases read position 0
     actual = reference.reference_embedding(
         model, TEXT, pooling=mode, virtual_tokens="pool", prompt=PROMPT, include_prompt=include_prompt
     )
@@ -160,7 +160,7 @@ def test_pool_is_the_release_pooling_with_a_mask_of_ones(prompted: Any, mode: st
 @pytest.mark.parametrize("mode", POOLING_MODES)
 @pytest.mark.parametrize("include_prompt", [True, False])
 def test_auto_leaves_the_prompt_out_at_its_real_place(prompted: Any, mode: str, include_prompt: bool) -> None:
-    """The policy `auto` counts virtual tokens and the text; the prompt's tokens lie between them."""
+    """The policy `auto` counts virtual tokens and the text; the prompt's tokens are between them."""
     model, rows, virtual, length = prompted
     skipped = 0 if include_prompt else length
     mask = [1] * virtual + [0] * skipped + [1] * (len(rows) - virtual - skipped)
@@ -184,7 +184,7 @@ def test_ignore_and_strip_pool_the_text_alone(prompted: Any, mode: str, policy: 
 
 @pytest.mark.parametrize("architecture", ["bert", "qwen2", "llama", "gpt2"])
 def test_the_prompt_length_is_the_release_own(architecture: str) -> None:
-    """A prompt without an adapter is left out of the mean as `encode` leaves it out."""
+    """Without an adapter, a prompt is left out of the mean as `encode` leaves it out."""
     model = tiny_model(architecture, include_prompt=False)
     expected = torch.tensor(model.encode(TEXT, prompt=PROMPT)).double()
     actual = reference.reference_embedding(model, TEXT, prompt=PROMPT, include_prompt=False)

@@ -1,4 +1,4 @@
-"""Tokenizers of every kind, trained on a few sentences, with every kind of post-processor that real ones have."""
+"""Tokenizers of every kind, trained on a few sentences, with every post-processor that real ones have."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CORPUS = (
     "two children read one book about the moon, the stars and the dark sky above the town",
 )
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-"""Their ids are RoBERTa's."""
+"""The special tokens, with the ids that RoBERTa uses."""
 
 KINDS = ("wordpiece", "wordlevel", "byte-level", "byte-level-whole-words", "byte-fallback", "unigram")
 
@@ -57,25 +57,25 @@ def _trained(kind: str, size: int) -> str:
         made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
         made.pre_tokenizer = pre_tokenizers.Metaspace()
         trainer = trainers.UnigramTrainer(unk_token="<unk>", **options)
-    else:  # GPT-2, RoBERTa, Qwen; Llama 3 takes words that are in the vocabulary whole
+    else:  # GPT-2, RoBERTa, Qwen; Llama 3 keeps words that are in the vocabulary whole
         made = Tokenizer(models.BPE(ignore_merges=kind == "byte-level-whole-words"))
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         made.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
     made.train_from_iterator(CORPUS, trainer)
     state = json.loads(made.to_str())
-    # Those of single bytes are words of the model alone, as in Llama's.
+    # Tokens for single bytes belong to the model's vocabulary only, as in Llama.
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in SPECIAL]
     return json.dumps(state)
 
 
 def trained(kind: str, size: int = 400) -> Tokenizer:
-    """Return a tokenizer of one's own, without a post-processor."""
+    """Return a newly trained tokenizer without a post-processor."""
     return Tokenizer.from_str(_trained(kind, size))
 
 
 def post_processors() -> Iterator[tuple[str, Any]]:
-    """Yield the post-processors that real tokenizers have, each with a name."""
+    """Yield the post-processors that real tokenizers have, with their names."""
     cls, sep = ("<s>", 0), ("</s>", 2)
     special = [cls, sep]
     template = processors.TemplateProcessing
@@ -100,13 +100,13 @@ def post_processors() -> Iterator[tuple[str, Any]]:
 
 
 def with_special_beyond(made: Tokenizer) -> Tokenizer:
-    """Add tokens behind the vocabulary, as Qwen and Llama 3 have them."""
+    """Add tokens after the vocabulary, as Qwen and Llama 3 do."""
     made.add_special_tokens([AddedToken(f"<|extra_{number}|>", special=True) for number in range(3)])
     return made
 
 
 def wrapped(made: Tokenizer, **options: Any) -> Any:
-    """Return what transformers calls."""
+    """Wrap a tokenizer for transformers."""
     from transformers import PreTrainedTokenizerFast
 
     names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
@@ -117,7 +117,7 @@ def wrapped(made: Tokenizer, **options: Any) -> Any:
 
 
 def model_with(architecture: str, made: Tokenizer, pooling: str, kind: str | None = None, **config: Any) -> Any:
-    """Build a tiny model whose tokenizer is another, loaded as one of a class of its own if ``kind`` names one."""
+    """Build a tiny model with another tokenizer, loaded through its own class if ``kind`` names one."""
     from sentence_transformers import SentenceTransformer
 
     from peft_hooks.testing import tiny_transformer
