@@ -19,9 +19,9 @@ from ...tools.methods import backbone_of
 WIDTH = 32
 Features = dict[str, Any]
 
-PADDING = "reads positions of padding as if they were text"
+PADDING = "reads padding positions as if they were text"
 OTHERS = "lets one text's result depend on the values of the other texts"
-LENGTH = "gives a text alone another result than the same text in a padded batch"
+LENGTH = "gives a text a different result alone than in a padded batch"
 
 
 class Part(nn.Module):
@@ -185,14 +185,14 @@ def test_the_layer_inside_in_which_it_begins_is_named() -> None:
     (found,) = diagnose(model, TEXTS).findings
     assert found.place == "Encoder '1'"
     assert PADDING in found.sentence
-    assert " which begins in its " in found.sentence
+    assert ", starting in its " in found.sentence
     assert "'1.layers.1" in found.sentence
 
 
 def test_a_module_that_does_it_by_itself_blames_no_other() -> None:
     model = with_part(WRONG["mean of all"][0](), False, plain())
     (found,) = diagnose(model, TEXTS).findings
-    assert "begins" not in found.sentence
+    assert "starting" not in found.sentence
 
 
 def test_only_the_modules_that_do_it_are_named() -> None:
@@ -261,7 +261,7 @@ def test_a_static_embedding_is_examined() -> None:
     diagnosis = diagnose(static(), TEXTS)
     assert diagnosis.ok
     assert not diagnosis.tried
-    assert "texts    not cut, not padded" in str(diagnosis)
+    assert "texts    not truncated, not padded" in str(diagnosis)
 
 
 def test_a_static_embedding_with_a_fault_is_found_out() -> None:

@@ -85,7 +85,7 @@ def test_what_is_wrong_without_hooks_is_gone_with_them_and_the_verdict_says_so(
         assert side == "right"
         return
     assert all(one.fixed for one in diagnosis.findings), str(diagnosis)
-    assert diagnosis.verdict.endswith("makes it right: measured")
+    assert diagnosis.verdict.endswith("fixes this (measured)")
     assert diagnosis.left == ()
     assert ("task_id=0" in diagnosis.hooks) == method.startswith("multi")
 
@@ -122,7 +122,7 @@ def test_ph003_a_mask_that_has_become_a_float() -> None:
     model = changed(plain(), lambda features: {**features, "attention_mask": features["attention_mask"].float()})
     one = found(model, "PH003")
     assert codes(model) == ["PH003"]
-    assert one.measured == "i64 went into Transformer '0', f32 came to Pooling '1'"
+    assert one.measured == "i64 went into Transformer '0', f32 reached Pooling '1'"
 
 
 def test_ph003_healthy_twin_becomes_int32() -> None:
@@ -332,7 +332,7 @@ def test_ph011_an_embedding_that_moves_with_the_other_texts() -> None:
     assert codes(model) == ["PH011"]
     one = found(model, "PH011")
     assert one.place == "Centred '2'"
-    assert one.sentence.startswith("Centred lets one text's result depend on the values of the other texts, so that ")
+    assert one.sentence.startswith("Centred lets one text's result depend on the values of the other texts, so ")
 
 
 def test_ph011_healthy_twin_normalizes_each_row() -> None:
@@ -381,7 +381,7 @@ def test_the_real_minilm_is_healthy_and_prompt_tuned_is_what_the_release_makes_o
         assert native == ["PH003"]
     else:
         assert native == ["PH001", "PH012"]
-    assert diagnosis.verdict.endswith("makes it right: measured")
+    assert diagnosis.verdict.endswith("fixes this (measured)")
     with prompt_mask_hooks(model):
         assert diagnose(model).ok
 
@@ -440,7 +440,7 @@ def test_no_model_no_texts_and_one_text_are_refused() -> None:
 def test_a_compiled_model_is_refused() -> None:
     model = plain()
     backbone_of(model).compile()
-    with pytest.raises(HookError, match="is compiled, so that nothing can watch it"):
+    with pytest.raises(HookError, match="is compiled, so nothing can watch it"):
         diagnose(model, TEXTS)
 
 
@@ -459,7 +459,7 @@ def test_every_route_of_a_router_is_tried() -> None:
     diagnosis = diagnose(model, TEXTS)
     (one,) = (one for one in diagnosis.findings if one.code == "PH006")
     assert one.place == "Pooling '0.sub_modules.query.1'"
-    assert diagnosis.verdict.endswith("makes it right: measured")
+    assert diagnosis.verdict.endswith("fixes this (measured)")
     with prompt_mask_hooks(model):
         assert codes(model) == []
 
@@ -492,7 +492,7 @@ def test_a_sparse_model_is_examined_too(tmp_path: Any) -> None:
     put(model, "prompt_tuning")
     diagnosis = diagnose(model, TEXTS)
     assert diagnosis.findings
-    assert diagnosis.verdict.endswith("makes it right: measured")
+    assert diagnosis.verdict.endswith("fixes this (measured)")
 
 
 def test_the_diagnosis_is_text_json_and_a_table() -> None:

@@ -56,7 +56,7 @@ def test_no_mask_at_all_is_no_mask_of_another_length() -> None:
 def test_padding_that_counts_is_ph002_with_how_much() -> None:
     found = only(seen(counted=torch.ones(2, 6, dtype=torch.bool)))
     assert found.code == "PH002"
-    assert found.measured == "2 of 2 positions of padding counted; in one text 2 beside 2 tokens"
+    assert found.measured == "2 of 2 padding positions counted; in one text 2 besides its 2 tokens"
 
 
 def test_text_and_virtual_tokens_that_do_not_count_are_no_padding() -> None:
@@ -66,7 +66,7 @@ def test_text_and_virtual_tokens_that_do_not_count_are_no_padding() -> None:
 def test_a_float_mask_where_integers_went_in_is_ph003() -> None:
     found = only(seen(mask=torch.ones(2, 6)))
     assert found.code == "PH003"
-    assert found.measured == "i64 went into Transformer '0', f32 came to Pooling '1'"
+    assert found.measured == "i64 went into Transformer '0', f32 reached Pooling '1'"
 
 
 def test_a_float_mask_that_the_user_gave_is_his_own() -> None:
@@ -137,14 +137,14 @@ def test_the_verdict_says_that_the_hooks_make_it_right_only_if_that_was_measured
     assert not diagnosis(found)
     assert diagnosis(found).verdict == "1 finding; see the fixes"
     fixed = replace(found, fix=CALL, fixed=True)
-    assert diagnosis(fixed).verdict == f"1 finding; {CALL} makes it right: measured"
+    assert diagnosis(fixed).verdict == f"1 finding; {CALL} fixes this (measured)"
 
 
 def test_the_verdict_says_what_the_hooks_leave() -> None:
     found = replace(only(seen(mask=TEXT)), fix=CALL, fixed=True)
     rest = replace(found, code="PH008", fix="else", fixed=False)
     assert diagnosis(found, rest, left=("PH008",)).verdict == (
-        f"2 findings; {CALL} takes away PH001: measured. Left: PH008"
+        f"2 findings; {CALL} fixes PH001 (measured). Left: PH008"
     )
 
 
