@@ -1,4 +1,4 @@
-"""``peft-hooks run``: a script as Python runs it, whose errors are explained."""
+"""``peft-hooks run``: run a script as Python does, and explain its errors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 def run_script(path: str, arguments: list[str], html: str | None) -> int:
     """Run a script as ``python script.py`` does, and explain the error that ends it.
 
-    What the script raises is raised here, too, so that Python ends as it would have: it prints the traceback, without
-    the frames of this library, and an interrupt or ``sys.exit`` is one.
+    Whatever the script raises is raised here as well, so that Python ends as it would have: it prints the traceback,
+    without this library's frames, and handles interrupts and ``sys.exit`` as usual.
 
     Args:
         path: The script.
-        arguments: What it is given.
+        arguments: The script's arguments.
         html: The page to write if a forward failed.
 
     Returns:
@@ -54,12 +54,14 @@ def run_script(path: str, arguments: list[str], html: str | None) -> int:
 
 
 def _become(path: str, arguments: list[str]) -> dict[str, Any]:
-    """Make ``__main__``, ``sys.argv`` and ``sys.path`` what the script finds when Python runs it."""
+    """Make ``__main__``, ``sys.argv`` and ``sys.path`` what the script would find if Python ran it."""
     main = types.ModuleType("__main__")
     vars(main).update(__file__=os.path.abspath(path), __cached__=None, __builtins__=sys.modules["builtins"])
-    sys.modules["__main__"] = main  # for good: threads and what runs at exit still look for it
+    sys.modules["__main__"] = main  # permanently: threads and exit handlers still need it
     sys.argv = [path, *arguments]
-    if not getattr(sys.flags, "safe_path", False):  # else neither the command nor the script has a folder there
+    if not getattr(
+        sys.flags, "safe_path", False
+    ):  # with safe_path, neither the command nor the script has a folder there
         sys.path[0] = os.path.dirname(os.path.realpath(path))
     return vars(main)
 
@@ -70,9 +72,9 @@ def _execute(source: bytes, namespace: dict[str, Any]) -> None:
 
 
 def _hide_our_frames() -> None:
-    """Let what prints tracebacks, be it the script's own, see them from the script's first frame on.
+    """Make tracebacks begin at the script's first frame, whatever prints them, even the script's own hook.
 
-    Python adds a frame for each function that an error leaves, so they can be left out only when it is printed.
+    Python adds a frame for each function that an error leaves, so our frames can only be removed when it is printed.
     """
     show = sys.excepthook
 
@@ -93,7 +95,7 @@ def _of_the_script(traceback: TracebackType | None) -> TracebackType | None:
 
 
 def _write(html: str, failure: Failure | None) -> None:
-    """Write the page of a failure, and say so. What goes wrong with it must not hide the error itself."""
+    """Write the page of a failure, and report it. An error in writing it must not hide the script's own error."""
     if failure is None:
         sys.stderr.write(f"peft-hooks: nothing to explain, so {html} was not written\n")
         return

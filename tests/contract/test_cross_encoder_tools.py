@@ -137,7 +137,7 @@ def test_saving_says_what_to_do_where_a_folder_would_not_say_what_it_is(tmp_path
     with pytest.raises(UnsupportedModelError) as caught:
         peft_hooks.save(adapted(), tmp_path / "tuned")
     assert str(caught.value) == (
-        "a CrossEncoder of this release of Sentence Transformers saves no folder that says what it is: use "
+        "in this release of Sentence Transformers a CrossEncoder does not save what kind of model it is: use "
         f"`model.model.save_pretrained(path)`, and later {TO_LOAD}"
     )
     assert not any(tmp_path.iterdir())
@@ -153,8 +153,7 @@ def test_an_adapter_alone_is_refused_with_the_lines_that_load_it_and_they_do(tmp
     with pytest.raises(LoadError) as caught:
         peft_hooks.load(tmp_path / "tuned", device="cpu")
     assert str(caught.value) == (
-        f"{tmp_path / 'tuned'}: an adapter of a classifier, and nothing else is there of its CrossEncoder: use "
-        f"{TO_LOAD}"
+        f"{tmp_path / 'tuned'}: the adapter of a classifier, without the rest of its CrossEncoder: use {TO_LOAD}"
     )
     again = CrossEncoder(str(tmp_path / "base"), device="cpu")
     cross.put_backbone(again, PeftModel.from_pretrained(cross.backbone_of(again), str(tmp_path / "tuned")).eval())
@@ -188,8 +187,8 @@ def test_prompt_trainer_names_the_trainer_of_a_cross_encoder() -> None:
         PromptTrainer(model=adapted())
     assert str(caught.value) == (
         "PromptTrainer trains a SentenceTransformer, got a CrossEncoder: train it with CrossEncoderTrainer, which "
-        "needs nothing of peft_hooks but the hooks. It can neither resume nor load the best checkpoint: it reads both "
-        "with CrossEncoder(path), which refuses prompts"
+        "needs nothing from peft_hooks but the hooks. That trainer can neither resume nor load the best checkpoint: it "
+        "does both with CrossEncoder(path), which refuses prompts"
     )
 
 
@@ -228,7 +227,7 @@ def test_a_cross_encoder_with_labels_of_its_own_comes_back(labels: int, tmp_path
     """Its base's folder has no head at all, and no number of labels."""
     from sentence_transformers import CrossEncoder
 
-    needs(HAS_FOLDER, "saves no folder that says what it is")
+    needs(HAS_FOLDER, "does not save what kind of model it is")
     base = tiny_transformer("bert", tmp_path / "base")
     torch.manual_seed(0)
     model = CrossEncoder(str(base), num_labels=labels, device="cpu")

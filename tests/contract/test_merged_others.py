@@ -140,5 +140,5 @@ def test_a_skiplist_of_documents_alone_is_refused() -> None:
     from .test_multi_vector import multi_vector
 
     model = multi_vector("bert", skiplist_words=["the"])
-    with pytest.raises(UnsupportedModelError, match="a skiplist of its own for document alone"):
+    with pytest.raises(UnsupportedModelError, match="its own skiplist for document only"):
         merge_and_unload(model)

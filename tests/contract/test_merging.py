@@ -133,7 +133,7 @@ def test_no_special_token_in_front_of_a_text_is_named() -> None:
 def test_left_padding_that_moves_a_text_is_replaced_and_said(architecture: str) -> None:
     """Where the backbone counts positions from the first column, padding or not."""
     model = adapted(architecture, padding_side="left")
-    with pytest.warns(UserWarning, match="pads on the right: its backbone's own left padding moves a text"):
+    with pytest.warns(UserWarning, match="pads on the right: its backbone's own left padding shifts a text"):
         merged = merge_and_unload(model)
     assert merged.tokenizer.padding_side == "right" and model.tokenizer.padding_side == "left"
 
@@ -196,7 +196,7 @@ def test_what_is_not_a_prompt_is_refused() -> None:
     with refused(lora, UnsupportedModelError, "the adapter is LORA", "PeftModel.merge_and_unload()"):
         merge_and_unload(lora)
     none = plain("bert")
-    with refused(none, UnsupportedModelError, "has no PEFT adapter, so it is plain already"):
+    with refused(none, UnsupportedModelError, "has no PEFT adapter, so it is already plain"):
         merge_and_unload(none)
     with pytest.raises(TypeError, match="expected a SentenceTransformer"):
         merge_and_unload("minilm")  # type: ignore[arg-type]

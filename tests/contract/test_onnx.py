@@ -202,14 +202,14 @@ def test_a_multi_vector_encoder_is_refused(tmp_path: Path) -> None:
 def test_routes_are_refused(tmp_path: Path) -> None:
     one, other = adapted("bert", "prompt_tuning"), adapted("bert", "prompt_tuning")
     model = routed([], [one[1]], query=[one[0]], document=[other[0]])
-    with pytest.raises(UnsupportedModelError, match="has a Router, which chooses the modules of a text by its task"):
+    with pytest.raises(UnsupportedModelError, match="has a Router, which chooses modules by the task of a text"):
         export_onnx(model, tmp_path / "model.onnx")
 
 
 def test_a_folder_is_made_of_sentence_embeddings_only(tmp_path: Path) -> None:
     model = cross.tiny_cross_encoder("bert")
     cross.put_adapter(model, "prompt_tuning")
-    with pytest.raises(UnsupportedModelError, match=r"a folder can be made of a SentenceTransformer, .* a file"):
+    with pytest.raises(UnsupportedModelError, match=r"only a SentenceTransformer can become a folder, .* a file"):
         export_onnx(model, tmp_path / "served")
     assert not list(tmp_path.iterdir())
 

@@ -153,7 +153,7 @@ def test_what_save_pretrained_wrote_without_its_network_is_refused_for_training(
 def test_the_pickles_of_2_7_are_refused_by_name(base: Path, tmp_path: Path) -> None:
     needs(not SAFE, "saves no pickles")
     build(base).save(str(tmp_path / "model"))
-    with pytest.raises(LoadError, match=r"2_Dense: weights are in pytorch_model.bin, which can run code"):
+    with pytest.raises(LoadError, match=r"2_Dense: its weights are in pytorch_model.bin, which can run code"):
         peft_hooks.load(tmp_path / "model")
 
 
@@ -170,7 +170,9 @@ def test_what_was_cast_to_half_and_saved_can_be_trained_on(
     put_adapter(other, method, seed=3)
     peft_hooks.save(other.to(dtype), tmp_path / "other")
     shutil.copy(tmp_path / "other" / "prompt_encoder.safetensors", tmp_path / "model")
-    with pytest.raises(LoadError, match=r"is not that of prompt_encoder.safetensors: they are of different saves"):
+    with pytest.raises(
+        LoadError, match=r"does not belong to prompt_encoder.safetensors: they come from different saves"
+    ):
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
@@ -198,7 +200,7 @@ def test_rows_that_overflow_in_half_are_not_saved(base: Path, tmp_path: Path) ->
         network.mlp_head[0].weight.fill_(1.0)
         network.mlp_head[2].weight.fill_(1.0)
         network.mlp_head[4].weight.fill_(1.0)
-    with pytest.raises(SaveError, match=r"what the prompt's network of the adapter 'default' computes is NaN or inf"):
+    with pytest.raises(SaveError, match=r"the prompt's network of the adapter 'default' computes NaN or inf"):
         peft_hooks.save(model.half(), tmp_path / "model")
     assert not any(tmp_path.iterdir())
 
@@ -248,7 +250,7 @@ def test_several_adapters_of_different_lengths_and_the_active_one_are_kept(
     assert distance(vectors(loaded), wanted["default"]) < 1e-6
     chosen = peft_hooks.load(tmp_path / "model", adapter_name="default", device="cpu")
     assert distance(vectors(chosen), wanted["default"]) < 1e-6
-    with pytest.raises(LoadError, match=r"there is no adapter 'short' in it, only 'default', 'long'"):
+    with pytest.raises(LoadError, match=r"it has no adapter 'short', only 'default', 'long'"):
         peft_hooks.load(tmp_path / "model", adapter_name="short")
 
 
@@ -332,7 +334,9 @@ def test_the_base_model_can_be_given(base: Path, tmp_path: Path, kind: str) -> N
     model = with_hooks(build(moved))
     peft_hooks.save(model, tmp_path / "model")
     shutil.rmtree(moved)
-    with pytest.raises(LoadError, match=r"(?s)no such path .the base model that .*give another with base_model="):
+    with pytest.raises(
+        LoadError, match=r"(?s)no such path exists .the base model that .*give another with base_model="
+    ):
         peft_hooks.load(tmp_path / "model")
     given = given_bases(base)[kind]
     loaded = peft_hooks.load(tmp_path / "model", base_model=given, device="cpu")
@@ -355,7 +359,7 @@ def test_the_base_models_path_is_kept_as_an_absolute_one(
 def test_a_base_model_with_an_adapter_or_of_another_kind_is_refused(base: Path, tmp_path: Path) -> None:
     model = build(base)
     peft_hooks.save(model, tmp_path / "model")
-    with pytest.raises(LoadError, match=r"has an adapter itself: give the base model alone"):
+    with pytest.raises(LoadError, match=r"has an adapter itself: give the base model without it"):
         peft_hooks.load(tmp_path / "model", base_model=model)
     with pytest.raises(LoadError, match=r"base_model is a Linear: expected a folder, a name, a SentenceTransformer"):
         peft_hooks.load(tmp_path / "model", base_model=nn.Linear(2, 2))
@@ -518,7 +522,7 @@ def test_a_base_that_was_changed_in_memory_is_not_saved(
         change(backbone_of(model).get_base_model())
     before = torch.get_rng_state()
     what = "eps=0.1" if change is widen_epsilons else r"layer\.0\."
-    with pytest.raises(SaveError, match=rf"would be loaded again is another model.*{what}"):
+    with pytest.raises(SaveError, match=rf"a different model would be loaded again.*{what}"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
     assert torch.equal(torch.get_rng_state(), before)
@@ -581,7 +585,7 @@ def test_a_damaged_sample_is_named(base: Path, tmp_path: Path, sample: dict[str,
     with pytest.raises(LoadError, match=r"peft_hooks\.json: what peft_hooks.save measured was changed since"):
         peft_hooks.load(tmp_path / "model", device="cpu")
     file.write_text(json.dumps({key: value for key, value in content.items() if key != "checksum"}))
-    with pytest.raises(LoadError, match=r"peft_hooks\.json: damaged: its sample is none"):
+    with pytest.raises(LoadError, match=r"peft_hooks\.json: damaged: invalid sample"):
         peft_hooks.load(tmp_path / "model", device="cpu")
 
 
@@ -661,20 +665,20 @@ def link(folder: Path, name: str) -> None:
 
 
 DAMAGE: dict[str, tuple[Any, str]] = {
-    "no modules.json": (lambda at: (at / "modules.json").unlink(), "modules.json: it is missing though there is a"),
-    "a cut modules.json": (lambda at: cut(at / "modules.json"), "modules.json: damaged, not JSON"),
+    "no modules.json": (lambda at: (at / "modules.json").unlink(), "modules.json: missing although there is a"),
+    "a cut modules.json": (lambda at: cut(at / "modules.json"), "modules.json: damaged: not JSON"),
     "cut weights": (lambda at: cut(at / "adapter_model.safetensors"), "adapter_model.safetensors: could not be loaded"),
-    "no weights": (lambda at: (at / "adapter_model.safetensors").unlink(), "there is no adapter_model.safetensors"),
+    "no weights": (lambda at: (at / "adapter_model.safetensors").unlink(), "it has no adapter_model.safetensors"),
     "cut weights of Dense": (lambda at: cut(at / "2_Dense" / "model.safetensors"), "2_Dense/model.safetensors: could"),
-    "a cut adapter_config.json": (lambda at: cut(at / "adapter_config.json"), "adapter_config.json: damaged, not JSON"),
-    "a cut peft_hooks.json": (lambda at: cut(at / "peft_hooks.json"), "peft_hooks.json: damaged, not JSON"),
+    "a cut adapter_config.json": (lambda at: cut(at / "adapter_config.json"), "adapter_config.json: damaged: not JSON"),
+    "a cut peft_hooks.json": (lambda at: cut(at / "peft_hooks.json"), "peft_hooks.json: damaged: not JSON"),
     "a wrong option": (
         lambda at: set_json(at / "peft_hooks.json", options={"virtual_tokens": "some"}),
         "peft_hooks.json: damaged: ValueError",
     ),
-    "a later format": (lambda at: set_json(at / "peft_hooks.json", format=9), "its format is 9, and this peft_hooks"),
-    "a save that was cut off": (lambda at: set_json(at / "peft_hooks.json", complete=False), "saving .* was cut off"),
-    "no pooling": (lambda at: shutil.rmtree(at / "1_Pooling"), "1_Pooling: there is no config of the module Pooling"),
+    "a later format": (lambda at: set_json(at / "peft_hooks.json", format=9), "its format is 9, but this peft_hooks"),
+    "a save that was cut off": (lambda at: set_json(at / "peft_hooks.json", complete=False), "saving was interrupted"),
+    "no pooling": (lambda at: shutil.rmtree(at / "1_Pooling"), "1_Pooling: the module Pooling has no config"),
     "no tokenizer": (lambda at: (at / "tokenizer.json").unlink(), "model: could not be loaded"),
     "a path above": (lambda at: first_module(at, path="../1_Pooling"), "the path '../1_Pooling' leaves the model's"),
     "an absolute path": (lambda at: first_module(at, path="/tmp"), "the path '/tmp' leaves the model's folder"),
@@ -766,7 +770,7 @@ def test_a_network_of_another_save_is_found_out(base: Path, whole: Path, tmp_pat
     put_adapter(other, "p_tuning", seed=3)
     peft_hooks.save(other, tmp_path / "other")
     shutil.copy(tmp_path / "other" / "prompt_encoder.safetensors", tmp_path / "model")
-    with pytest.raises(LoadError, match=r"not that of prompt_encoder.safetensors: they are of different saves"):
+    with pytest.raises(LoadError, match=r"not belong to prompt_encoder.safetensors: they come from different saves"):
         peft_hooks.load(tmp_path / "model", is_trainable=True)
 
 
@@ -774,7 +778,7 @@ def test_pickles_and_code_beside_the_weights_are_not_touched(whole: Path, tmp_pa
     shutil.copytree(whole, tmp_path / "model")
     for name in ("pytorch_model.bin", "adapter_model.bin", "1_Pooling/pytorch_model.bin", "modeling.py"):
         (tmp_path / "model" / name).write_text("raise SystemExit('ran')")
-    with pytest.raises(LoadError, match=r"1_Pooling: weights are in pytorch_model.bin, which can run code"):
+    with pytest.raises(LoadError, match=r"1_Pooling: its weights are in pytorch_model.bin, which can run code"):
         peft_hooks.load(tmp_path / "model")
     (tmp_path / "model" / "1_Pooling" / "pytorch_model.bin").unlink()
     assert vectors(peft_hooks.load(tmp_path / "model", device="cpu")).shape[1] == 24
@@ -801,7 +805,7 @@ def test_what_has_no_adapter_is_refused_on_both_sides(base: Path, tmp_path: Path
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
     model.save(str(tmp_path / "plain"))
-    with pytest.raises(LoadError, match=r"there is no adapter in it: load it with SentenceTransformer"):
+    with pytest.raises(LoadError, match=r"it has no adapter: load it with SentenceTransformer"):
         peft_hooks.load(tmp_path / "plain", device="cpu")
     with pytest.raises(TypeError, match=r"expected a SentenceTransformer, got the str 'model'"):
         peft_hooks.save("model", tmp_path / "model")  # type: ignore[arg-type]
@@ -817,7 +821,7 @@ def test_lora_layers_under_a_prompt_are_refused_for_peft_saves_nothing_of_them(b
     model = build(base, None)
     inject_adapter_in_model(METHODS["lora"](model), backbone_of(model))
     put(model, "prompt_tuning")
-    with pytest.raises(UnsupportedModelError, match=r"LoRA layers are in the backbone under the prompt"):
+    with pytest.raises(UnsupportedModelError, match=r"there are LoRA layers in the backbone under the prompt"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
 
@@ -826,7 +830,9 @@ def test_an_adapters_name_that_leaves_the_folder_is_refused(base: Path, tmp_path
     model = build(base, None)
     put(model, "prompt_tuning")
     backbone_of(model).peft_config["../up"] = backbone_of(model).peft_config["default"]
-    with pytest.raises(SaveError, match=r"the adapter '../up' cannot be saved: PEFT saves it in a folder of its name"):
+    with pytest.raises(
+        SaveError, match=r"the adapter '../up' cannot be saved: PEFT saves it in a folder with its name"
+    ):
         peft_hooks.save(model, tmp_path / "model")
 
 
@@ -855,7 +861,7 @@ def test_a_saved_model_is_replaced_as_a_whole(base: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("file", "a file is there: give a folder"),
+        ("file", "this is a file: give a folder"),
         ("notes", "diary.csv in it was not written by peft_hooks.save, which replaces nothing else: give a new or"),
         ("model", "diary.csv in it was not written by peft_hooks.save, which replaces nothing else: give a new or"),
     ],

@@ -416,7 +416,7 @@ def test_saves_that_are_killed_pile_nothing_up_and_leave_the_former_model(
             assert distance(vectors(peft_hooks.load(target, device="cpu")), wanted) < 1e-6
             continue
         for path in (target, target / STAGE):
-            with pytest.raises(LoadError, match=r"the saving of this folder was cut off, so it is incomplete"):
+            with pytest.raises(LoadError, match=r"saving was interrupted, so the folder is incomplete"):
                 peft_hooks.load(path)
     del model._modules["4"]
     peft_hooks.save(model, target)
@@ -458,7 +458,7 @@ def test_what_was_written_over_a_save_that_was_cut_off_is_not_passed_over(base: 
     (tmp_path / "stage").rename(target / STAGE)
     assert distance(vectors(peft_hooks.load(target, device="cpu")), vectors(model)) < 1e-6
     (target / "adapter_model.safetensors").write_bytes(b"another")
-    with pytest.raises(LoadError, match=r"was cut off, and it was changed since: load .*peft_hooks.saving"):
+    with pytest.raises(LoadError, match=r"was interrupted, and the folder was changed since: load .*peft_hooks.saving"):
         peft_hooks.load(target)
 
 

@@ -220,8 +220,8 @@ def test_a_checkpoint_of_another_trainer_is_refused(trainer_class: Any, tmp_path
     with pytest.raises(FileNotFoundError) as caught:
         trainer._load_from_checkpoint(str(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path} has no trainable_state.safetensors: give a checkpoint that PromptTrainer wrote. For a model that "
-        f"was only saved, load it and begin anew"
+        f"{tmp_path} has no trainable_state.safetensors: give a checkpoint that PromptTrainer wrote. To continue "
+        f"from a model that was only saved, load it and start a new training run"
     )
 
 
@@ -230,7 +230,7 @@ def test_a_checkpoint_of_another_adapter_is_refused_and_changes_nothing(trainer_
     make(trainer_class, hooked(), tmp_path).train()
     other = hooked(adapter={"num_virtual_tokens": 3})
     before, trainer = weights(other), make(trainer_class, other, tmp_path)
-    with pytest.raises(ValueError, match="is of other parameters than are trained here") as caught:
+    with pytest.raises(ValueError, match="has other parameters than are trained here") as caught:
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert "prompt_encoder.default.embedding.weight: [4, 32] saved, [3, 32] here" in str(caught.value)
     assert_equal(weights(other), before)
@@ -302,9 +302,9 @@ def test_a_checkpoint_that_the_process_was_killed_in_is_passed_over_and_told(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.train(resume_from_checkpoint=True)
-    told = [str(warning.message) for warning in caught if "newest whole checkpoint" in str(warning.message)]
+    told = [str(warning.message) for warning in caught if "newest complete checkpoint" in str(warning.message)]
     if not (where == "_save" and before and not again):  # then nothing was begun
-        assert f"goes on from {folder / 'checkpoint-2'}, the newest whole" in told[0]
+        assert f"resumes from {folder / 'checkpoint-2'}, the newest complete" in told[0]
         assert str(folder / "checkpoint-4") in told[0]
     assert_equal(weights(resumed), weights(truth))
 
@@ -324,7 +324,7 @@ def test_a_checkpoint_in_which_a_file_is_missing_or_cut_is_passed_over(
     file.unlink()
     if cut:
         file.write_bytes(held[: len(held) // 2])
-    reason = f"{name} is not whole" if cut else f"there is no {name.replace('state.pth', 'state*.pth')} in it"
+    reason = f"{name} is incomplete" if cut else f"it has no {name.replace('state.pth', 'state*.pth')}"
     trainer = make(trainer_class, hooked(), tmp_path)
     before = weights(trainer.model)
     with pytest.raises((ValueError, FileNotFoundError), match=r"checkpoint-4") as caught:
@@ -361,7 +361,7 @@ def test_a_best_checkpoint_that_is_cut_is_refused(trainer_class: Any, tmp_path: 
     file = Path(trainer.state.best_model_checkpoint) / "trainable_state.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
     before = weights(model)
-    with pytest.raises(ValueError, match=r"is not whole: trainable_state.safetensors is not whole"):
+    with pytest.raises(ValueError, match=r"is incomplete: trainable_state.safetensors is incomplete"):
         trainer._load_best_model()
     assert_equal(weights(model), before)
 
@@ -385,7 +385,7 @@ def test_a_backbone_that_is_trained_beside_its_prompt_is_refused(trainer_class: 
     register.base_model.encoder.requires_grad_(True)
     with pytest.raises(UnsupportedModelError) as caught:
         make(trainer_class, model, tmp_path)
-    assert "parameters of the backbone are to be trained beside the prompt" in str(caught.value)
+    assert "parameters of the backbone would be trained besides the prompt" in str(caught.value)
     assert "'encoder.layer.0.attention.self.query.weight' the first" in str(caught.value)
 
 

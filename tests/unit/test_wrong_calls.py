@@ -317,7 +317,7 @@ WRONG: dict[str, Wrong] = {
     "a batch size alone": Wrong(
         lambda: check_padding_invariance(tuned(), TEXTS, batch_sizes=2),  # type: ignore[arg-type]
         ValueError,
-        "batch_sizes=2: give a list of whole numbers from 1, such as [2, 8]",
+        "batch_sizes=2: give a list of positive whole numbers, such as [2, 8]",
     ),
     "a model without values": Wrong(
         lambda: check_padding_invariance(meta(), TEXTS),
@@ -328,7 +328,7 @@ WRONG: dict[str, Wrong] = {
     "saving a model without values": Wrong(lambda: save(meta(), "never-written"), UnsupportedModelError, ON_META),
     # saving, loading
     "loading from nowhere": Wrong(
-        lambda: load("/no/such/folder"), LoadError, "/no/such/folder: no directory with a model: no such path"
+        lambda: load("/no/such/folder"), LoadError, "/no/such/folder: not a model directory, and no such path exists"
     ),
     "loading None": Wrong(
         lambda: load(None),  # type: ignore[arg-type]
@@ -350,9 +350,7 @@ WRONG: dict[str, Wrong] = {
         TypeError,
         "expected the path of a folder to save in, got None",
     ),
-    "saving to a file": Wrong(
-        lambda: save(tuned(), __file__), SaveError, f"{__file__}: a file is there: give a folder"
-    ),
+    "saving to a file": Wrong(lambda: save(tuned(), __file__), SaveError, f"{__file__}: this is a file: give a folder"),
     # hooks of one's own
     "a hook's class": Wrong(
         lambda: registry().attach(LogShapes, to="transformer"),  # type: ignore[arg-type]

@@ -143,5 +143,5 @@ def test_a_tokenizer_that_has_no_token_for_anything_is_refused() -> None:
     """How it frames a text cannot be seen."""
     from tokenizers import models
 
-    with pytest.raises(UnsupportedModelError, match="how the tokenizer frames a text cannot be seen"):
+    with pytest.raises(UnsupportedModelError, match="cannot tell how the tokenizer frames a text"):
         framed(Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")), pair=False)

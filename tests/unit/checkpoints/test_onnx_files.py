@@ -53,7 +53,7 @@ def test_a_path_is_a_file_or_a_folder_by_its_ending(tmp_path: Path) -> None:
     assert _target(str(tmp_path / "model.onnx")) == (tmp_path, "model.onnx", False)
     assert _target(str(tmp_path / "model")) == (tmp_path / "model", "onnx/model.onnx", True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(SaveError, match="a file is there: give a folder, or a file that ends in"):
+    with pytest.raises(SaveError, match="this is a file: give a folder, or a file that ends in"):
         _target(str(tmp_path / "file"))
     with pytest.raises(SaveError, match="nothing can be written there"), beside(tmp_path / "file" / "in"):
         pass

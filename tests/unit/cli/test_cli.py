@@ -89,7 +89,7 @@ def test_a_prompt_adapter_is_loaded_by_hand_and_its_findings_are_status_1(
     assert status == 1
     assert "'default': PROMPT_TUNING, 4 virtual tokens" in out
     assert "PH006  [CLS] is a virtual token, at Pooling '1'" in out
-    assert "Putting the adapter in" in err
+    assert "Attaching the adapter in" in err
     assert re.search(r"PROBLEMS +\d findings?; peft_hooks\.register_prompt_mask_hooks\(model\) makes it", out)
 
 
@@ -147,12 +147,12 @@ def test_an_adapter_of_no_task_type_loads_and_is_ph005(copied: Path, capsys: pyt
 REFUSED: dict[str, tuple[Any, str]] = {
     "an empty directory": (
         lambda at: shutil.rmtree(at / "plain") or (at / "plain").mkdir(),
-        "no model here: there is no modules.json, no config.json and no adapter_config.json in it",
+        "not a model: it has no modules.json, no config.json and no adapter_config.json",
     ),
-    "no such path": (lambda at: shutil.rmtree(at / "plain"), "no directory with a model: no such path"),
+    "no such path": (lambda at: shutil.rmtree(at / "plain"), "not a model directory, and no such path exists"),
     "damaged modules.json": (
         lambda at: (at / "plain" / "modules.json").write_text("[{"),
-        "modules.json: damaged, not JSON",
+        "modules.json: damaged: not JSON",
     ),
     "modules without types": (
         lambda at: (at / "plain" / "modules.json").write_text("[{}]"),
@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a module with code": (
         lambda at: (at / "plain" / "modules.json").write_text('[{"type": "evil.Module", "path": ""}]'),
-        "its module evil.Module is not of Sentence Transformers: no code of it is run",
+        "the module evil.Module is not part of Sentence Transformers: its code is not run",
     ),
     "pickled weights": (
         lambda at: [
@@ -195,10 +195,10 @@ def test_what_cannot_be_loaded_is_status_2_and_one_sentence(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "damaged, not JSON"),
+        ("{", "damaged: not JSON"),
         ("[]", "damaged: expected a dict, got a list"),
-        ("{}", "no peft_type in it, so it is not an adapter of PEFT"),
-        ('{"peft_type": "PROMPT_TUNING"}', "does not name its base model: give it with --base PATH"),
+        ("{}", "it has no peft_type, so it is not a PEFT adapter"),
+        ('{"peft_type": "PROMPT_TUNING"}', "does not name its base model: give one with --base PATH"),
         ('{"peft_type": "PROMPT_TUNING", "base_model_name_or_path": "/no/where"}', "give another with --base PATH"),
         ('{"peft_type": "NO_SUCH", "base_model_name_or_path": "../plain"}', "could not be loaded: "),
     ],
@@ -218,13 +218,13 @@ def test_an_adapter_without_safetensors_is_status_2(copied: Path, capsys: pytest
     file.rename(file.with_suffix(".bin"))
     status, _, err = doctor(capsys, copied / "adapter")
     assert status == 2
-    assert "there is no adapter_model.safetensors in it, and nothing else is loaded" in err
+    assert "it has no adapter_model.safetensors, and nothing else is loaded" in err
 
 
 def test_a_file_is_no_directory(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = doctor(capsys, copied / "plain" / "modules.json")
     assert status == 2
-    assert "no directory with a model, but a file" in err
+    assert "not a model directory, but a file" in err
 
 
 def test_a_name_that_cannot_be_downloaded_is_status_2_piped_without_colour() -> None:

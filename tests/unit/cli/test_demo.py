@@ -96,7 +96,7 @@ def test_piped_it_fits_80_columns_without_colours(piped: Ran) -> None:
 def test_it_says_what_it_is_doing_and_the_libraries_say_nothing(piped: Ran) -> None:
     assert piped.err.splitlines() == [
         "Loading Sentence Transformers and PEFT ...",
-        "Loading MiniLM and putting a prompt adapter on ...",
+        "Loading MiniLM and attaching a prompt adapter ...",
         "Encoding 6 texts without hooks ...",
         "Encoding 6 texts with hooks ...",
     ]
@@ -215,7 +215,7 @@ def test_without_hooks_the_release_is_shown_as_it_is(without: _demo.Measured, pi
     if release >= (6, 2):
         assert without.run.badness > 0.01
         assert re.search(r"^PH001 .*\n +58 embeddings per text and a mask of 48", piped.out, re.M | re.S)
-        assert re.search(r"^PH002 .*\n +176 of 176 positions of padding counted", piped.out, re.M | re.S)
+        assert re.search(r"^PH002 .*\n +176 of 176 padding positions counted", piped.out, re.M | re.S)
         assert verdict[1] == "WRONG"
         assert any("padding)" in line for line in piped.out.splitlines() if line.startswith("B ◆"))
     elif release >= (3, 3):
