@@ -139,7 +139,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 @contextlib.contextmanager
 def random_as_before() -> Iterator[None]:
-    """Restore the global random state at the end of a block: loading a model draws numbers for values it replaces."""
+    """Restore the global random state after a block: loading draws random numbers for weights that it replaces."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         yield

@@ -59,9 +59,9 @@ def export_onnx(
 
     The graph has everything from token ids to ``sentence_embedding``: the virtual tokens or the prefix, the backbone,
     Pooling, the modules after it, and ``truncate_dim``; for a ``CrossEncoder``, everything up to ``scores``, as
-    ``predict`` returns them. It takes any number of texts of any length, padded on either side, as ``int64[batch,
-    sequence]`` tensors with the names that the tokenizer gives. ``tokenizer.json`` truncates and pads by itself, so
-    that only ONNX Runtime and the library ``tokenizers`` are needed::
+    ``predict`` returns them. It takes any number of texts of any length, padded on either side, as tensors
+    ``int64[batch, sequence]`` with the names that the tokenizer gives. ``tokenizer.json`` truncates and pads by itself,
+    so only ONNX Runtime and the library ``tokenizers`` are needed::
 
         tokenizer, session = Tokenizer.from_file("tokenizer.json"), InferenceSession("model.onnx")
         texts = tokenizer.encode_batch(["a cat", "a dog"])

@@ -47,7 +47,7 @@ def write_merged(model: Any, path: Path, *, task_id: int | None = None, virtual_
         SaveError: If there is something at ``path``, or the model loaded from it gives a different result.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise SaveError(f"{path}: it is not empty: give a new or an empty folder")
+        raise SaveError(f"{path}: something is already there: give a new or empty folder")
     found = merged(model, task_id=task_id, virtual_tokens=virtual_tokens)
     kind = type(found.model).__name__
     with _staged(path) as folder:

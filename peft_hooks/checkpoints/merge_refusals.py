@@ -50,8 +50,8 @@ def the_transformer(model: Any) -> tuple[nn.Module, Any]:
     if method not in MERGED or set(state.tuner_layers(backbone)) - set(state.wrapped_heads(backbone)):
         what = f"the adapter is {method}" if method not in MERGED else "LoRA layers are in the backbone"
         raise UnsupportedModelError(
-            f"{what}: PEFT itself merges that into the weights of its layers, with PeftModel.merge_and_unload(); this "
-            f"function merges {', '.join(MERGED)}"
+            f"{what}: PEFT itself merges that into the weights of its layers, with PeftModel.merge_and_unload(); "
+            f"peft_hooks merges {', '.join(MERGED)}"
         )
     _refuse_tokenizer(getattr(transformer, "tokenizer", None))
     return root, transformer

@@ -181,7 +181,9 @@ def _compared(model: Any, transformer: Any, plain: Any, policy: str) -> Merged:
     ((_, inner),) = cross.inputs_of(cross.root_of(plain))
     found, reason, pads = truth.compare(plain), pads_right(plain), None
     if inner.tokenizer.padding_side == "left" and not (found.equal and reason is None):
-        reason = reason or f"its backbone's own left padding shifts a text, which changes it by {found.largest:.0e}"
+        reason = (
+            reason or f"its backbone's own left padding shifts a text, which moves its result by {found.largest:.0e}"
+        )
         inner.tokenizer.padding_side = "right"
         found, pads = truth.compare(plain), f"the plain model pads on the right: {reason}"
     if found.equal:

@@ -20,7 +20,7 @@ BATCH, SEQUENCE = "batch", "sequence"
 """The names of the dimensions of the graph's inputs."""
 
 PROMPT_LENGTH = "prompt_length"
-"""The input for how many tokens of each text are a prompt that Pooling leaves out, if it leaves prompts out."""
+"""The input with the number of prompt tokens of each text; it exists only if Pooling leaves prompts out."""
 
 EMBEDDING, SCORES, POOLED = "sentence_embedding", "scores", "last_hidden_state"
 """The names of the graph's outputs."""

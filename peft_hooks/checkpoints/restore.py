@@ -86,7 +86,7 @@ def read_config(folder: Path, trainable: bool) -> Any:
     except Exception as error:  # an unknown method, or an option of a later release
         raise LoadError(
             f"{folder / ADAPTER}: could not be loaded: {type(error).__name__}: {error}: "
-            f"it may need a later PEFT than {peft_version}, which is installed"
+            f"it may need a later PEFT than the installed {peft_version}"
         ) from error
     if trainable and computed(config) and not (folder / ENCODER).is_file():
         raise LoadError(

@@ -28,9 +28,9 @@ TOLERANCE = 1e-3
 
 
 def sample_of(transformer: Any) -> dict[str, Any]:
-    """Return ids and the first components of their rows, from a backbone with its adapters off; ``{}`` if impossible.
+    """Return ids and the first components of their rows, from a backbone with its adapters off; ``{}`` if none.
 
-    It is impossible if nothing can be measured, if the backbone takes more than ids, or if it is itself random.
+    There are none if nothing can be measured, if the backbone takes more than ids, or if it is itself random.
     """
     backbone = releases.plain_backbone(transformer)
     if not probes.can_measure(backbone):

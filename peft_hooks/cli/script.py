@@ -59,9 +59,7 @@ def _become(path: str, arguments: list[str]) -> dict[str, Any]:
     vars(main).update(__file__=os.path.abspath(path), __cached__=None, __builtins__=sys.modules["builtins"])
     sys.modules["__main__"] = main  # permanently: threads and exit handlers still need it
     sys.argv = [path, *arguments]
-    if not getattr(
-        sys.flags, "safe_path", False
-    ):  # with safe_path, neither the command nor the script has a folder there
+    if not getattr(sys.flags, "safe_path", False):  # with it, neither the command nor the script has a folder there
         sys.path[0] = os.path.dirname(os.path.realpath(path))
     return vars(main)
 

@@ -1,4 +1,4 @@
-"""Find which module of a pipeline makes an embedding depend on its batch, and why: measured, for any kind of module.
+"""Finds which module of a pipeline makes an embedding depend on its batch, and why: measured, for any kind of module.
 
 Each module that takes features is called again with the input it got in one batch: with other values in the padding,
 with other values in the other texts, and with one text alone. How a text's own result changes shows what it depends on.

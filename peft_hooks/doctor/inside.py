@@ -1,4 +1,4 @@
-"""Find where inside a module a text's result begins to depend on padding or on another text."""
+"""Finds where inside a module a text's result begins to depend on padding or on another text."""
 
 from __future__ import annotations
 

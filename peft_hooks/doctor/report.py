@@ -96,7 +96,7 @@ def _show_model(page: Page, diagnosis: Diagnosis, name: str) -> None:
         grid.add_row("from", Text(name))
     grid.add_row("model", Text(f"{model['class']}: " + ", ".join(model["modules"])))
     grid.add_row("adapter", Text("\n".join(model["adapters"]) or "none"))
-    grid.add_row("hooks", Text(model["hooks"] or "none of this library"))
+    grid.add_row("hooks", Text(model["hooks"] or "none from this library"))
     cut = f"truncated to {model['max_seq_length']} tokens" if model["max_seq_length"] is not None else "not truncated"
     padding = "not padded" if model["padding_side"] is None else f"padded on the {model['padding_side']}"
     grid.add_row("texts", Text(f"{cut}, {padding}"))
@@ -117,7 +117,7 @@ def _show_runs(page: Page, diagnosis: Diagnosis) -> None:
     for side in dict.fromkeys(run.padding for run in diagnosis.runs):
         runs = [run for run in diagnosis.runs if run.padding == side]
         cells = [next((_run_text(run) for run in runs if run.hooks is hooks), Text("-")) for hooks in (False, True)]
-        own = "its tokenizer's" if runs[0].own else "if you set it so"
+        own = "its tokenizer's" if runs[0].own else "if you choose it"
         table.add_row(f"{side}, {own}", *cells[: 2 if diagnosis.tried else 1])
     page.console.print(table, width=page.width)
 
