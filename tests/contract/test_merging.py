@@ -186,7 +186,7 @@ def test_keys_and_values_are_no_words(method: str) -> None:
     """They are refused by name, with what serves them."""
     model = adapted("bert", method)
     name = "CARTRIDGE" if method == "cartridge" else "PREFIX_TUNING"
-    with refused(model, UnsupportedModelError, name, "no word's embedding", "peft_hooks.export_onnx"):
+    with refused(model, UnsupportedModelError, name, "which no word embedding can do", "peft_hooks.export_onnx"):
         merge_and_unload(model)
 
 

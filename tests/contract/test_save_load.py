@@ -485,7 +485,7 @@ def test_added_tokens_are_refused(base: Path, tmp_path: Path) -> None:
     model = build(base, None)
     backbone_of(model).resize_token_embeddings(backbone_of(model).config.vocab_size + 3)
     put(model, "prompt_tuning")
-    with pytest.raises(UnsupportedModelError, match=r"nothing saves the embeddings of the others"):
+    with pytest.raises(UnsupportedModelError, match=r"nothing saves the embeddings of the added ones"):
         peft_hooks.save(model, tmp_path / "model")
     assert not any(tmp_path.iterdir())
 
@@ -683,11 +683,11 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "a path above": (lambda at: first_module(at, path="../1_Pooling"), "the path '../1_Pooling' leaves the model's"),
     "an absolute path": (lambda at: first_module(at, path="/tmp"), "the path '/tmp' leaves the model's folder"),
     "a Windows path": (lambda at: first_module(at, path="C:\\tmp"), "leaves the model's folder"),
-    "a module of its own": (lambda at: first_module(at, type="evil.Pooling"), "no code of it is run"),
+    "a module of its own": (lambda at: first_module(at, type="evil.Pooling"), "its code is not run"),
     "a link out": (lambda at: link(at, "tokenizer_config.json"), "tokenizer_config.json: a link that leaves"),
     "an activation of its own": (
         lambda at: set_json(at / "2_Dense" / "config.json", activation_function="os.abort"),
-        "its activation function os.abort is not of torch.nn",
+        "its activation function os.abort is not part of torch.nn",
     ),
     "trust in its code": (
         lambda at: set_json(at / "sentence_bert_config.json", tokenizer_args={"trust_remote_code": True}),
@@ -699,7 +699,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     ),
     "an option of a later PEFT": (
         lambda at: set_json(at / "adapter_config.json", peft_type="NEW_TUNING"),
-        "adapter_config.json: could not be loaded: .* it may be of a later PEFT than",
+        "adapter_config.json: could not be loaded: .* it may need a later PEFT than",
     ),
     "a setting that is code": (
         lambda at: set_json(

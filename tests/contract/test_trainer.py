@@ -335,7 +335,7 @@ def test_a_checkpoint_in_which_a_file_is_missing_or_cut_is_passed_over(
         trainer.train(resume_from_checkpoint=True)
     shutil.rmtree(tmp_path / "checkpoint-2")
     file.unlink()
-    with pytest.raises(ValueError, match=f"no checkpoint in {tmp_path} is whole"):
+    with pytest.raises(ValueError, match=f"no checkpoint in {tmp_path} is complete"):
         make(trainer_class, hooked(), tmp_path).train(resume_from_checkpoint=True)
 
 

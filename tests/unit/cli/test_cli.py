@@ -90,7 +90,7 @@ def test_a_prompt_adapter_is_loaded_by_hand_and_its_findings_are_status_1(
     assert "'default': PROMPT_TUNING, 4 virtual tokens" in out
     assert "PH006  [CLS] is a virtual token, at Pooling '1'" in out
     assert "Attaching the adapter in" in err
-    assert re.search(r"PROBLEMS +\d findings?; peft_hooks\.register_prompt_mask_hooks\(model\) makes it", out)
+    assert re.search(r"PROBLEMS +\d findings?; peft_hooks\.register_prompt_mask_hooks\(model\) fixes this", out)
 
 
 def test_the_loaded_adapter_has_the_saved_weights_tokenizer_and_pooling(saved: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_name_that_cannot_be_downloaded_is_status_2_piped_without_colour() -> 
     assert done.returncode == 2
     assert done.stdout == ""
     assert (
-        "no-such-user/no-such-model: no such directory, and it could not be had from the Hugging Face Hub"
+        "no-such-user/no-such-model: no such directory, and it could not be downloaded from the Hugging Face Hub"
         in done.stderr
     )
     assert "Traceback" not in done.stderr
@@ -246,7 +246,7 @@ def test_piped_it_fits_80_columns_without_colours_and_says_what_it_does(saved: P
     assert not wide
     assert "\x1b" not in done.stdout + done.stderr
     steps = [line.split()[0] for line in done.stderr.splitlines() if line.endswith("...")]
-    assert steps == ["Loading", "Loading", "Putting", "Encoding"], done.stderr
+    assert steps == ["Loading", "Loading", "Attaching", "Encoding"], done.stderr
 
 
 def test_a_terminal_without_unicode_gets_plain_signs(saved: Path) -> None:
@@ -349,7 +349,7 @@ def test_trace_of_no_model_is_status_2_and_without_texts_a_usage_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _cli.main(["trace", str(tmp_path), "a cat"]) == 2
-    assert "no model here" in capsys.readouterr().err
+    assert "not a model: it has no modules.json" in capsys.readouterr().err
     for wrong in (["trace", str(tmp_path)], ["trace", str(tmp_path), "a", "--depth", "-1"]):
         with pytest.raises(SystemExit) as left:
             _cli.main(wrong)
