@@ -1,6 +1,6 @@
 """Fixtures for tests of models and hooks, and ``--explain-shapes``, in every pytest run where peft_hooks is installed.
 
-Nothing is imported before a fixture is used or a test has failed: not even torch.
+Nothing is imported before a fixture is used or a test has failed, not even torch.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--explain-shapes``."""
-    about = "say why the forward of a PyTorch module failed, as a note below the error (peft_hooks)"
+    about = "explain why the forward of a PyTorch module failed, in a note below the error (peft_hooks)"
     parser.getgroup("peft_hooks").addoption("--explain-shapes", action="store_true", help=about)
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Add the note to what ends a test or its fixtures, before pytest writes its report."""
+    """Add the note to the error of a test or its fixtures, before pytest writes its report."""
     if call.excinfo is not None and item.config.getoption("explain_shapes", default=False):
         from .tracing.aftermath import explain_afterwards
 
@@ -34,10 +34,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture
 def tiny_sentence_model(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Make tiny SentenceTransformers: takes what ``peft_hooks.testing.tiny_model`` takes, one architecture or more.
+    """Make tiny SentenceTransformers; takes the arguments of ``peft_hooks.testing.tiny_model``.
 
-    Skips the test where the installed transformers does not have the architecture. In a test with ``no_hooks_left``
-    the models are watched.
+    Skips the test if the installed transformers does not have the architecture. If the test also uses
+    ``no_hooks_left``, the models are watched.
 
     Example:
         >>> def test_padding(tiny_sentence_model):
@@ -61,7 +61,7 @@ def tiny_sentence_model(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 @pytest.fixture
 def no_hooks_left() -> Iterator[Callable[[Any], Any]]:
-    """Fail the test at its end if a model that was watched has a hook more than before, whoever put it there.
+    """Fail the test at its end if a watched model has more hooks than before, whoever put them there.
 
     Example:
         >>> def test_block(no_hooks_left):
@@ -87,13 +87,13 @@ def no_hooks_left() -> Iterator[Callable[[Any], Any]]:
 
 
 def _watch(request: pytest.FixtureRequest) -> Callable[[Any], Any] | None:
-    """Return what ``no_hooks_left`` gives the test, if it has it, and so set it up before the fixture that asks."""
+    """Return the value of ``no_hooks_left``, if the test uses it; this sets it up before the fixture that asks."""
     return request.getfixturevalue("no_hooks_left") if "no_hooks_left" in request.fixturenames else None
 
 
 @pytest.fixture
 def assert_dimensions(request: pytest.FixtureRequest) -> Iterator[Callable[..., HookRegistry]]:
-    """Check named dimensions in every forward until the test ends: takes what ``peft_hooks.assert_dimensions`` takes.
+    """Check named dimensions in every forward until the test ends; takes what ``peft_hooks.assert_dimensions`` takes.
 
     Example:
         >>> def test_encoder(assert_dimensions):

@@ -1,4 +1,4 @@
-"""``PromptTrainer``: Sentence Transformers' trainer, able to read its own checkpoints of a prompt."""
+"""``PromptTrainer``: Sentence Transformers' trainer, able to load its own checkpoints of prompts."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ try:
     from sentence_transformers import SentenceTransformerTrainer
 except ImportError as error:
     raise ImportError(
-        "PromptTrainer needs the SentenceTransformerTrainer of Sentence Transformers 3.0 or later; before, train with "
-        "`model.fit(...)`, which needs nothing of peft_hooks but the hooks"
+        "PromptTrainer needs the SentenceTransformerTrainer of Sentence Transformers 3.0 or later; with earlier ones, "
+        "train with `model.fit(...)`, which needs nothing from peft_hooks but the hooks"
     ) from error
 
 
 @public
 class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
-    """``SentenceTransformerTrainer`` for a model with a PEFT adapter: it resumes, and loads the best checkpoint.
+    """``SentenceTransformerTrainer`` for a model with a PEFT adapter: it can resume and load the best checkpoint.
 
     Sentence Transformers reloads a checkpoint with ``SentenceTransformer(path)``, which refuses prompt learning
     (LoRA was fixed: https://github.com/huggingface/sentence-transformers/issues/3402; for prompts see
     https://github.com/huggingface/peft/issues/2256):
-    ``resume_from_checkpoint`` raises, and ``load_best_model_at_end``, from 5.0 on, logs an error and keeps the last
-    weights. This trainer adds ``trainable_state.safetensors`` to each checkpoint and reads it back into the model at
-    hand. The file holds every parameter that is trained, also what PEFT does not save: the encoder of P-tuning, the
-    projection of prefix tuning, and the loss's own parameters (SoftmaxLoss), whose gradients it clears after each step,
-    as releases before 6.2 do not. A resumed run ends with the weights of one that was never interrupted.
+    ``resume_from_checkpoint`` raises, and ``load_best_model_at_end``, since 5.0, logs an error and keeps the last
+    weights. This trainer adds ``trainable_state.safetensors`` to each checkpoint and loads it into the existing model.
+    The file holds every parameter that is trained, including those that PEFT does not save: the encoder of P-tuning,
+    the projection of prefix tuning, and the loss's own parameters (SoftmaxLoss), whose gradients it clears after each
+    step because releases before 6.2 do not. A resumed run ends with the weights of an uninterrupted one.
 
-    ``resume_from_checkpoint=True`` takes the newest checkpoint that is whole: one that the process was killed in is
-    passed over with a warning, and refused if it is given by its path.
+    ``resume_from_checkpoint=True`` uses the newest complete checkpoint: one during which the process was killed is
+    skipped with a warning, and refused if it is given by its path.
 
     Args:
         *args: As in ``SentenceTransformerTrainer``.
@@ -52,10 +52,10 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         ImportError: Before Sentence Transformers 3.0, which has no trainer.
         HookError: If the model has a prompt-learning adapter and no hooks.
         UnsupportedModelError: If the model is a CrossEncoder, SparseEncoder or MultiVectorEncoder, which have trainers
-            of their own; if weights of the backbone would be trained alongside a prompt, which no checkpoint of PEFT
-            keeps.
+            of their own, or if weights of the backbone would be trained alongside a prompt, which no checkpoint of PEFT
+            contains.
         FileNotFoundError: When it loads a checkpoint that has no ``trainable_state.safetensors``.
-        ValueError: When it loads a checkpoint of other parameters, or one that was cut off while it was written.
+        ValueError: When it loads a checkpoint of other parameters, or an incomplete one.
 
     Example:
         >>> import tempfile
@@ -90,7 +90,7 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         save_file(state, Path(output_dir or self.args.output_dir) / checkpoints.TRAINED)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, as ``SentenceTransformerTrainer`` does, and resume from whole checkpoints only."""
+        """Train as ``SentenceTransformerTrainer`` does, but resume only from complete checkpoints."""
         needed = (checkpoints.TRAINED, checkpoints.PROGRESS, *self._of_steps())
         if resume_from_checkpoint is True:
             found = checkpoints.newest_whole(Path(self.args.output_dir), needed)
@@ -100,7 +100,7 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _of_steps(self) -> tuple[str, ...]:
-        """Return the files, beside the weights, that this run writes; with other engines they have other names."""
+        """Return the files besides the weights that this run writes; with other engines they have other names."""
         others = self.is_deepspeed_enabled or self.is_fsdp_enabled
         return () if others or self.args.save_only_model else checkpoints.STEPS
 
@@ -113,26 +113,26 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         path = Path(checkpoint_path) / checkpoints.TRAINED
         if not path.is_file():
             raise FileNotFoundError(
-                f"{checkpoint_path} has no {path.name}: give a checkpoint that PromptTrainer wrote. For a model that "
-                f"was only saved, load it and begin anew"
+                f"{checkpoint_path} has no {path.name}: give a checkpoint that PromptTrainer wrote. To continue from a "
+                f"model that was only saved, load it and start a new training run"
             )
         _refuse_cut_off(path.parent, (path.name,))
         copy_into(self._trained(), load_file(path), str(path))
 
     def _load_rng_state(self, checkpoint: Any) -> None:
-        # Before 4.46 transformers reads its file of random states in a way that torch 2.6 and later refuse.
+        # Before 4.46 transformers loads its file of random states in a way that torch 2.6 and later refuse.
         with torch.serialization.safe_globals(_numpy_globals()):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
-        """Load the best checkpoint; unlike upstream's, an error is not only logged."""
+        """Load the best checkpoint; unlike upstream, raise errors instead of only logging them."""
         checkpoint = self.state.best_model_checkpoint
         self._load_from_checkpoint(checkpoint)
-        with contextlib.suppress(Exception):  # for the model card alone
+        with contextlib.suppress(Exception):  # only for the model card
             self.model.model_card_data.set_best_model_step(int(checkpoint.rsplit("-", 1)[-1]))
 
     def _trained(self) -> dict[str, nn.Parameter]:
-        """Return every parameter that is trained: the model's, then those that only the loss has."""
+        """Return every parameter that is trained: the model's, then those of the loss alone."""
         losses = self.loss if isinstance(self.loss, Mapping) else {"": self.loss}
         parts = {"model": _unwrapped(self.model), **{f"loss:{name}": loss for name, loss in losses.items()}}
         found: dict[nn.Parameter, str] = {}
@@ -146,8 +146,8 @@ class PromptTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
 class _ClearGradients(TrainerCallback):  # type: ignore[misc]
     """Clear the gradients of the loss's own parameters after each step.
 
-    Before 6.2 only the model's are: SoftmaxLoss's classifier goes on adding up those of all batches since the start,
-    and ContrastiveTensionLoss's second prompt, too, and a resumed run, which has none, would end elsewhere.
+    Before 6.2 only the model's are cleared: SoftmaxLoss's classifier keeps adding up the gradients of all batches since
+    the start, and so does ContrastiveTensionLoss's second prompt; a resumed run, which has none, would end elsewhere.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
@@ -159,8 +159,8 @@ def _refuse_cut_off(checkpoint: Path, needed: tuple[str, ...]) -> None:
     reason = checkpoints.why_cut_off(checkpoint, needed)
     if reason is not None:
         raise ValueError(
-            f"{checkpoint} is not whole: {reason}. The training was cut off while it wrote that: give an earlier "
-            f"checkpoint, or True, which takes the newest whole one"
+            f"{checkpoint} is incomplete: {reason}. Training was interrupted while writing it: give an earlier "
+            f"checkpoint, or True for the newest complete one"
         )
 
 
@@ -168,7 +168,7 @@ def copy_into(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor
     """Copy a saved state into the parameters of the same names, all of them or none.
 
     Args:
-        parameters: By name.
+        parameters: The parameters by name.
         state: Tensors of the same names and shapes.
         where: The file, for the message.
 
@@ -181,7 +181,7 @@ def copy_into(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor
         differing = sorted(name for name in here.keys() | saved.keys() if here.get(name) != saved.get(name))
         lines = [f"  {name}: {_shown(saved.get(name))} saved, {_shown(here.get(name))} here" for name in differing[:5]]
         raise ValueError(
-            f"{where} is of other parameters than are trained here: give the model the adapter, and the loss, of the "
+            f"{where} has other parameters than are trained here: give the model the adapter, and the loss, of the "
             f"run that wrote it\n" + "\n".join(lines)
         )
     with torch.no_grad():
@@ -190,7 +190,7 @@ def copy_into(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor
 
 
 def _numpy_globals() -> list[Any]:
-    """Return what a saved state of NumPy's random generator is made of, as newer releases of transformers allow it."""
+    """Return the types in a saved state of NumPy's random generator, which newer releases of transformers allow too."""
     core = np._core if hasattr(np, "_core") else np.core
     return [core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
 
@@ -209,8 +209,8 @@ def _refuse_other_kinds(model: Any) -> None:
     if other is not None:
         raise UnsupportedModelError(
             f"PromptTrainer trains a SentenceTransformer, got a {other}: train it with {other}Trainer, which needs "
-            f"nothing of peft_hooks but the hooks. It can neither resume nor load the best checkpoint: it reads both "
-            f"with {other}(path), which refuses prompts"
+            f"nothing from peft_hooks but the hooks. That trainer can neither resume nor load the best checkpoint: it "
+            f"does both with {other}(path), which refuses prompts"
         )
 
 
@@ -226,10 +226,10 @@ def _refuse(model: nn.Module) -> None:
         backbone = releases.plain_backbone(transformer)
         trained = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
         if trained:
-            # Measured with 5.1.2; 5.0.0, 5.2.3 and 5.3.0 tie with the same lines (5.3.0 refuses with transformers 5).
+            # Measured with 5.1.2; 5.0.0, 5.2.3 and 5.3.0 tie weights in the same lines (5.3.0 refuses transformers 5).
             raise UnsupportedModelError(
-                f"{type(transformer).__name__} {path!r}: {len(trained)} parameters of the backbone are to be trained "
-                f"beside the prompt, {trained[0]!r} the first, and PEFT saves the prompt alone. "
-                f"DenoisingAutoEncoderLoss of 5.0 to 5.3 does that: give it `tie_encoder_decoder=False`, and "
+                f"{type(transformer).__name__} {path!r}: {len(trained)} parameters of the backbone would be trained "
+                f"besides the prompt, {trained[0]!r} the first, but PEFT saves only the prompt. "
+                f"DenoisingAutoEncoderLoss of 5.0 to 5.3 causes this: give it `tie_encoder_decoder=False`, and "
                 f"`parameter.requires_grad_(False)` to each of them"
             )

@@ -1,1 +1,1 @@
-"""Saving and loading models with prompts."""
+"""Saves, loads, merges and exports models with prompts."""

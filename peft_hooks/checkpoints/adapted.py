@@ -1,4 +1,4 @@
-"""Which Transformers of a saved model are adapters, which of these is active, and on which base model."""
+"""Finds which Transformers of a saved model have adapters, which adapter is active, and on which base model."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from ..errors import LoadError
 from ..prompts.refusals import level_of_caller
 from . import manifest as _saved
-from .base_model import Base, Reading, find_base
+from .base_model import Base, ReadOptions, find_base
 from .folder import adapter_folders, refuse_links, transformer_folders
 from .restore import read_config
 from .staging import relative
 
 Adapted = dict[Path, tuple[dict[str, Path], str]]
-"""The Transformers' folders that have adapters: the adapters' folders by name, and which one is active."""
+"""The Transformers' folders that have adapters: the adapters' folders by name, and the name of the active one."""
 
 
-def adapted_folders(path: Path, saved: _saved.Saved, reading: Reading) -> Adapted:
-    """Find the Transformers that are saved as adapters."""
+def adapted_folders(path: Path, saved: _saved.Saved, reading: ReadOptions) -> Adapted:
+    """Find the Transformers that were saved as adapters."""
     folders, adapted = transformer_folders(path), {}
     for folder in folders:
         adapters = adapter_folders(folder, folders)
@@ -33,21 +33,21 @@ def adapted_folders(path: Path, saved: _saved.Saved, reading: Reading) -> Adapte
 def _active(folder: Path, adapters: dict[str, Path], name: str) -> str:
     known = ", ".join(map(repr, adapters))
     if name and name not in adapters:
-        raise LoadError(f"{folder}: there is no adapter {name!r} in it, only {known}")
+        raise LoadError(f"{folder}: it has no adapter {name!r}, only {known}")
     if not name and len(adapters) > 1 and "default" not in adapters:
-        raise LoadError(f"{folder}: nothing says which of the adapters {known} was active: give it with adapter_name=")
+        raise LoadError(f"{folder}: nothing says which of the adapters {known} was active: choose with adapter_name=")
     if not name and len(adapters) > 1:
         warnings.warn(
-            f"{folder}: nothing says which of the adapters {known} was active, so it is 'default': give another with "
-            f"adapter_name=, and save with peft_hooks.save(model, path), which writes it down",
+            f"{folder}: nothing says which of the adapters {known} was active, so 'default' is used: choose another "
+            f"with adapter_name=, and save with peft_hooks.save(model, path), which records it",
             stacklevel=level_of_caller(),
         )
     return name or ("default" if "default" in adapters else next(iter(adapters)))
 
 
-def base_of(folder: Path, path: Path, adapted: Adapted, saved: _saved.Saved, reading: Reading) -> Base:
-    """Find the base model of the Transformer that is saved in a folder, after a look at its adapters."""
+def base_of(folder: Path, path: Path, adapted: Adapted, saved: _saved.Saved, reading: ReadOptions) -> Base:
+    """Find the base model of the Transformer that was saved in a folder, after checking its adapters."""
     adapters, active = adapted[folder]
-    for adapter in adapters.values():  # what is wrong with an adapter is told before a base model is looked for
+    for adapter in adapters.values():  # report a broken adapter before looking for a base model
         read_config(adapter, reading.trainable)
     return find_base(adapters[active], saved.of(relative(folder, path)).base_model, reading)

@@ -1,4 +1,4 @@
-"""Finds an adapter's base model: where it was said to be, where its folder says, or in memory."""
+"""Finds an adapter's base model: where the caller says, where the adapter's folder says, or in memory."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from ..errors import LoadError
 from .folder import ADAPTER, read_json
 from .pickles import unpickle_own
 
-Say = Callable[[str], AbstractContextManager[None]]
+Progress = Callable[[str], AbstractContextManager[None]]
 
 
-def _say_nothing(what: str) -> AbstractContextManager[None]:
+def _silent(what: str) -> AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a model is to be read.
+class ReadOptions:
+    """How to read a model.
 
     Attributes:
-        base: Where the base model is, or the base model itself; None: where the folder says.
-        how: How a caller gives a base model, for messages: ``"base_model="``.
-        adapter_name: The adapter to make active; None: the one that was.
-        trainable: Whether the adapters can be trained on.
-        device: Where the model goes.
-        say: Says what is being done, for the length of a block.
+        base: The folder or name of the base model, or the base model itself; None: what the adapter's folder says.
+        how: How the caller gives a base model, for messages: ``"base_model="``.
+        adapter_name: The adapter to make active; None: the one that was active when the model was saved.
+        trainable: Whether the adapters can be trained further.
+        device: The device to put the model on.
+        say: Reports what is being done, within a block.
     """
 
     base: Any = None
@@ -42,7 +42,7 @@ class Reading:
     adapter_name: str | None = None
     trainable: bool = False
     device: str | None = None
-    say: Say = _say_nothing
+    say: Progress = _silent
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Base:
 
     @contextlib.contextmanager
     def on_disk(self) -> Iterator[Path]:
-        """Give its folder for the length of a block; a model in memory is written to a temporary one."""
+        """Yield its folder within a block; a model in memory is written to a temporary one."""
         if isinstance(self.model, Path):
             yield self.model
             return
@@ -67,30 +67,30 @@ class Base:
             yield Path(temporary)
 
 
-def find_base(adapter: Path, recorded: str | None, reading: Reading) -> Base:
+def find_base(adapter: Path, recorded: str | None, reading: ReadOptions) -> Base:
     """Find the base model of the adapter in a folder.
 
     Args:
         adapter: The folder with the adapter's config, which names the base model as PEFT knew it.
-        recorded: The name in ``peft_hooks.json``, which goes before PEFT's.
-        reading: Says where else it is.
+        recorded: The name in ``peft_hooks.json``, which takes precedence over PEFT's.
+        reading: Where else the base model may be.
 
     Raises:
-        LoadError: If there is none, with what to give.
+        LoadError: If there is no base model; the message says what to give.
     """
     config = read_json(adapter / ADAPTER)
     named = recorded or config.get("base_model_name_or_path")
     if "peft_type" not in config:
-        raise LoadError(f"{adapter / ADAPTER}: no peft_type in it, so it is not an adapter of PEFT")
+        raise LoadError(f"{adapter / ADAPTER}: it has no peft_type, so it is not a PEFT adapter")
     if isinstance(reading.base, nn.Module):
         return Base(_name_of(reading.base) or str(named), reading.base)
     if reading.base is None and not named:
-        raise LoadError(f"{adapter / ADAPTER} does not name its base model: give it with {reading.how}")
+        raise LoadError(f"{adapter / ADAPTER} does not name its base model: give one with {reading.how}")
     if reading.base is not None:
-        return Base(str(reading.base), found(str(reading.base), reading.say))
+        return Base(str(reading.base), resolve_directory(str(reading.base), reading.say))
     beside = adapter / str(named)
     try:
-        return Base(str(named), beside if beside.is_dir() else found(str(named), reading.say))
+        return Base(str(named), beside if beside.is_dir() else resolve_directory(str(named), reading.say))
     except LoadError as error:
         raise LoadError(
             f"{error} (the base model that {adapter / ADAPTER} names): give another with {reading.how}"
@@ -98,11 +98,11 @@ def find_base(adapter: Path, recorded: str | None, reading: Reading) -> Base:
 
 
 def _name_of(model: Any) -> str:
-    """Return the name of a loaded base model. It must be one that can be saved, and have no adapter."""
+    """Return the name of a loaded base model, after checking that it can be saved and has no adapter."""
     transformers = [transformer for _, transformer in releases.transformers_of(model)]
     backbone = releases.backbone_of(transformers[0]) if transformers else model
     if any(releases.has_adapter(t) for t in transformers) or hasattr(backbone, "active_peft_config"):
-        raise LoadError("the model that was given as base_model has an adapter itself: give the base model alone")
+        raise LoadError("the model given as base_model has an adapter itself: give the base model without it")
     if not hasattr(backbone, "save_pretrained") or not hasattr(backbone, "config"):
         raise LoadError(
             f"base_model is a {type(model).__name__}: expected a folder, a name, a SentenceTransformer or a "
@@ -111,30 +111,30 @@ def _name_of(model: Any) -> str:
     return str(getattr(backbone.config, "_name_or_path", "") or "")
 
 
-def found(name: str, say: Say) -> Path:
-    """Return the directory of a model, downloaded from the Hub if ``name`` is none here.
+def resolve_directory(name: str, say: Progress) -> Path:
+    """Return the directory of a model; download it from the Hub if ``name`` is not a directory.
 
     Raises:
-        LoadError: If there is no such directory, and nothing could be downloaded.
+        LoadError: If there is no such directory and nothing could be downloaded.
     """
     try:
         path = Path(name).expanduser()
         if path.is_dir():
             return path
         there = path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, unknown home, links in a circle
-        raise LoadError(f"{name!r}: no directory with a model: {type(error).__name__}: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # too long, contains NUL, unknown home, circular links
+        raise LoadError(f"{name!r}: not a model directory: {type(error).__name__}: {error}") from error
     if there or not name or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
-        raise LoadError(f"{name}: no directory with a model" + (", but a file" if there else ": no such path"))
+        raise LoadError(f"{name}: not a model directory, " + ("but a file" if there else "and no such path exists"))
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
         with say(f"Looking for {name} on the Hugging Face Hub"):
             return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # offline, unknown, gated: each has an error of its own in each release
+    except Exception as error:  # offline, unknown, gated: each release has its own errors
         first = (str(error).strip().splitlines() or [""])[0]
         raise LoadError(
-            f"{name}: no such directory, and it could not be had from the Hugging Face Hub "
+            f"{name}: no such directory, and it could not be downloaded from the Hugging Face Hub "
             f"({type(error).__name__}: {first})"
         ) from error

@@ -1,4 +1,4 @@
-"""The model card's pointer: how to load what ``SentenceTransformer(path)`` cannot."""
+"""The note in the model card on how to load a model that ``SentenceTransformer(path)`` cannot load."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 _BEGIN, _END = "<!-- peft_hooks: how to load -->", "<!-- peft_hooks: end -->"
 
 _POINTER = f"""{_BEGIN}
-> `SentenceTransformer(...)` does not load this model as it was saved: it has a PEFT adapter and hooks. Load it with
+> `SentenceTransformer(...)` cannot load this model as it was saved: it has a PEFT adapter and hooks. To load it with
 > both:
 >
 > ```python
@@ -25,7 +25,7 @@ _FORMER = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END) + r"\n*", re.DO
 
 
 def point_to_load(folder: Path) -> None:
-    """Put the pointer on top of the model card, in place of a former one; make a card if there is none."""
+    """Put the note at the top of the model card, replacing an earlier one; create the card if there is none."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     text = _FORMER.sub("", text)

@@ -1,7 +1,7 @@
-"""What was changed in a saved folder since ``save`` wrote it, which ``peft_hooks.json`` tells by digests.
+"""Finds what changed in a saved folder since ``save`` wrote it, by the digests in ``peft_hooks.json``.
 
-Configs may be changed by hand, and are judged by what the model then gives. Weights and what a tokenizer knows are not:
-one text in a thousand may show it. Nor are the notes that ``save`` makes for itself.
+Configs may be edited by hand; the embeddings of the loaded model tell whether that matters. Weights and a tokenizer's
+own files may not: perhaps one text in a thousand shows the change. Nor may what ``save`` measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import LoadError
 from .folder import read_json
 
-# Of `peft_hooks.json`: what is measured, and no one's to write. The rest may be changed as any option.
+# What `save` measured and recorded in `peft_hooks.json`, not to be edited. The rest may be changed like any option.
 _MEASURED = ("types", "embeddings", "files")
 _MEASURED_OF_EACH = ("fingerprint", "settings", "sample")
 
@@ -27,41 +27,41 @@ _BY_HAND = (
     ".jinja",
     ".md",
 )
-"""How the names end of files that may be changed by hand; those of the last two change no embedding."""
+"""Endings of file names that may be changed by hand; those of the last two do not affect embeddings."""
 
 CHECKSUM = "checksum"
 
 
 def checksum_of(content: Mapping[str, Any]) -> str:
-    """Return the digest of what was measured when a model was saved."""
+    """Return the digest of what was measured when the model was saved."""
     each = [{key: one.get(key) for key in _MEASURED_OF_EACH} for one in content.get("transformers", ())]
     measured = {"transformers": each, **{key: content.get(key) for key in _MEASURED}}
     return hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()
 
 
 def refuse_changed_notes(notes: Path) -> None:
-    """Raise LoadError if what was measured is not what ``save`` wrote down. Earlier saves have no checksum."""
+    """Raise LoadError if the recorded measurements are not what ``save`` wrote. Early saves have no checksum."""
     content = read_json(notes) if notes.is_file() else {}
     if CHECKSUM in content and content[CHECKSUM] != checksum_of(content):
         raise LoadError(
             f"{notes}: what peft_hooks.save measured was changed since: its {', '.join(_MEASURED_OF_EACH)}, "
-            f"{', '.join(_MEASURED)} are no one's to write: put them back, or save the model again"
+            f"{', '.join(_MEASURED)} must not be edited: restore them, or save the model again"
         )
 
 
 def refuse_changed_weights(path: Path, notes: Path) -> None:
-    """Raise LoadError if weights or a tokenizer's own files are not those that were saved."""
+    """Raise LoadError if the weights or a tokenizer's own files are not those that were saved."""
     changed = next((name for name in changed_files(path, notes) if not name.endswith(_BY_HAND)), None)
     if changed is not None:
         what = "was changed" if (path / changed).is_file() else "is gone"
         raise LoadError(
-            f"{path / changed}: it {what} since peft_hooks.save wrote it, so the model would be another than the one "
-            f"that was saved: put it back, or change the loaded model and save that"
+            f"{path / changed}: it {what} since peft_hooks.save wrote it, so the model would differ from the one that "
+            f"was saved: restore it, or change the loaded model and save that"
         )
 
 
 def changed_files(path: Path, notes: Path) -> Iterator[str]:
-    """Yield the files that embeddings depend on and that are not as they were saved, by their paths from ``path``."""
+    """Yield the paths, relative to ``path``, of changed or missing files that affect embeddings."""
     listed = read_json(notes).get("files") if notes.is_file() else None
     for name, digest in (listed if isinstance(listed, dict) else {}).items():
         if not name.endswith((".jinja", ".md")) and digest not in _digests_of(path / name):
@@ -69,7 +69,7 @@ def changed_files(path: Path, notes: Path) -> Iterator[str]:
 
 
 def _digests_of(file: Path) -> Iterator[str]:
-    """Yield the digest of a file, and of a text that git wrote with the ends of lines of another system."""
+    """Yield the digest of a file, and for a text file also the digest with the line endings that git may change."""
     if not file.is_file():
         return
     content = file.read_bytes()

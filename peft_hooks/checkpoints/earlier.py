@@ -1,6 +1,6 @@
-"""Which files of a saved model are ``save``'s own where an earlier version of it wrote no list of them.
+"""Lists the files of a saved model that an early version of ``save`` wrote without recording a list of them.
 
-It never wrote a base model's config or weights, so these names are not among them.
+That version never wrote a base model's config or weights, so these names are not among them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .folder import ADAPTER, MODULES, WEIGHTS, adapter_folders, parts_of, transf
 from .restore import ENCODER
 
 ANY = "any"
-"""Stands for a digest that was not written down."""
+"""Stands for a digest that was not recorded."""
 
 _ADAPTER = (ADAPTER, WEIGHTS, ENCODER)
 
@@ -30,7 +30,7 @@ _OF_ANOTHER_MODULE = ("config.json", "model.safetensors", "router_config.json")
 
 
 def files(path: Path) -> dict[str, str]:
-    """Return the files in the folder of a saved model that a save without a list wrote; a damaged one has none."""
+    """Return the files that a save without a list wrote to a model's folder; none if the folder is damaged."""
     names: dict[Path, tuple[str, ...]] = {}
     with contextlib.suppress(LoadError):
         transformers = transformer_folders(path)

@@ -1,7 +1,7 @@
-"""What a whole model gives for a few texts: written down by ``save``, and compared by ``load``.
+"""Embeddings of a few texts by the whole model: recorded by ``save`` and compared by ``load``.
 
-It is the last word on whether the model that comes back is the one that was saved, whatever was changed on the way:
-files by hand, the base model, a module in memory of which no file knows.
+They decide whether the loaded model is the one that was saved, whatever changed in between: a file edited by hand, the
+base model, or a module that was only changed in memory.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from .sample import TOLERANCE, TOLERANCES
 
 _WORDS, _SHORTEST, _NUMBERS = 48, 4, 16
 
-_RANDOM = 1e-3  # further apart than this are two embeddings of a model that is random itself
+_RANDOM = 1e-3  # two embeddings further apart than this mean that the model itself is random
 
 
 def embeddings_of(model: Any, texts: list[str] | None = None) -> dict[str, Any]:
-    """Return texts and some numbers for the embedding of each; ``{}`` where the model gives none.
+    """Return texts and some numbers for the embedding of each; ``{}`` if the model gives no embeddings.
 
     Args:
-        model: With its hooks on.
-        texts: Those that another model was asked for; by default short ones, and one of tokens from everywhere.
+        model: The model with its hooks on.
+        texts: The texts of an earlier call; by default short ones, and one with tokens from the whole vocabulary.
     """
     transformer = next((found for _, found in releases.transformers_of(model)), None)
     if transformer is None or not probes.can_measure(model):
@@ -48,19 +48,19 @@ def embeddings_of(model: Any, texts: list[str] | None = None) -> dict[str, Any]:
             again = _numbers(model, asked) if texts is None else found
     except PeftHooksError:
         raise
-    except Exception:  # what needs a task, an image, another machine: each raises something else
+    except Exception:  # a model that needs a task, an image or another machine: each raises its own error
         return {}
     return {"texts": asked, "numbers": found} if apart(found, again) < _RANDOM else {}
 
 
 def compare_embeddings(model: Any, saved: dict[str, Any], path: Path) -> None:
-    """Compare what a loaded model gives with what it gave when it was saved.
+    """Compare the embeddings of a loaded model with those recorded when it was saved.
 
     Raises:
-        LoadError: If it is another after a file was changed, or if it gives nothing any more.
+        LoadError: If they differ and a file was changed, or if the model no longer gives any.
 
     Warns:
-        UserWarning: If it is another and no file was changed: a base model, a release, a device.
+        UserWarning: If they differ and no file was changed: because of a base model, a release, or a device.
     """
     if not saved:
         return
@@ -71,21 +71,21 @@ def compare_embeddings(model: Any, saved: dict[str, Any], path: Path) -> None:
     except PeftHooksError:
         raise
     except Exception as error:
-        raise LoadError(f"{path}: the model cannot encode texts any more: {probes.in_a_line(error)}") from error
-    # Half precision rounds in another way on another device; of what was edited in float32 little may be missed.
+        raise LoadError(f"{path}: the model can no longer encode texts: {probes.in_a_line(error)}") from error
+    # Half precision rounds differently on other devices; an edit in float32 should not go unnoticed.
     if far <= min(probes.tolerance_of(dtype), max(1e-5, 100 * torch.finfo(dtype).eps)):
         return
-    said = f"its embeddings of a few texts are {far:.0e} of their length from those that it was saved with"
+    said = f"its embeddings of a few texts differ by {far:.0e} of their length from those that it was saved with"
     changed = list(changed_files(path, notes))
     if changed:
         raise LoadError(
-            f"{path / changed[0]}: it was changed since peft_hooks.save wrote it, and {said}: put it back, or change "
+            f"{path / changed[0]}: it was changed since peft_hooks.save wrote it, and {said}: restore it, or change "
             f"the loaded model and save that"
         )
     if far > TOLERANCES.get(dtype, TOLERANCE):
         warnings.warn(
-            f"{path}: {said}, though no file of it was changed: another release of a library, another device, or "
-            f"another base model makes the difference",
+            f"{path}: {said}, though none of its files was changed: the cause is another release of a library, another "
+            f"device, or another base model",
             stacklevel=level_of_caller(),
         )
 
@@ -96,7 +96,7 @@ def _numbers(model: Any, texts: list[str]) -> list[list[float]]:
 
 
 def texts_for(transformer: Any) -> list[str]:
-    """Return texts of clearly different lengths, one of which has tokens from all over the vocabulary."""
+    """Return texts of clearly different lengths, one of them with tokens from the whole vocabulary."""
     tokenizer = transformer.tokenizer
     backbone = releases.plain_backbone(transformer)
     count = max(_SHORTEST, min(_WORDS, probes.affordable(backbone, 3)))
@@ -112,7 +112,7 @@ def _encoded(model: Any, texts: list[str], route: str | None) -> list[Tensor]:
 
 
 def _numbers_of(row: Tensor) -> list[float]:
-    """Return as few numbers as tell an embedding of any width from another that is near it."""
+    """Return a few numbers that tell an embedding of any width apart from another close to it."""
     flat = row.double().flatten().cpu()
     place = torch.arange(1, flat.numel() + 1, dtype=torch.float64)
     signs = torch.stack([torch.cos(place * (number + 1) * 1.7) for number in range(_NUMBERS)])
@@ -120,7 +120,7 @@ def _numbers_of(row: Tensor) -> list[float]:
 
 
 def apart(one: Any, other: Any) -> float:
-    """Return how far numbers are apart, as a part of their length at most; infinity where they cannot be compared."""
+    """Return how far numbers are apart, relative to their length; infinity if they cannot be compared."""
     try:
         found, known = torch.tensor(one, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
@@ -132,14 +132,14 @@ def apart(one: Any, other: Any) -> float:
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """Return the coarsest type of a model's parameters."""
+    """Return the coarsest floating-point type among a model's parameters."""
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return max(kinds, key=lambda kind: torch.finfo(kind).eps, default=torch.float32)
 
 
 @contextlib.contextmanager
 def random_as_before() -> Iterator[None]:
-    """Leave the process's random numbers as they were: a model that is read takes some for what it fills later."""
+    """Restore the global random state after a block: loading draws random numbers for weights that it replaces."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         yield

@@ -1,4 +1,4 @@
-"""``export_onnx``: writes a hooked model as one ONNX graph with its tokenizer, for processes without PyTorch."""
+"""``export_onnx``: write a hooked model as one ONNX graph with its tokenizer, for processes without PyTorch."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ __all__ = ["OnnxReport", "export_onnx"]
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 ABOUT = "peft_hooks"
-"""Under which a graph says what it is: a JSON object."""
+"""The key of the graph's metadata under which the graph describes itself, as a JSON object."""
 
 
 class Target(NamedTuple):
-    """Where an export goes: a folder, the graph's name in it, and whether the folder is a whole model."""
+    """The target of an export: a folder, the graph's name in it, and whether the folder is a whole model."""
 
     folder: Path
     graph: str
@@ -55,51 +55,51 @@ def export_onnx(
     task_id: int | None = None,
     virtual_tokens: VirtualTokens | None = None,
 ) -> OnnxReport:
-    """Write a model with its adapter and hooks as one ONNX graph, and its tokenizer beside it.
+    """Write a model with its adapter and hooks as one ONNX graph, with its tokenizer next to it.
 
     The graph has everything from token ids to ``sentence_embedding``: the virtual tokens or the prefix, the backbone,
-    Pooling, what follows it, ``truncate_dim``; of a ``CrossEncoder`` it has all up to ``scores``, as ``predict`` gives
-    them. Any number of texts of any length goes in, padded on either side, as ``int64[batch, sequence]`` tensors with
-    the names that the tokenizer gives. ``tokenizer.json`` cuts and pads by itself, so that ONNX Runtime and the library
-    ``tokenizers`` are all that is needed::
+    Pooling, the modules after it, and ``truncate_dim``; for a ``CrossEncoder``, everything up to ``scores``, as
+    ``predict`` returns them. It takes any number of texts of any length, padded on either side, as tensors
+    ``int64[batch, sequence]`` with the names that the tokenizer gives. ``tokenizer.json`` truncates and pads by itself,
+    so only ONNX Runtime and the library ``tokenizers`` are needed::
 
         tokenizer, session = Tokenizer.from_file("tokenizer.json"), InferenceSession("model.onnx")
         texts = tokenizer.encode_batch(["a cat", "a dog"])
         given = {"input_ids": np.array([text.ids for text in texts]), "attention_mask": ...}
         embeddings = session.run(["sentence_embedding"], given)[0]
 
-    Before anything is put in its place the files are used like this, and what comes out is compared with what the
-    hooked model gives: texts alone and in batches of other sizes and lengths, cut off, with the model's prompts, padded
-    left and right. A prompt is put before the text by whoever calls, as ``encode`` does. Where Pooling leaves prompts
-    out (``include_prompt=False``) the graph has one more input, ``prompt_length``, ``int64[batch]``: 0, or how many
-    tokens of the text are the prompt, which the graph's metadata has for the prompts of the model. A text of no token
-    at all, which is what an empty one is to GPT-2's tokenizer, has no embedding.
+    Before they are moved to their place, the files are used like this and the result is compared with the hooked
+    model: on texts alone and in batches of other sizes and lengths, truncated, with the model's prompts, and padded
+    left and right. The caller puts a prompt before the text, as ``encode`` does. If Pooling leaves prompts out
+    (``include_prompt=False``), the graph has one more input, ``prompt_length``, ``int64[batch]``: how many tokens of
+    the text are the prompt, or 0; the graph's metadata has it for the prompts of the model. A text without any token,
+    as GPT-2's tokenizer makes of an empty one, has no embedding.
 
-    With a path that does not end in ``.onnx`` a folder is written that Sentence Transformers loads with
-    ``SentenceTransformer(path, backend="onnx")``, and fastembed as a model of one's own. Both read hidden states and
-    pool them: to them the graph in ``onnx/model.onnx`` gives each embedding as the only hidden state of its text,
-    ``last_hidden_state``, ``float[batch, 1, width]``, and ``cls`` pooling takes it out; ``encode`` gives no token
+    A path that does not end in ``.onnx`` becomes a folder that Sentence Transformers loads with
+    ``SentenceTransformer(path, backend="onnx")``, and fastembed as a custom model. Both read hidden states and pool
+    them themselves: for them the graph in ``onnx/model.onnx`` also returns each embedding as the only hidden state of
+    its text, ``last_hidden_state``, ``float[batch, 1, width]``, which ``cls`` pooling picks; ``encode`` gives no token
     embeddings there.
 
     Needs the extra ``onnx``. The model stays as it is. The exporter: https://docs.pytorch.org/docs/stable/onnx.html
 
     Args:
         model: A ``SentenceTransformer``, ``SparseEncoder`` or ``CrossEncoder`` with a PEFT adapter of any method;
-            without hooks it gets those of ``register_prompt_mask_hooks`` meanwhile.
+            without hooks, it gets those of ``register_prompt_mask_hooks`` for the export.
         path: The file of the graph, ``name.onnx``, or a folder for a whole model. Weights of more than 2 GB go into
             ``name.onnx.data``. Files that ``export_onnx`` wrote before are replaced, others are not.
-        task_id: The task of multitask prompt tuning, if not the one that the hooks have.
-        virtual_tokens: The policy, if not the one that the hooks have.
+        task_id: The task of multitask prompt tuning; by default that of the hooks.
+        virtual_tokens: The policy; by default that of the hooks.
 
     Returns:
-        What was written and compared; as text it is a sentence.
+        A report of what was written and compared; as text, it is one sentence.
 
     Raises:
-        TypeError: If ``model`` is no model of Sentence Transformers or ``path`` no path.
+        TypeError: If ``model`` is not a model of Sentence Transformers or ``path`` is not a path.
         MissingExtraError: If onnx, onnxscript or onnxruntime is not installed.
         SaveError: If another file is in the way, or nothing can be written there.
         UnsupportedModelError: If the embeddings cannot be right with this model and adapter, if PyTorch cannot export
-            it or ONNX Runtime cannot run it, or if anything else comes out of the graph; nothing is written then.
+            it or ONNX Runtime cannot run it, or if the graph gives a different result; nothing is written then.
 
     Example:
         >>> import tempfile
@@ -125,37 +125,37 @@ def _target(path: str) -> Target:
     whole = Path(os.path.abspath(Path(path).expanduser()))
     if whole.suffix.lower() == ".onnx":
         if whole.is_dir():
-            raise SaveError(f"{whole}: a folder is there: give the name of a file in it")
+            raise SaveError(f"{whole}: this is a folder: give the name of a file in it")
         return Target(whole.parent, whole.name, False)
     if whole.is_file():
-        raise SaveError(f"{whole}: a file is there: give a folder, or a file that ends in .onnx")
+        raise SaveError(f"{whole}: this is a file: give a folder, or a file that ends in .onnx")
     return Target(whole, MODEL, True)
 
 
 def _exportable(model: Any, target: Target) -> tuple[nn.Module, Any]:
-    """Return the module that is run and what takes texts in it, after refusing what no graph can say."""
+    """Return the module to run and the one in it that takes texts; refuse what a graph cannot express."""
     read = read_pipeline(model)
     root, encoders = read.root, read.encoders
     refuse_meta(root)
     kind = type(model).__name__
     if len(encoders) > 1 or releases.routes_of(root):
         raise UnsupportedModelError(
-            f"this {kind} has a Router, which chooses the modules of a text by its task: a graph cannot: export the "
-            f"modules of each route as a model of its own, SentenceTransformer(modules=[...])"
+            f"this {kind} has a Router, which chooses modules by the task of a text; a graph cannot do that: export "
+            f"the modules of each route as a model of their own, SentenceTransformer(modules=[...])"
         )
     if kind == "MultiVectorEncoder":
         raise UnsupportedModelError(
-            "a MultiVectorEncoder gives as many vectors as a text has tokens that count, and chooses them in encode(): "
-            "serve it with peft_hooks.load"
+            "a MultiVectorEncoder gives one vector for each token that counts, and encode() chooses these: serve it "
+            "with peft_hooks.load"
         )
     if target.is_model and kind != "SentenceTransformer":
         raise UnsupportedModelError(
-            f"{target.folder}: a folder can be made of a SentenceTransformer, not of a {kind}: give the name of a "
-            f"file, which ends in .onnx"
+            f"{target.folder}: only a SentenceTransformer can become a folder, not a {kind}: give the name of a file "
+            f"that ends in .onnx"
         )
     if getattr(model, "max_active_dims", None) is not None:
         raise UnsupportedModelError(
-            f"max_active_dims={model.max_active_dims} is no part of a graph: set it to None, and take the largest "
+            f"max_active_dims={model.max_active_dims} cannot be part of a graph: set it to None, and keep the largest "
             f"components where the graph is used"
         )
     return root, encoders[0].module
@@ -171,7 +171,7 @@ def _need_extra() -> None:
 
 
 def _write(model: Any, takes_text: Any, target: Target, stage: Path) -> OnnxReport:
-    """Write everything in the stage, compare, and put it in its place."""
+    """Write everything to the stage, compare it, and move it to its place."""
     texts = texts_of(takes_text)
     example = _example(model, texts)
     graph = Graph(model, tuple(example), pooled=target.is_model)
@@ -206,7 +206,7 @@ def _example(model: Any, texts: Texts) -> dict[str, Tensor]:
 
 
 def _about(model: Any, takes_text: Any) -> dict[str, Any]:
-    """Return what the graph says of itself."""
+    """Return the graph's description of itself."""
     prompts: Mapping[str, str] = getattr(model, "prompts", None) or {}
     config = releases.active_config(takes_text)
     return {
@@ -231,6 +231,6 @@ def _refuse_others(stage: Path, target: Target) -> None:
         try:
             known = onnx.load(str(there), load_external_data=False).metadata_props
             written = next((json.loads(one.value) for one in known if one.key == KEY), {})
-        except Exception:  # no graph, whatever it is called
+        except Exception:  # not a graph, despite its name
             written = {}
     refuse_others(target.folder, names, target.graph, written)

@@ -1,7 +1,7 @@
-"""What a tokenizer puts around a text, read from what it gives, and a post-processor that puts more before it.
+"""Finds out what a tokenizer puts around a text, and makes a post-processor that puts more before it.
 
-Not from what its post-processor is: of BERT, of RoBERTa, a template, none, several in a sequence. All of them become
-one template, as two in a sequence panic.
+Reads it from what the tokenizer returns, not from the kind of its post-processor: BERT's, RoBERTa's, a template, none,
+or several in a sequence. All of them become one template, because two templates in a sequence make tokenizers panic.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 
 from ..errors import UnsupportedModelError
 
-# Texts of which one has a token in any vocabulary of a language.
+# Short texts, one of which has a token in the vocabulary of any language.
 _PROBES = ("a", "A", "1", ".", "the", "in", "e", "中", "и")
 
 
 @dataclass(frozen=True)
 class Front:
-    """What comes before the text.
+    """What goes before the text.
 
     Attributes:
         ids: The ids of the virtual tokens.
-        first: The id of the token that takes the place of the text's first special token, before the virtual ones.
+        first: The id of the token that replaces the text's first special token, before the virtual tokens.
         stands_for: The id of that special token.
-        names: The tokens as the vocabulary has them; None where no text may have names for them.
-        segments: Whether the backbone is given the segment ids that tell the texts of a pair apart.
+        names: The names of the tokens in the vocabulary; None if no text may contain such names.
+        segments: Whether the backbone gets the segment ids that tell the texts of a pair apart.
     """
 
     ids: tuple[int, ...]
@@ -41,7 +41,7 @@ class Front:
         return self.ids if self.first is None else (*self.ids, self.first)
 
     def before(self, ids: Sequence[int]) -> list[int]:
-        """Return the ids of a text with the virtual tokens where they belong."""
+        """Return the ids of a text with the virtual tokens in their place."""
         if self.first is None:
             return [*self.ids, *ids]
         return [self.first, *self.ids, *ids[1:]]
@@ -49,7 +49,7 @@ class Front:
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece of what frames a text: a special token, or where text 0 or 1 is."""
+    """One piece of a framed text: a special token, or the place of text 0 or 1."""
 
     which: int | None
     segment: int
@@ -58,10 +58,10 @@ class Piece:
 
 
 def framed(backend: Any, pair: bool) -> list[Piece]:
-    """Return the pieces that a text, or a pair, consists of.
+    """Return the pieces that a text or a pair consists of.
 
-    Which token is of which text is told by the tokens themselves: ``sequence_ids`` are wrong where a sequence of
-    post-processors has one behind a template.
+    Which token belongs to which text is found from the tokens themselves: ``sequence_ids`` are wrong if a sequence of
+    post-processors has another one after a template.
     """
     for one, other in itertools.permutations(_PROBES, 2):
         texts = [backend.encode(text, add_special_tokens=False).ids for text in (one, other)]
@@ -72,12 +72,12 @@ def framed(backend: Any, pair: bool) -> list[Piece]:
         if found is not None:
             return found
     raise UnsupportedModelError(
-        f"how the tokenizer frames a text cannot be seen: of {', '.join(map(repr, _PROBES))}, no two are framed alike"
+        f"cannot tell how the tokenizer frames a text: no two of {', '.join(map(repr, _PROBES))} are framed alike"
     )
 
 
 def _pieces(given: Any, texts: list[list[int]]) -> list[Piece] | None:
-    """Return the pieces that were given for these texts, or None if the texts cannot be found again."""
+    """Return the pieces that the tokenizer made of these texts, or None if the texts cannot be found in its output."""
     left, found, place = dict(enumerate(texts)), [], 0
     while place < len(given.ids):
         which = None
@@ -91,7 +91,7 @@ def _pieces(given: Any, texts: list[list[int]]) -> list[Piece] | None:
 
 
 def post_processor(backend: Any, former: Any, front: Front) -> dict[str, Any]:
-    """Return one template with the virtual tokens, behind what only moves the offsets of tokens in the text."""
+    """Return one template with the virtual tokens, after the processors that only adjust the offsets of tokens."""
     names = front.names or [f"<|virtual_{token}|>" for token in front.all_ids]
     known = dict(zip(names, front.all_ids))
     pieces: dict[str, list[Any]] = {}
@@ -120,9 +120,9 @@ def _as_json(piece: Piece, segments: bool) -> dict[str, Any]:
 
 
 def _of_offsets(post: Any) -> list[dict[str, Any]]:
-    """Return the processors that put no tokens anywhere: a byte-level one trims offsets, and one of RoBERTa does, too.
+    """Return the processors that add no tokens: byte-level ones trim offsets, and so does RoBERTa's.
 
-    One that is not known adds tokens at most, and those are in the template.
+    An unknown one can at most add tokens, and those are in the template.
     """
     if post is None:
         return []

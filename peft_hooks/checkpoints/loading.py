@@ -1,10 +1,10 @@
-"""``load``: gives a saved model back with its adapters and hooks. The command line reads models with it, too.
+"""``load``: restore a saved model with its adapters and hooks. The command line reads models with it as well.
 
-No release of Sentence Transformers loads prompt learning. So the model is put together from two: a temporary folder
-with the saved modules, tokenizer and settings, and the base model's weights in its Transformer, which every release
-loads as it loads any model; the adapters are put on it afterwards.
+No release of Sentence Transformers loads prompt learning. So the model is put together in a temporary folder: the saved
+modules, tokenizer and settings, with the base model's weights in its Transformer. Every release loads that like any
+other model; the adapters are put on afterwards.
 
-No code out of a model's folder runs: weights are safetensors only, and modules are Sentence Transformers' own.
+No code from a model's folder runs: weights are safetensors only, and modules are Sentence Transformers' own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..prompts.plan import HookOptions, Options, options_of
 from ..prompts.probes import in_a_line
 from . import manifest as _saved
 from .adapted import adapted_folders, base_of
-from .base_model import Base, Reading, Say, found
+from .base_model import Base, Progress, ReadOptions, resolve_directory
 from .changed import refuse_changed_weights
 from .checked import check_special_tokens
 from .embeddings import compare_embeddings
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from typing_extensions import Unpack
 
-# Other names are no class of a model.
+# Any other name is not a class of models.
 _CLASSES = ("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder", "CrossEncoder")
 
 
@@ -52,31 +52,31 @@ def load(
     device: str | None = None,
     **options: Unpack[HookOptions],
 ) -> SentenceTransformer:
-    """Load what ``save`` or ``model.save_pretrained(path)`` wrote: the model with its adapters, and the hooks on it.
+    """Load what ``save`` or ``model.save_pretrained(path)`` wrote: the model with its adapters and hooks.
 
-    No code of the model's folder runs, and only safetensors are read. A folder of PEFT's with an adapter alone is
-    loaded, too: with the tokenizer and pooling of its base model.
+    Runs no code from the model's folder, and reads only safetensors. Also loads a PEFT folder with nothing but an
+    adapter, with the tokenizer and pooling of its base model.
 
     Args:
         path: The folder, or a name on the Hugging Face Hub.
-        base_model: Where the base model is, if not where the folder says: a folder, a name on the Hub, or a loaded
+        base_model: The base model, if it is not where the folder says: a folder, a name on the Hub, or a loaded
             ``SentenceTransformer`` or transformers model, which stays as it is.
-        adapter_name: The adapter to make active, if not the one that was when the model was saved.
-        is_trainable: Whether the adapters can be trained on; otherwise everything is frozen.
-        device: Where to put the model; Sentence Transformers decides if left out.
+        adapter_name: The adapter to make active; by default the one that was active when the model was saved.
+        is_trainable: Whether the adapters can be trained further; otherwise everything is frozen.
+        device: The device to put the model on; by default Sentence Transformers chooses.
         **options: ``virtual_tokens``, ``task_id``, ``check``, ``log``, ``share_prompt`` as in
-            ``register_prompt_mask_hooks``, in place of those that the model was saved with.
+            ``register_prompt_mask_hooks``; they replace those that the model was saved with.
 
     Returns:
         The model in eval mode. ``register_prompt_mask_hooks(model, **same_options)`` returns the handle of its hooks.
 
     Raises:
         LoadError: If the folder is damaged, incomplete, would run code or has no adapter, if the base model is not
-            found, or if an adapter cannot be trained though ``is_trainable``: PEFT saves P-tuning and prefix tuning
-            with a projection without their networks (https://github.com/huggingface/peft/issues/2256); ``save`` keeps
-            them.
+            found, or if ``is_trainable`` is set and an adapter cannot be trained: PEFT saves P-tuning, and prefix
+            tuning with a projection, without their networks (https://github.com/huggingface/peft/issues/2256);
+            ``save`` keeps them.
         UnsupportedModelError: If the embeddings cannot be right with this backbone and adapter.
-        TypeError: If ``path`` is no path, or an option is unknown.
+        TypeError: If ``path`` is not a path, or an option is unknown.
 
     Example:
         >>> import tempfile
@@ -92,12 +92,12 @@ def load(
         True
         >>> temporary.cleanup()
     """
-    reading = Reading(base_model, "base_model=", adapter_name, is_trainable, device)
+    reading = ReadOptions(base_model, "base_model=", adapter_name, is_trainable, device)
     options_of(options)
     found = read_model(need_path(path, "the folder or the name of a saved model"), reading)
     model, saved = found.model, found.saved
     if not any(releases.has_adapter(transformer) for _, transformer in releases.transformers_of(model)):
-        raise LoadError(f"{path}: there is no adapter in it: load it with SentenceTransformer(path)")
+        raise LoadError(f"{path}: it has no adapter: load it with SentenceTransformer(path)")
     chosen = {**(saved.options or {}), **options}
     try:
         register_prompt_mask_hooks(model, **chosen)
@@ -105,32 +105,32 @@ def load(
             compare_embeddings(model, saved.embeddings, found.path)
     except PeftHooksError:
         raise
-    except Exception as error:  # of a module whose config says what no forward can do, or of an option that was given
+    except Exception as error:  # a module's config asks for something impossible, or an option is wrong
         if options.get("task_id") is not None and isinstance(error, ValueError):
             raise
-        raise LoadError(f"{path}: it was loaded, and no hooks go on it: {in_a_line(error)}") from error
+        raise LoadError(f"{path}: it was loaded, but hooks cannot be attached: {in_a_line(error)}") from error
     return model
 
 
 def _is_as_saved(saved: _saved.Saved, adapter_name: str | None, options: dict[str, Any]) -> bool:
-    """Tell whether the model was asked for as it was saved, so that its embeddings have to be the same."""
+    """Tell whether the model was requested as it was saved, so that its embeddings must be the same."""
     if adapter_name is not None and any(one.active != adapter_name for one in saved.transformers):
         return False
     former, now = Options(**(saved.options or {})), Options(**options)
     return (former.virtual_tokens, former.task_id) == (now.virtual_tokens, now.task_id)
 
 
-def load_model(name: str, base: str | None, say: Say) -> Any:
-    """Load a model for the command line: any that there is, on the CPU, with its adapters on and no hooks.
+def load_model(name: str, base: str | None, say: Progress) -> Any:
+    """Load any model for the command line: on the CPU, with its adapters on and without hooks.
 
     Raises:
-        LoadError: If that cannot be loaded, or not without running code or unpickling.
+        LoadError: If it cannot be loaded, or only by running code or unpickling.
     """
-    return read_model(name, Reading(base, "--base PATH", device="cpu", say=say)).model
+    return read_model(name, ReadOptions(base, "--base PATH", device="cpu", say=say)).model
 
 
 class Read(NamedTuple):
-    """A model without hooks, what ``peft_hooks.json`` says of it, its folder, and whether its base is another."""
+    """A model without hooks, its ``peft_hooks.json``, its folder, and whether its base model is a different one."""
 
     model: Any
     saved: _saved.Saved
@@ -138,27 +138,27 @@ class Read(NamedTuple):
     another_base: bool
 
 
-def read_model(name: str, reading: Reading) -> Read:
+def read_model(name: str, reading: ReadOptions) -> Read:
     """Load a model without hooks."""
-    path = whole_folder(found(name, reading.say))
+    path = whole_folder(resolve_directory(name, reading.say))
     saved = _saved.read(path)
     try:
         model, another_base = _read(path, name, saved, reading)
         return Read(model, saved, path, another_base)
     except (PeftHooksError, KeyboardInterrupt):
         raise
-    except Exception as error:  # whatever a library raises of a damaged model
+    except Exception as error:  # whatever a library raises for a damaged model
         raise LoadError(f"{name}: could not be loaded: {type(error).__name__}: {error}") from error
 
 
-def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> tuple[Any, bool]:
+def _read(path: Path, name: str, saved: _saved.Saved, reading: ReadOptions) -> tuple[Any, bool]:
     whole = (path / MODULES).is_file()
     if not whole and (path / ADAPTER).is_file():
         return _read_adapter_alone(path, saved, reading), False
     if not whole and not (path / CONFIG).is_file():
         if (path / STAGE).is_dir():
-            raise LoadError(f"{name}: the saving of this folder was cut off, so it is incomplete: save the model again")
-        raise LoadError(f"{name}: no model here: there is no {MODULES}, no {CONFIG} and no {ADAPTER} in it")
+            raise LoadError(f"{name}: saving was interrupted, so the folder is incomplete: save the model again")
+        raise LoadError(f"{name}: not a model: it has no {MODULES}, no {CONFIG} and no {ADAPTER}")
     check_folder(path)
     adapted = adapted_folders(path, saved, reading)
     if not adapted:
@@ -171,7 +171,7 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> tuple
     put_types(model, saved.types)
     folders, transformers = transformer_folders(path), releases.transformers_of(model)
     if len(folders) != len(transformers):
-        raise LoadError(f"{path / MODULES}: it names {len(folders)} Transformers, and {len(transformers)} were loaded")
+        raise LoadError(f"{path / MODULES}: it names {len(folders)} Transformers, but {len(transformers)} were loaded")
     another = False
     for folder, (_, transformer) in zip(folders, transformers, strict=True):
         check_special_tokens(transformer, folder / "tokenizer_config.json")
@@ -185,17 +185,15 @@ def _read(path: Path, name: str, saved: _saved.Saved, reading: Reading) -> tuple
     return model.eval(), another
 
 
-def _read_adapter_alone(path: Path, saved: _saved.Saved, reading: Reading) -> Any:
-    """Load a folder of PEFT's with adapters and nothing else: the base model has the tokenizer and the pooling."""
+def _read_adapter_alone(path: Path, saved: _saved.Saved, reading: ReadOptions) -> Any:
+    """Load a PEFT folder with nothing but adapters: the tokenizer and pooling are those of the base model."""
     others = ("config_sentence_transformers.json", "sentence_bert_config.json", _saved.FILE)
     begun = next((file for file in others if (path / file).is_file()), None)
     if begun is not None:
-        raise LoadError(f"{path / MODULES}: it is missing though there is a {begun}, so the model is incomplete")
+        raise LoadError(f"{path / MODULES}: missing although there is a {begun}, so the model is incomplete")
     folders, active = adapted_folders(path, saved, reading)[path]
     if read_json(folders[active] / ADAPTER).get("task_type") == "SEQ_CLS":
-        raise LoadError(
-            f"{path}: an adapter of a classifier, and nothing else is there of its CrossEncoder: use {TO_LOAD}"
-        )
+        raise LoadError(f"{path}: the adapter of a classifier, without the rest of its CrossEncoder: use {TO_LOAD}")
     base = base_of(path, path, {path: (folders, active)}, saved, reading)
     with base.on_disk() as folder:
         check_folder(folder, links=True)
@@ -204,27 +202,29 @@ def _read_adapter_alone(path: Path, saved: _saved.Saved, reading: Reading) -> An
     return model.eval()
 
 
-def _plain(path: Path, reading: Reading, shown: str = "", kind: Any = None, options: Mapping[str, Any] = {}) -> Any:
-    """Load a model as Sentence Transformers loads any."""
+def _plain(path: Path, reading: ReadOptions, shown: str = "", kind: Any = None, options: Mapping[str, Any] = {}) -> Any:
+    """Load a model as Sentence Transformers loads any other."""
     assumed = "" if (path / MODULES).is_file() else " (a transformer alone: Sentence Transformers adds mean pooling)"
     with reading.say(f"Loading {shown or path}{assumed}"):
         return (kind or _model_class(path))(str(path), device=reading.device, **options)
 
 
 def _number_of_labels(kind: Any, saved: _saved.Saved) -> dict[str, int]:
-    """Return what a CrossEncoder has to be told where its base model has no head: it would give it one label."""
+    """Return the number of labels for a CrossEncoder whose base model has no head, and would get one label."""
     labels = saved.transformers[0].settings.get("num_labels") if saved.transformers else None
     return {"num_labels": labels} if kind.__name__ == "CrossEncoder" and isinstance(labels, int) else {}
 
 
 def _model_class(path: Path) -> Any:
-    """Return the class of model that was saved: its name is in Sentence Transformers' config since 5.0."""
+    """Return the class of the saved model: since 5.0 its name is in Sentence Transformers' config."""
     import sentence_transformers
 
     config = path / "config_sentence_transformers.json"
     name = read_json(config).get("model_type", _CLASSES[0]) if config.is_file() else _CLASSES[0]
     if name not in _CLASSES or not hasattr(sentence_transformers, name):
-        raise LoadError(f"{config}: its model_type is {name!r}, which this release of Sentence Transformers has not")
+        raise LoadError(
+            f"{config}: its model_type is {name!r}, which this release of Sentence Transformers does not have"
+        )
     return getattr(sentence_transformers, name)
 
 
@@ -233,12 +233,12 @@ def _put_on(
     adapters: dict[str, Path],
     active: str,
     base: Base,
-    reading: Reading,
+    reading: ReadOptions,
     saved: _saved.SavedTransformer,
 ) -> None:
     backbone = releases.backbone_of(transformer)
     backbone.config._name_or_path = backbone.name_or_path = base.name  # not the temporary folder
-    with reading.say(f"Putting the adapter in {adapters[active]} on"):
+    with reading.say(f"Attaching the adapter in {adapters[active]}"):
         put_adapters(transformer, adapters, active, trainable=reading.trainable, base_model=base.name)
     if saved.padding_side is not None:
         transformer.tokenizer.padding_side = saved.padding_side

@@ -1,4 +1,4 @@
-"""The file ``peft_hooks.json``: what ``save`` records next to the model, and ``load`` reads."""
+"""The file ``peft_hooks.json``: ``save`` writes it next to the model, and ``load`` reads it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FILE, FORMAT = "peft_hooks.json", 1
 
 @dataclass(frozen=True)
 class SavedTransformer:
-    """What no file of Sentence Transformers or PEFT says of one Transformer.
+    """What no file of Sentence Transformers or PEFT says about one Transformer.
 
     Attributes:
-        folder: Where it is saved, from the model's folder.
+        folder: Its folder, relative to the model's.
         base_model: The name or path of the base model.
         active: The adapter that was active.
-        padding_side: The tokenizer's, which no release of transformers saves.
-        fingerprint: Of the base model's weights, to tell when another is loaded.
-        settings: Of the backbone's config, where they are not the base model's.
-        sample: What the base model gives for a few tokens, to tell when its weights or layers are others.
+        padding_side: The tokenizer's padding side, which no release of transformers saves.
+        fingerprint: A number made from the base model's weights, to tell when a different one is loaded.
+        settings: The settings of the backbone's config that differ from the base model's.
+        sample: What the base model returns for a few tokens, to tell when its weights or layers are different.
     """
 
     folder: str
@@ -44,11 +44,11 @@ class Saved:
     """The whole file.
 
     Attributes:
-        options: Of ``register_prompt_mask_hooks``; None if the model had no hooks when it was saved.
-        transformers: One for each Transformer that has adapters.
-        truncate_dim: The model's, which is no part of what Sentence Transformers saves.
-        types: Of numbers, of each module's parameters, and of each buffer: ``{"0": "bfloat16"}``.
-        embeddings: What the whole model gives for a few texts; ``{}`` if it gave none.
+        options: The options of ``register_prompt_mask_hooks``; None if the model had no hooks when it was saved.
+        transformers: One entry for each Transformer that has adapters.
+        truncate_dim: The model's, which Sentence Transformers does not save.
+        types: The dtypes of each module's parameters and of each buffer: ``{"0": "bfloat16"}``.
+        embeddings: What the whole model returns for a few texts; ``{}`` if it returned nothing.
     """
 
     options: dict[str, Any] | None = None
@@ -58,18 +58,18 @@ class Saved:
     embeddings: dict[str, Any] = field(default_factory=dict)
 
     def of(self, folder: str) -> SavedTransformer:
-        """Return what is known of the Transformer that is saved in ``folder``."""
+        """Return what is recorded for the Transformer that was saved in ``folder``."""
         known = {transformer.folder: transformer for transformer in self.transformers}
         return known.get(folder, SavedTransformer(folder, None, "", None))
 
 
 def write_incomplete(path: Path) -> None:
-    """Mark a folder as one whose saving has begun; a crash leaves it so, and it is never loaded."""
+    """Mark a folder as incomplete while saving; after a crash the mark stays, and the folder is never loaded."""
     (path / FILE).write_text(json.dumps({"format": FORMAT, "complete": False}), encoding="utf-8")
 
 
 def write(path: Path, saved: Saved) -> None:
-    """Write the file, with a list of all others; the folder counts as whole from here on, and not before."""
+    """Write the file, with a list of all others; only from here on does the folder count as complete."""
     files = {
         file.relative_to(path).as_posix(): digest(file)
         for file in sorted(path.rglob("*"))
@@ -83,7 +83,7 @@ def write(path: Path, saved: Saved) -> None:
 
 
 def digest(file: Path) -> str:
-    """Return the SHA-256 of what a file holds."""
+    """Return the SHA-256 digest of a file's content."""
     found = hashlib.sha256()
     with file.open("rb") as opened:
         while block := opened.read(1 << 20):
@@ -92,7 +92,7 @@ def digest(file: Path) -> str:
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether ``save`` wrote a folder to its end."""
+    """Tell whether ``save`` completed a folder."""
     try:
         return read_json(path / FILE).get("complete") is True
     except LoadError:
@@ -103,16 +103,18 @@ def read(path: Path) -> Saved:
     """Read the file; without one, as after ``model.save_pretrained(path)``, nothing is known.
 
     Raises:
-        LoadError: If it is damaged, of a later format, or says that the saving was cut off.
+        LoadError: If it is damaged, of a later format, or says that saving was interrupted.
     """
     file = path / FILE
     if not file.is_file():
         return Saved()
     found = read_json(file)
     if found.get("format") != FORMAT:
-        raise LoadError(f"{file}: its format is {found.get('format')!r}, and this peft_hooks reads {FORMAT}: update it")
+        raise LoadError(
+            f"{file}: its format is {found.get('format')!r}, but this peft_hooks reads {FORMAT}: upgrade it"
+        )
     if found.get("complete") is not True:
-        raise LoadError(f"{file}: the saving of this folder was cut off, so it is incomplete: save the model again")
+        raise LoadError(f"{file}: saving was interrupted, so the folder is incomplete: save the model again")
     try:
         transformers = tuple(SavedTransformer(**_known(SavedTransformer, one)) for one in found["transformers"])
         saved = Saved(**{**_known(Saved, found), "transformers": transformers})
@@ -127,7 +129,7 @@ _SIDES = ("left", "right", None)
 
 
 def _check_kinds(saved: Saved) -> None:
-    """Raise ValueError if a field has what it cannot have."""
+    """Raise ValueError if a field has an impossible value."""
     nothing = type(None)
     kinds: dict[str, tuple[type, ...]] = {
         "folder": (str,),
@@ -152,6 +154,6 @@ def _check_kinds(saved: Saved) -> None:
 
 
 def _known(kind: Any, found: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that are there; one with a factory came later than the format, and may be missing."""
+    """Return the fields that the file has; those with a factory are newer than the format, so they may be missing."""
     names = [each.name for each in fields(kind) if each.default_factory is MISSING or each.name in found]
     return {name: found[name] for name in names}

@@ -1,4 +1,4 @@
-"""Whether a merged model is the hooked one: compared on texts, alone, in a batch, cut, with prompts."""
+"""Compares a merged model with the hooked one: on texts alone, in a batch, truncated, and with prompts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..compat import st_modules as modules
 from ..compat.cross_encoders import root_of
 from ..prompts import probes
 
-# How far apart components may be, as a part of the largest one of a typical text. What is wrong is off by more.
+# How far components may be apart, relative to the largest one of a typical text. A wrong model is off by more.
 _TOLERANCE = 1e-5
 
-# More than so many times what rounding does to the hooked model's own embeddings, in a batch and alone, is no rounding.
+# A difference of more than this many times the hooked model's own, between alone and in a batch, is not rounding.
 _MARGIN = 6
 
 _TEXTS = (
@@ -34,21 +34,21 @@ _TEXTS = (
 _PROMPT = "query: "
 
 
-# Weights times positions that the longest text may take in all: some seconds on two cores.
+# Weights times positions that the longest text may cost in total: a few seconds on two cores.
 _BUDGET = 200_000_000_000
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared, and how far it was.
+    """What was compared, and how far apart it was.
 
     Attributes:
-        what: ``"embeddings"``, of a CrossEncoder ``"scores"``.
-        texts: How many texts, or pairs.
+        what: ``"embeddings"``, or ``"scores"`` for a CrossEncoder.
+        texts: The number of texts, or of pairs.
         ways: How they were encoded: ``"alone"``, ``"in a batch"``, ``"with the prompt 'query: '"``, ``"cut at 256"``.
-        largest: The largest difference of a component.
+        largest: The largest difference of any component.
         allowed: The largest difference that counts as rounding.
-        worst: The text and the way of the largest difference.
+        worst: The text and the way with the largest difference.
     """
 
     what: str
@@ -60,7 +60,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether the plain model is the hooked one."""
+        """Whether the plain model equals the hooked one."""
         return self.largest <= self.allowed
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class Comparison:
 
 
 class _Run(NamedTuple):
-    """Texts, encoded in one way."""
+    """Texts that were encoded in one way."""
 
     way: str
     texts: Sequence[Any]
@@ -80,11 +80,11 @@ class _Run(NamedTuple):
 
 
 class Truth:
-    """What a hooked model gives for the texts, kept to be compared with one plain model or another.
+    """The embeddings or scores of a hooked model for the texts, to compare plain models with.
 
     Args:
         model: The model with its hooks on.
-        transformer: Its one Transformer.
+        transformer: Its only Transformer.
     """
 
     def __init__(self, model: Any, transformer: Any) -> None:
@@ -108,12 +108,12 @@ class Truth:
                 _Run("alone", texts, [encode([text])[0] for text in texts]),
                 _Run("in a batch", texts, encode(texts)),
                 _Run(how_long, [long], encode([long])),
-                _Run(f"{how_long} beside a short one", [long, texts[0]], encode([long, texts[0]])),
+                _Run(f"{how_long} next to a short one", [long, texts[0]], encode([long, texts[0]])),
             ]
             return runs + [_Run(way, texts, encoder_of(model, options)(texts)) for way, options in self._ways]
 
     def compare(self, plain: Any) -> Comparison:
-        """Compare a plain model."""
+        """Compare a plain model with the hooked one."""
         largest, worst = 0.0, "every text"
         for truth, run in zip(self._runs, self._run(plain), strict=True):
             for text, one, other in zip(truth.texts, truth.found, run.found, strict=True):
@@ -128,7 +128,7 @@ class Truth:
 def _texts(transformer: Any, pairs: bool) -> list[Any]:
     words = releases.plain_backbone(transformer).get_input_embeddings().weight.size(0)
     tokens = [transformer.tokenizer(text)["input_ids"] for text in _TEXTS]
-    # Of no tokens nothing can be pooled without virtual ones; of tokens that are no words nothing can be computed.
+    # Without tokens nothing can be pooled unless there are virtual ones; ids outside the vocabulary have no embedding.
     texts = [text for text, ids in zip(_TEXTS, tokens) if len(ids) and max(ids) < words]
     if not pairs:
         return texts
@@ -136,7 +136,7 @@ def _texts(transformer: Any, pairs: bool) -> list[Any]:
 
 
 def _long(transformer: Any, pairs: bool) -> tuple[str, Any]:
-    """Return a text that is cut where the model cuts, or as long a one as can be afforded; and how it is called."""
+    """Return a text that the model truncates, or one as long as is affordable, and a name for it."""
     limit, virtual = transformer.max_seq_length, releases.active_virtual_tokens(transformer)
     backbone = releases.plain_backbone(transformer)
     weights = sum(parameter.numel() for parameter in backbone.parameters())
@@ -150,7 +150,7 @@ def _long(transformer: Any, pairs: bool) -> tuple[str, Any]:
 
 
 def _ways(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield how texts are encoded in a batch otherwise: with each prompt that the model has, as a query."""
+    """Yield other ways to encode a batch: with each prompt of the model, as a query, and as a document."""
     if releases.is_cross_encoder(model):
         return
     known = inspect.signature(model.encode).parameters
@@ -163,7 +163,7 @@ def _ways(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def encoder_of(model: Any, options: Mapping[str, Any]) -> Callable[[Sequence[Any]], list[Tensor]]:
-    """Return what encodes a batch, or scores it before any activation, which could hide a difference."""
+    """Return a function that encodes a batch, or scores it before the activation, which could hide a difference."""
     options = dict(options)
     if releases.is_cross_encoder(model):
         call: Any = model.predict
@@ -184,7 +184,7 @@ def encoder_of(model: Any, options: Mapping[str, Any]) -> Callable[[Sequence[Any
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
-    """Return the largest difference of a component; what is longer by zeros, as a sparse embedding, is the same."""
+    """Return the largest difference of any component; extra zeros at the end, of a sparse embedding, do not count."""
     longer = other.size(-1) - one.size(-1) if one.dim() and one.dim() == other.dim() else 0
     if longer > 0:
         one = torch.nn.functional.pad(one, (0, longer))

@@ -1,4 +1,4 @@
-"""A merged model as a folder, compared once more as it is loaded from there: what ``peft-hooks merge`` does."""
+"""``peft-hooks merge``: write a merged model to a folder, and compare it once more after loading it from there."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Written(NamedTuple):
     Attributes:
         kind: The class that loads it: ``"SentenceTransformer"``.
         merged: The plain model, compared with the hooked one.
-        pads: Why it pads on another side than the given model, if it does.
-        loaded: What was loaded from the folder, compared with the plain model.
+        loaded: The model loaded from the folder, compared with the plain one.
+        pads: Why it pads on the other side than the given model, if it does.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Written(NamedTuple):
     pads: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON has it."""
+        """Return all of it as JSON-compatible data."""
         return {"kind": self.kind, "pads": self.pads, "merged": asdict(self.merged), "loaded": asdict(self.loaded)}
 
     def __str__(self) -> str:
@@ -41,25 +41,25 @@ class Written(NamedTuple):
 
 
 def write_merged(model: Any, path: Path, *, task_id: int | None = None, virtual_tokens: str | None = None) -> Written:
-    """Merge a model into a new folder; if that fails, or it loads as another one, there is none.
+    """Merge a model into a new folder; write nothing if that fails, or if the folder would load as a different model.
 
     Raises:
-        SaveError: If something is at ``path``, or a model that is loaded from it gives something else.
+        SaveError: If there is something at ``path``, or the model loaded from it gives a different result.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise SaveError(f"{path}: something is there: give a new or an empty folder")
+        raise SaveError(f"{path}: something is already there: give a new or empty folder")
     found = merged(model, task_id=task_id, virtual_tokens=virtual_tokens)
     kind = type(found.model).__name__
     with _staged(path) as folder:
         found.model.save_pretrained(str(folder))
         loaded = _compared(found.model, kind, folder)
         if not loaded.equal:
-            raise SaveError(f"{path}: nothing is written, as it would be another model when it is loaded: {loaded}")
+            raise SaveError(f"{path}: nothing was written, because a different model would be loaded from it: {loaded}")
     return Written(kind, found.comparison, loaded, found.pads)
 
 
 def _compared(model: Any, kind: str, folder: Path) -> Comparison:
-    """Compare what is loaded from a folder with the model that was saved there."""
+    """Compare the model loaded from a folder with the one that was saved there."""
     import sentence_transformers
 
     ((_, transformer),) = inputs_of(root_of(model))
@@ -74,12 +74,12 @@ def _compared(model: Any, kind: str, folder: Path) -> Comparison:
 
 @contextlib.contextmanager
 def _staged(path: Path) -> Iterator[Path]:
-    """Give a folder that becomes the one at ``path`` at the end of the block, unless it raises."""
+    """Yield a folder that becomes the one at ``path`` at the end of the block, unless it raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=".peft-hooks-", dir=path.parent))
     try:
         yield stage
-        stage.chmod(0o755)  # a temporary folder is nobody else's
+        stage.chmod(0o755)  # a temporary folder is readable by its owner only
         if path.is_dir():
             path.rmdir()
         stage.replace(path)

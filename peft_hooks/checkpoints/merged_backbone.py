@@ -1,4 +1,4 @@
-"""A plain backbone with a prompt among its word embeddings: the rows that its layers are given, as rows of new ids."""
+"""A plain backbone with a prompt among its word embeddings: the rows that its layers get become rows of new ids."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ TO_USE = (
     "use peft_hooks.save(model, path) and load it with this library, or peft_hooks.export_onnx(model, path), which "
     "puts everything into one graph"
 )
-"""What serves a model that no plain one is equal to."""
+"""What to use for a model that no plain one equals."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a backbone is given before a text.
+    """What a backbone gets before a text.
 
     Attributes:
-        rows: ``[virtual, width]``, of the type of the backbone's numbers.
-        segments: Whether the backbone is given segment ids: PEFT drops them where the task is none of its own.
+        rows: ``[virtual, width]``, in the dtype of the backbone.
+        segments: Whether the backbone gets segment ids: PEFT drops them for a task that it does not know.
     """
 
     rows: Tensor
@@ -36,9 +36,9 @@ class Prompt:
 
 
 def read_prompt(transformer: Any, run: Callable[[], Any]) -> Prompt:
-    """Return what the backbone is given before a text in a forward with the adapter, which ``run`` makes.
+    """Return what the backbone gets before a text in a forward with the adapter, which ``run`` performs.
 
-    Whatever computes it, an embedding, a network, a task's matrix: these are the rows that count.
+    Whatever computes them, an embedding, a network or a task's matrix: these are the rows that count.
     """
     plain, virtual = releases.plain_backbone(transformer), releases.active_virtual_tokens(transformer)
     seen: list[dict[str, Any]] = []
@@ -46,13 +46,13 @@ def read_prompt(transformer: Any, run: Callable[[], Any]) -> Prompt:
         run()
     given = next((kwargs for kwargs in seen if kwargs.get("inputs_embeds") is not None), None)
     if given is None:
-        raise UnsupportedModelError(f"the backbone is given no word embeddings in its forward: {TO_USE}")
+        raise UnsupportedModelError(f"the backbone gets no word embeddings in its forward: {TO_USE}")
     rows = given["inputs_embeds"][0, :virtual].detach().clone()
     return Prompt(rows, given.get("token_type_ids") is not None)
 
 
 def bare_backbone(transformer: Any) -> Any:
-    """Return a copy of the backbone without PEFT and hooks, that can be trained: its heads as they were trained."""
+    """Return a trainable copy of the backbone without PEFT and hooks, with its heads as they were trained."""
     plain = releases.plain_backbone(transformer)
     heads = [(head, copied_without_hooks(state.active_head(head))) for head in state.wrapped_heads(plain)]
     bare = copied_without_hooks(plain, heads)
@@ -63,16 +63,16 @@ def bare_backbone(transformer: Any) -> Any:
 
 
 def _unfreeze(backbone: nn.Module) -> None:
-    """Make everything trainable that PEFT froze; what is quantized cannot be."""
+    """Make everything trainable that PEFT froze, except quantized weights, which cannot be."""
     for parameter in backbone.parameters():
         parameter.requires_grad = parameter.is_floating_point()
 
 
 def put_rows(backbone: Any, rows: Tensor, first_id: int) -> None:
-    """Make ``rows`` the word embeddings of the ids from ``first_id``, ``[new, width]`` as the module gives them.
+    """Make ``rows``, ``[new, width]`` as the module returns them, the word embeddings of the ids from ``first_id`` on.
 
     Raises:
-        UnsupportedModelError: If the module does not give a multiple of its weight's rows.
+        UnsupportedModelError: If the module does not return a multiple of its weight's rows.
     """
     count = first_id + len(rows)
     if count > backbone.get_input_embeddings().weight.size(0):
@@ -85,13 +85,13 @@ def put_rows(backbone: Any, rows: Tensor, first_id: int) -> None:
     precision = 4 * torch.finfo(module.weight.dtype).eps
     if not torch.allclose(found.double(), rows.double(), rtol=precision, atol=precision * float(rows.abs().max())):
         raise UnsupportedModelError(
-            f"the word embeddings are a {type(module).__name__}, which gives something else than a multiple of its "
-            f"weight: no weight of it gives the prompt: {TO_USE}"
+            f"the word embeddings are a {type(module).__name__}, which does not return a multiple of its weight, so no "
+            f"weight can give the prompt: {TO_USE}"
         )
 
 
 def embedded(module: nn.Module, ids: Any) -> Tensor:
-    """Return what an embedding gives for some ids, ``[ids, width]``."""
+    """Return an embedding's output for some ids, ``[ids, width]``."""
     weight: Any = module.weight
     with torch.no_grad():
         rows: Tensor = module(torch.tensor([list(ids)], device=weight.device))[0]
@@ -99,7 +99,7 @@ def embedded(module: nn.Module, ids: Any) -> Tensor:
 
 
 def _factor(module: Any) -> Tensor:
-    """Return what the module multiplies its weight by: Gemma 3 by the root of its width."""
+    """Return the factor between the module's weight and its output: for Gemma 3, the square root of its width."""
     weight = module.weight.detach()
     row = int(weight[:256].abs().sum(dim=1).argmax())
     given, own = embedded(module, [row])[0].double(), weight[row].double()
@@ -109,26 +109,26 @@ def _factor(module: Any) -> Tensor:
 
 
 def _grow(backbone: Any, count: int) -> None:
-    """Add rows to the word embeddings, and to the output embeddings that are tied to them."""
+    """Add rows to the word embeddings and to the output embeddings that are tied to them."""
     known = inspect.signature(backbone.resize_token_embeddings).parameters
-    options = {"mean_resizing": False} if "mean_resizing" in known else {}  # takes minutes on a large vocabulary
+    options = {"mean_resizing": False} if "mean_resizing" in known else {}  # it takes minutes for a large vocabulary
     with torch.random.fork_rng(devices=[]):
         backbone.resize_token_embeddings(count, **options)
     _unfreeze(backbone)
 
 
 def rows_behind_first(backbone: Any, rows: Tensor, first: int, probe: Tensor) -> Tensor:
-    """Return ``rows`` for a place one further on, and the row of a first token for place 0: ``[virtual + 1, width]``.
+    """Return ``rows`` moved one place back, after a row for a first token in place 0: ``[virtual + 1, width]``.
 
-    Where learned positions are added to the words, a text's first token can stand before the virtual ones and be to
-    every layer what it was behind them: the difference of two positions goes into the words. Whether that holds for a
-    backbone is for the comparison to say.
+    If learned positions are added to the words, a text's first token can come before the virtual tokens and be to every
+    layer what it was after them: the difference of two positions goes into the words. Whether that holds for a backbone
+    is left to the comparison.
 
     Args:
-        backbone: The plain one.
+        backbone: The plain backbone.
         rows: ``[virtual, width]``.
         first: The id of the first token.
-        probe: Ids of a text, ``int64[1, virtual + 1 or more]``, to see the positions of.
+        probe: Ids of a text, ``int64[1, virtual + 1 or more]``, used to read the positions.
 
     Raises:
         UnsupportedModelError: If it has no learned positions.
@@ -137,8 +137,8 @@ def rows_behind_first(backbone: Any, rows: Tensor, first: int, probe: Tensor) ->
     if positions is None:
         raise UnsupportedModelError(
             f"the first token of a text is read (cls), and the backbone {backbone.config.model_type!r} adds no learned "
-            f"positions to its words, so that no plain model has it before the virtual tokens: merge with "
-            f'virtual_tokens="pool" if it was trained so, pool otherwise (mean), or {TO_USE}'
+            f"positions to its words, so no plain model can have that token before the virtual tokens: merge with "
+            f'virtual_tokens="pool" if it was trained like that, use another pooling (mean), or {TO_USE}'
         )
     virtual, places = len(rows), positions.double()
     moved = rows.double() + places[:virtual] - places[1 : virtual + 1]
@@ -147,7 +147,7 @@ def rows_behind_first(backbone: Any, rows: Tensor, first: int, probe: Tensor) ->
 
 
 def _positions(backbone: Any, probe: Tensor) -> Tensor | None:
-    """Return the learned positions of a text, ``[seq, width]``: what the one embedding gives that counts upwards."""
+    """Return a text's learned positions, ``[seq, width]``: the output of the only embedding whose ids count up."""
     words, found = backbone.get_input_embeddings(), []
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

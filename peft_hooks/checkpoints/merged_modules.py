@@ -1,4 +1,4 @@
-"""What a merged model's other modules need, so that its virtual tokens count where those of the hooked one do."""
+"""Adapts a merged model's other modules, so that its virtual tokens count where those of the hooked model do."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .merged_backbone import TO_USE
 
 MEANS = frozenset({"mean", "mean_sqrt_len_tokens"})
 _SILENT = -1e4
-"""The bias of a virtual token's logit, below any that a text can raise above zero; in half precision, too."""
+"""The bias of a virtual token's logit: so low that no text raises it above zero, also in half precision."""
 
 
 def leaves_out(model: Any, policy: str) -> bool:
-    """Tell whether virtual tokens do not count after the Transformer: with ``"auto"`` they do in a Pooling alone."""
+    """Tell whether virtual tokens do not count after the Transformer; with ``"auto"`` they count only in a Pooling."""
     if policy == "auto":
         return not releases.poolings_of(model)
     return policy in ("ignore", "strip")
 
 
 def reads_first(model: Any, transformer: Any, policy: str) -> bool:
-    """Tell whether the text's own first token is read, which is not the first of the batch."""
+    """Tell whether the text's own first token is read, which is not the first column of the batch."""
     if policy == "pool":
         return False
     if cross.is_classifier(transformer):
@@ -36,17 +36,17 @@ def reads_first(model: Any, transformer: Any, policy: str) -> bool:
 
 
 def pads_right(model: Any) -> str | None:
-    """Say why a model has to pad on the right on releases before this one; None if it need not."""
+    """Return why a model must pad on the right in older releases, as text; None if it need not."""
     found = (releases.pooling_modes(pooling) for _, pooling in releases.poolings_of(cross.root_of(model)))
     modes = sorted(frozenset().union(*found) & {"cls", "weightedmean"})
     return f"Pooling {', '.join(modes)} counts from the first column in older releases" if modes else None
 
 
 def adapt_modules(model: Any, tokenizer: Any, front: Front, policy: str) -> None:
-    """Change the plain model's modules, in place, so that its new tokens count as the virtual ones did.
+    """Change the plain model's modules in place, so that its new tokens count as the virtual ones did.
 
     Raises:
-        UnsupportedModelError: If one cannot be changed so.
+        UnsupportedModelError: If a module cannot be changed like that.
     """
     out = leaves_out(model, policy)
     weighted = any(modules.kind_of(module) == "WordWeights" for module in model.children())
@@ -63,7 +63,7 @@ def adapt_modules(model: Any, tokenizer: Any, front: Front, policy: str) -> None
 
 
 def _weights(module: Any, front: Front, out: bool) -> dict[int, float]:
-    """Return what a WordWeights module of the user's own is to give the new tokens."""
+    """Return the weights of the new tokens for a WordWeights module that the model already has."""
     weights = dict.fromkeys(front.ids, 0.0 if out else float(module.unknown_word_weight))
     if front.first is not None:
         weights[front.first] = float(module.emb_layer.weight[front.stands_for])
@@ -75,17 +75,17 @@ def _has_mean(pooling: nn.Module) -> bool:
 
 
 def _skip(mask: Any, path: str, tokenizer: Any, front: Front) -> None:
-    """Put the virtual tokens on a skiplist, of queries and documents."""
+    """Put the virtual tokens on the skiplist of queries and documents."""
     if front.names is None:
         raise UnsupportedModelError(
-            f"MultiVectorMask {path!r} leaves tokens out by their names, and this tokenizer's vocabulary can have none "
-            f"for virtual tokens: {TO_USE}"
+            f"MultiVectorMask {path!r} excludes tokens by their names, and this tokenizer's vocabulary cannot have "
+            f"names for virtual tokens: {TO_USE}"
         )
     both = {"query", "document"}
     if mask.skiplist_words and not both <= set(mask.skiplist_tasks):
         raise UnsupportedModelError(
-            f"MultiVectorMask {path!r} has a skiplist of its own for {', '.join(mask.skiplist_tasks)} alone, and "
-            f"virtual tokens are left out of queries and documents: {TO_USE}"
+            f"MultiVectorMask {path!r} has its own skiplist for {', '.join(mask.skiplist_tasks)} only, but virtual "
+            f"tokens must be excluded from both queries and documents: {TO_USE}"
         )
     mask.skiplist_words = [*mask.skiplist_words, *front.names[: len(front.ids)]]
     mask.skiplist_tasks = list(dict.fromkeys([*mask.skiplist_tasks, *sorted(both)]))
@@ -93,7 +93,7 @@ def _skip(mask: Any, path: str, tokenizer: Any, front: Front) -> None:
 
 
 def silence_logits(backbone: Any, first_id: int) -> None:
-    """Keep the logits of new words below zero, where a SparseEncoder has one component for each word.
+    """Keep the logits of new words below zero, because a SparseEncoder has one component for each word.
 
     Raises:
         UnsupportedModelError: If the output embeddings have no bias.

@@ -1,4 +1,4 @@
-"""A tokenizer that puts virtual tokens before every text itself, by its post-processor."""
+"""Makes a tokenizer whose post-processor puts virtual tokens before every text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UnsupportedModelError
 from .framing import Front, framed, post_processor
 
-# Texts that have to give the same tokens as before, behind the virtual ones; `{}` is a virtual token's own name.
+# Texts that must give the same tokens as before, after the virtual ones; `{}` is the name of a virtual token.
 _TEXTS = (
     "a cat",
     "",
@@ -30,7 +30,7 @@ def first_free_id(tokenizer: Any) -> int:
 
 
 def first_special_id(tokenizer: Any) -> int | None:
-    """Return the id of the special token that a text begins with, or None if it begins with a token of its own."""
+    """Return the id of the special token that a text begins with; None if it begins with one of its own tokens."""
     first = framed(_alone(tokenizer), pair=False)[0]
     return first.id if first.which is None else None
 
@@ -38,11 +38,11 @@ def first_special_id(tokenizer: Any) -> int | None:
 def with_front(tokenizer: Any, front: Front) -> tuple[Any, Front]:
     """Return a tokenizer that puts ``front`` before every text and pair, and the front with its tokens' names.
 
-    Everything else is as it was, but for the class: those of single architectures write a post-processor of their own
-    when they are loaded.
+    Everything else stays the same, except for the class: tokenizer classes of single architectures write their own
+    post-processor when they are loaded.
 
     Raises:
-        UnsupportedModelError: If its texts have other tokens than before.
+        UnsupportedModelError: If its texts get other tokens than before.
     """
     from tokenizers import Tokenizer
 
@@ -59,30 +59,30 @@ def with_front(tokenizer: Any, front: Front) -> tuple[Any, Front]:
         if wrong is None:
             return _wrapped(tokenizer, made, len(front.ids)), tried
     raise UnsupportedModelError(
-        f"the tokenizer {type(tokenizer).__name__} gives other tokens for {wrong!r} with virtual tokens before it: use "
+        f"the tokenizer {type(tokenizer).__name__} gives different tokens for {wrong!r} after virtual tokens: use "
         f"peft_hooks.save(model, path), and load it with this library"
     )
 
 
 def _alone(tokenizer: Any) -> Any:
-    """Return a copy of what tokenizes, without what its last call had set: where to cut, how to pad."""
+    """Return a copy of the inner tokenizer, without the truncation and padding that its last call set."""
     from tokenizers import Tokenizer
 
     backend = tokenizer.backend_tokenizer
     state = json.loads(backend.to_str())
-    state["truncation"] = state["padding"] = None  # other engines would obey them
+    state["truncation"] = state["padding"] = None  # other engines would apply them
     alone = Tokenizer.from_str(json.dumps(state))
     alone.encode_special_tokens = backend.encode_special_tokens
     return alone
 
 
-# What a wrapper around a tokenizer has of its own, by its name as an argument.
+# The settings of transformers' wrapper around a tokenizer, by their argument names.
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _KEPT = ("padding_side", "truncation_side", "model_input_names", "clean_up_tokenization_spaces", "chat_template")
 
 
 def _wrapped(former: Any, made: Any, virtual: int) -> Any:
-    """Return what transformers calls, of no architecture's own class, with the former one's settings."""
+    """Wrap a tokenizer for transformers, in a class of no single architecture, with the settings of the former one."""
     from transformers import PreTrainedTokenizerFast
 
     special = {name: former.special_tokens_map.get(name) for name in _SPECIAL}
@@ -97,16 +97,16 @@ def _wrapped(former: Any, made: Any, virtual: int) -> Any:
 
 
 def longer(length: Any, virtual: int) -> Any:
-    """Return a limit of tokens with room for the virtual ones; none, and what stands for none, stay."""
+    """Return a length limit with room for the virtual tokens; None, and numbers that mean no limit, stay."""
     return length + virtual if isinstance(length, int) and length < NO_LIMIT else length
 
 
 NO_LIMIT = 10**9
-"""Limits from here on are none: transformers has 1e30 where nothing is known."""
+"""Limits from here on mean no limit: transformers uses 1e30 if nothing is known."""
 
 
 def _named(state: dict[str, Any], front: Front) -> Front:
-    """Return the front with names, where the model's own vocabulary has names for ids (a Unigram has a list)."""
+    """Return the front with names, if the model's vocabulary maps names to ids (that of a Unigram is a list)."""
     vocabulary = state["model"].get("vocab")
     if not isinstance(vocabulary, dict):
         return front
@@ -119,17 +119,17 @@ def _named(state: dict[str, Any], front: Front) -> Front:
 
 
 def _add_names(state: dict[str, Any], front: Front) -> None:
-    """Put the names into the model's own vocabulary: as added tokens, a text that spells one out would have it."""
+    """Put the names into the model's own vocabulary: a text that spells out an added token would get its id."""
     if front.names is None:
         return
     vocabulary = state["model"]["vocab"]
-    for token in state["added_tokens"]:  # else there are holes in it, which are warned of whenever it is saved
+    for token in state["added_tokens"]:  # without them it has holes, which cause a warning on every save
         vocabulary.setdefault(token["content"], token["id"])
     vocabulary.update(zip(front.names, front.all_ids))
 
 
 def _first_wrong(former: Any, made: Any, front: Front) -> str | None:
-    """Return the first text whose tokens are not the virtual ones and those that it had before; None if none is."""
+    """Return the first text whose tokens are not the virtual ones and then its former ones; None if all are right."""
     names = front.names or (f"<|virtual_{front.ids[0]}|>",)
     texts = [text.replace("{}", name) for text in _TEXTS for name in (names if "{}" in text else names[:1])]
     for text in texts:
@@ -139,7 +139,7 @@ def _first_wrong(former: Any, made: Any, front: Front) -> str | None:
 
 
 def _same(former: Any, made: Any, front: Front, texts: tuple[str, ...]) -> bool:
-    """Tell whether a text, or a pair, has the same tokens behind the virtual ones, whole and cut at any length."""
+    """Tell whether a text or a pair has the same tokens after the virtual ones, whole and truncated to any length."""
     framing = former.num_special_tokens_to_add(len(texts) == 2)
     for limit in (None, framing + 2, framing + 5):
         before, now = _encoded(former, texts, limit), _encoded(made, texts, limit and limit + len(front.ids))

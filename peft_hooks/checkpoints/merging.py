@@ -1,4 +1,4 @@
-"""``merge_and_unload``: a prompt as words of a plain model's own, which runs wherever models do."""
+"""``merge_and_unload``: turn a prompt into words of a plain model, which runs wherever models do."""
 
 from __future__ import annotations
 
@@ -40,35 +40,34 @@ def merge_and_unload(
 ) -> SentenceTransformer:
     """Return a plain model with the prompt in it: no PEFT, no hooks.
 
-    The virtual tokens become new words, rows of the word embeddings, and the tokenizer's post-processor puts them
-    before every text. Everything else is the given model's: ``max_seq_length`` (with room for the virtual tokens),
-    prompts, similarity function, modules behind Pooling, model card. ``SentenceTransformer(path)`` loads what its
-    ``save_pretrained(path)`` writes, in releases from 2.7 on that have the backbone, and other engines read it: in that
-    alone its class, a subclass of the given model's, is another. PEFT's own ``merge_and_unload`` refuses prompt
-    learning.
+    The virtual tokens become new words, which are rows of the word embeddings, and the tokenizer's post-processor puts
+    them before every text. Everything else is the given model's: ``max_seq_length`` (with room for the virtual tokens),
+    prompts, similarity function, modules after Pooling, and model card. ``SentenceTransformer(path)`` loads what its
+    ``save_pretrained(path)`` writes, in all releases since 2.7 that have the backbone, and other engines read it: for
+    this alone, its class is a subclass of the given model's. PEFT's own ``merge_and_unload`` refuses prompt learning.
 
-    Before it is returned, it is compared with the hooked model on texts: alone, in a batch, cut, with prompts. The
-    model that was given stays as it is.
+    Before it is returned, the plain model is compared with the hooked one on texts: alone, in a batch, truncated, and
+    with prompts. The given model stays as it is.
 
     Args:
         model: A ``SentenceTransformer`` with prompt tuning, P-tuning or multitask prompt tuning, with or without hooks;
-            a ``CrossEncoder``, ``SparseEncoder`` (whose embeddings get as many zeros more as there are virtual tokens)
-            or ``MultiVectorEncoder`` where that is exact.
-        task_id: The task of multitask prompt tuning; that of the hooks if left out.
-        virtual_tokens: The policy, as in ``register_prompt_mask_hooks``; that of the hooks if left out, or ``"auto"``.
+            a ``CrossEncoder``, ``SparseEncoder`` (whose embeddings get an extra zero for each virtual token) or
+            ``MultiVectorEncoder``, if the result is exact.
+        task_id: The task of multitask prompt tuning; by default that of the hooks.
+        virtual_tokens: The policy, as in ``register_prompt_mask_hooks``; by default that of the hooks, or ``"auto"``.
 
     Returns:
-        A model of the same class, in eval mode, all of it trainable. Token embeddings
-        (``output_value="token_embeddings"``) have rows for the virtual tokens, too: ``[virtual + seq, width]``.
+        A model of the same class, in eval mode, with all of it trainable. Token embeddings
+        (``output_value="token_embeddings"``) include rows for the virtual tokens: ``[virtual + seq, width]``.
 
     Raises:
-        TypeError: If ``model`` is no module.
-        UnsupportedModelError: If no plain model is equal to it, with what to use instead: prefix tuning, cartridge, a
-            policy or pooling that needs code; or if they are not equal, with how far they are apart.
+        TypeError: If ``model`` is not a module.
+        UnsupportedModelError: If no plain model equals it, with what to use instead: for prefix tuning, cartridge, or a
+            policy or pooling that needs code; or if the two are not equal, with how far apart they are.
         ValueError: If multitask prompt tuning has no ``task_id``, or an option is wrong.
 
     Warns:
-        UserWarning: If the plain model pads on the right, as its backbone's own left padding moves a text.
+        UserWarning: If the plain model pads on the right because its backbone's own left padding shifts a text.
 
     Example:
         >>> from peft import PromptTuningConfig
@@ -86,7 +85,7 @@ def merge_and_unload(
 
 @dataclass(frozen=True)
 class Merged:
-    """A plain model, how far it is from the hooked one, and why it pads on another side, if it does."""
+    """A plain model, its comparison with the hooked one, and why it pads on the other side, if it does."""
 
     model: Any
     comparison: Comparison
@@ -94,9 +93,9 @@ class Merged:
 
 
 def merged(model: Any, *, task_id: int | None = None, virtual_tokens: str | None = None) -> Merged:
-    """Return what ``merge_and_unload`` does, with what was compared."""
+    """Do what ``merge_and_unload`` does, and return the comparison as well."""
     root, transformer = the_transformer(model)
-    chosen = given_options(task_id, cast(VirtualTokens, virtual_tokens))  # which a wrong one is refused as
+    chosen = given_options(task_id, cast(VirtualTokens, virtual_tokens))  # a wrong one is refused as such
     chosen["share_prompt"] = False
     with prompt_mask_hooks(model, **chosen) as handle, probes.at_rest(root):
         policy = handle.options.virtual_tokens
@@ -121,7 +120,7 @@ def _plain(model: Any, transformer: Any, prompt: Prompt, policy: str) -> Any:
     former, backbone = transformer.tokenizer, bare_backbone(transformer)
     sparse = any(modules.kind_of(module) == "SpladePooling" for _, module in _steps(model))
     first_id = first_free_id(former)
-    if sparse:  # a word that no text has is a component of it, too
+    if sparse:  # a word that occurs in no text is still a component
         first_id = max(first_id, backbone.get_input_embeddings().weight.size(0))
     virtual, rows = len(prompt.rows), prompt.rows
     front = Front(tuple(range(first_id, first_id + virtual)), segments=prompt.segments)
@@ -150,7 +149,7 @@ def _steps(model: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _cards(model: Any) -> list[tuple[Any, Any]]:
-    """Return the model card's data and a copy of it, not a deep one: it knows the trainer, which has another model."""
+    """Return the model card's data and a shallow copy of it: a deep one would copy the trainer and its model."""
     card = getattr(model, "model_card_data", None)
     return [] if card is None else [(card, copy.copy(card))]
 
@@ -160,8 +159,8 @@ def _behind_first(backbone: Any, tokenizer: Any, front: Front, rows: torch.Tenso
     first = first_special_id(tokenizer)
     if first is None:
         raise UnsupportedModelError(
-            f"the first token of a text is read (cls), and this tokenizer puts no special token there: pool otherwise "
-            f'(mean, lasttoken), or merge with virtual_tokens="pool" if it was trained so, or {TO_USE}'
+            f"the first token of a text is read (cls), but this tokenizer puts no special token there: use another "
+            f'pooling (mean, lasttoken), merge with virtual_tokens="pool" if it was trained like that, or {TO_USE}'
         )
     device = backbone.get_input_embeddings().weight.device
     probe = torch.full((1, max(len(rows) + 1, 4)), first, dtype=torch.int64, device=device)
@@ -173,25 +172,25 @@ def _behind_first(backbone: Any, tokenizer: Any, front: Front, rows: torch.Tenso
 
 
 def _compared(model: Any, transformer: Any, plain: Any, policy: str) -> Merged:
-    """Compare, and once more with padding on the right where that is what makes the difference.
+    """Compare the two models, and again with padding on the right if that may be what makes the difference.
 
     Raises:
-        UnsupportedModelError: If the plain model gives something else.
+        UnsupportedModelError: If the plain model gives a different result.
     """
     truth = Truth(model, transformer)
     ((_, inner),) = cross.inputs_of(cross.root_of(plain))
     found, reason, pads = truth.compare(plain), pads_right(plain), None
     if inner.tokenizer.padding_side == "left" and not (found.equal and reason is None):
-        reason = reason or f"its backbone's own left padding moves a text, by {found.largest:.0e}"
+        reason = (
+            reason or f"its backbone's own left padding shifts a text, which moves its result by {found.largest:.0e}"
+        )
         inner.tokenizer.padding_side = "right"
         found, pads = truth.compare(plain), f"the plain model pads on the right: {reason}"
     if found.equal:
         return Merged(plain, found, pads)
     advice = f"train with another pooling (mean, lasttoken), or {TO_USE}"
     if reads_first(model, transformer, policy):
-        advice = f'merge with virtual_tokens="pool" if it was trained so, {advice}'
+        advice = f'merge with virtual_tokens="pool" if it was trained like that, {advice}'
         if next(cross.root_of(model).parameters()).dtype in (torch.float16, torch.bfloat16):
-            advice = (
-                f"merge model.float(), whose positions go into words unrounded, and cast what comes back; or {advice}"
-            )
-    raise UnsupportedModelError(f"no plain model is equal to this one ({policy!r}): its {found}: {advice}")
+            advice = f"merge model.float(), whose positions go into words unrounded, and cast the result; or {advice}"
+    raise UnsupportedModelError(f"no plain model equals this one ({policy!r}): its {found}: {advice}")

@@ -18,7 +18,7 @@ from ..prompts import probes
 from .onnx_graph import BATCH, PROMPT_LENGTH, prompts_are_left_out
 from .onnx_tokenizer import Texts, max_length
 
-# Of one token, of some, of other alphabets, in capitals; one that is as long as the model takes is made of them.
+# One token, several, other alphabets, capitals; a text as long as the model takes is added to them.
 TEXTS = (
     "How do I get my money back?",
     "a",
@@ -28,10 +28,10 @@ TEXTS = (
 )
 
 _LONGEST = 600
-"""Tokens of the longest text, where the model takes as many: more than most windows of attention have."""
+"""The number of tokens of the longest text, if the model takes as many: more than most attention windows have."""
 
 _PROMPTS = 3
-"""How many prompts are tried at most."""
+"""The number of prompts that are tried at most."""
 
 
 @public
@@ -40,15 +40,15 @@ class OnnxReport:
     """What ``export_onnx`` wrote, and how far the graph was from the hooked model.
 
     Attributes:
-        path: The file with the graph.
-        files: All files that were written, the graph's among them.
-        inputs: What the graph takes, by name.
-        outputs: What it gives, by name.
-        texts: How many texts were compared; of a CrossEncoder pairs.
-        batches: How many batches they were in, of one text to all of them.
-        longest: How many tokens the longest had.
-        largest_difference: The largest difference of a component of an embedding, or of a score.
-        allowed: The largest that would have counted as the same.
+        path: The file of the graph.
+        files: All files that were written, including the graph.
+        inputs: The names of the graph's inputs.
+        outputs: The names of its outputs.
+        texts: The number of texts that were compared; for a CrossEncoder, of pairs.
+        batches: The number of batches they were in, from one text to all of them.
+        longest: The number of tokens of the longest text.
+        largest_difference: The largest difference of any component of an embedding, or of a score.
+        allowed: The largest difference that would have counted as the same.
 
     Example:
         >>> from pathlib import Path
@@ -76,7 +76,7 @@ class OnnxReport:
 
 
 class Compared(NamedTuple):
-    """What was compared, and how far it was."""
+    """What was compared, and how far apart it was."""
 
     texts: int
     batches: int
@@ -86,19 +86,19 @@ class Compared(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Texts that are encoded together, after a prompt: None for what ``encode`` does of itself."""
+    """Texts that are encoded together, after a prompt; None for the prompt that ``encode`` uses by default."""
 
     texts: list[Any]
     prompt: str | None
 
 
 def batches_of(model: Any, texts: Texts) -> list[Batch]:
-    """Return the batches to compare: all texts, each alone, some together; and all of them with the model's prompts."""
+    """Return the batches to compare: all texts, each alone, two together, and some with each of the model's prompts."""
     several = _texts(model, texts)
     batches = [Batch(several, None), *(Batch([text], None) for text in several), Batch(several[:2], None)]
     prompts = [prompt for prompt in (getattr(model, "prompts", None) or {}).values() if prompt]
     if not releases.is_cross_encoder(model) and prompts_are_left_out(model):
-        prompts.append("query: ")  # of which the graph is told the length, and which any caller may give
+        prompts.append("query: ")  # any caller may use a prompt and tell the graph its length
     return [*batches, *(Batch(several[:3], prompt) for prompt in list(dict.fromkeys(prompts))[-_PROMPTS:])]
 
 
@@ -112,7 +112,7 @@ def _texts(model: Any, texts: Texts) -> list[Any]:
 
 
 def expected(model: Any, batch: Batch) -> Tensor:
-    """Return what the hooked model gives for a batch: ``float64[texts, width]``, or ``float64[pairs]`` and so on."""
+    """Return the hooked model's result for a batch: ``float64[texts, width]``, or ``float64[pairs]`` and so on."""
     options: dict[str, Any] = {"batch_size": len(batch.texts), "convert_to_tensor": True, "show_progress_bar": False}
     if releases.is_cross_encoder(model):
         found = model.predict(batch.texts, **options)
@@ -124,7 +124,7 @@ def expected(model: Any, batch: Batch) -> Tensor:
 
 
 class Runtime:
-    """The exported files as they are used: ``tokenizers`` makes the tensors, ONNX Runtime runs the graph.
+    """The exported files in use: ``tokenizers`` makes the tensors, ONNX Runtime runs the graph.
 
     Raises:
         UnsupportedModelError: If ONNX Runtime cannot load the graph.
@@ -135,7 +135,7 @@ class Runtime:
 
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as error:  # of a kernel that it does not have
+        except Exception as error:  # it lacks a kernel
             raise UnsupportedModelError(_cannot_run(error, model)) from error
         self.texts = texts
         self.model = model
@@ -143,7 +143,7 @@ class Runtime:
         self.outputs = tuple(node.name for node in self.session.get_outputs())
 
     def of(self, batch: Batch, side: str) -> tuple[Tensor, int]:
-        """Return the first output for a batch that is padded on a side, and how many tokens its longest text has."""
+        """Return the first output for a batch padded on one side, and the number of tokens of its longest text."""
         prompt = _prompt(self.model, batch)
         rows = self.texts.on(side).rows([prompt + text if prompt else text for text in batch.texts])
         given: dict[str, Any] = {name: torch.tensor(values).numpy() for name, values in rows.items()}
@@ -151,7 +151,7 @@ class Runtime:
             given[PROMPT_LENGTH] = torch.full((len(batch.texts),), prompt_length(self.model, prompt)).numpy()
         try:
             found = self.session.run([self.outputs[0]], given)[0]
-        except Exception as error:  # of sizes that became constants, of values out of range
+        except Exception as error:  # sizes became constants, or values are out of range
             raise UnsupportedModelError(_cannot_run(error, self.model)) from error
         return torch.as_tensor(found).double(), len(rows["input_ids"][0])
 
@@ -173,7 +173,7 @@ def _prompt(model: Any, batch: Batch) -> str:
 
 
 def prompt_length(model: Any, prompt: str) -> int:
-    """Return how many tokens of a text are its prompt: those of the prompt alone, without a token that closes it."""
+    """Return how many tokens of a text belong to its prompt: those of the prompt alone, without a closing token."""
     if not prompt:
         return 0
     tokenizer = cross.inputs_of(cross.root_of(model))[0][1].tokenizer
@@ -186,11 +186,11 @@ def compare(runtime: Runtime, batches: Sequence[Batch], wanted: Sequence[Tensor]
 
     Args:
         runtime: The graph.
-        batches: What to run.
-        wanted: What the hooked model gave for each of them.
+        batches: The batches to run.
+        wanted: The hooked model's result for each of them.
 
     Raises:
-        UnsupportedModelError: If anything comes out that is not what the model gives, with the numbers.
+        UnsupportedModelError: If the graph gives a different result than the model; the message has the numbers.
     """
     largest, longest = 0.0, 0
     dtype = next(cross.root_of(runtime.model).parameters()).dtype
@@ -210,7 +210,7 @@ def _differ(
 ) -> str:
     what = f"differs by {far:.0e} (allowed {allowed:.0e})"
     if found.shape != right.shape:
-        what = f"has the shape {list(found.shape)} where the model gives {list(right.shape)}"
+        what = f"has the shape {list(found.shape)} but the model gives {list(right.shape)}"
     prompt = "" if batch.prompt is None else f" after the prompt {batch.prompt!r}"
     return (
         f"the graph of this {type(runtime.model).__name__} is not the hooked model: {runtime.outputs[0]} {what} in a "
@@ -220,15 +220,15 @@ def _differ(
 
 
 def _likely(runtime: Runtime, batch: Batch) -> str:
-    """Return what may be the reason, and what to do."""
+    """Return the likely reason, and what to do."""
     modes = [releases.pooling_modes(pooling) for _, pooling in releases.poolings_of(cross.root_of(runtime.model))]
     if PROMPT_LENGTH in runtime.inputs and batch.prompt and any("weightedmean" in each for each in modes):
         return (
             "With include_prompt=False and no virtual tokens before the prompt, weightedmean pooling of this release "
-            "weighs by positions that count the prompt, which is not in the mask any more: use include_prompt=True or "
+            "weighs by positions that include the prompt, although the mask does not: use include_prompt=True or "
             "another pooling, or serve it with peft_hooks.load"
         )
     return (
-        "What depends on more than token ids (a tokenizer that is wrapped, lower-casing outside of it, a module that "
-        "reads values) has no graph: serve it with peft_hooks.load"
+        "What depends on more than token ids (a wrapped tokenizer, lower-casing outside of it, a module that reads "
+        "values) has no graph: serve it with peft_hooks.load"
     )

@@ -1,6 +1,6 @@
-"""Where the files of an export are written before all is compared, and how they come to their places.
+"""Writes the files of an export to a temporary folder until they are compared, then moves them to their places.
 
-Only what an export wrote is ever replaced: its graph says which files belong to it, and what was in them.
+Only files that an export wrote are ever replaced: the graph records which files belong to it, and their digests.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ..errors import SaveError
 from .manifest import digest
 
 KEY = "peft_hooks.files"
-"""Under which a graph says what was written beside it."""
+"""The key of the graph's metadata that lists the files written next to it."""
 
 
 @contextlib.contextmanager
 def beside(folder: Path) -> Iterator[Path]:
-    """Give a folder to write in, in ``folder``, for the length of a block; nothing of it stays.
+    """Yield a temporary folder in ``folder`` to write to, within a block; nothing of it remains.
 
     Raises:
         SaveError: If no folder can be made there.
@@ -45,13 +45,13 @@ def refuse_others(folder: Path, names: list[str], graph: str, written: dict[str,
     """Raise SaveError if a file is in the way that no export wrote, or that was changed since.
 
     Args:
-        folder: Where the files are to be.
-        names: What they are called, from there.
-        graph: The one with the graph.
-        written: What the graph that is there says of the files beside it: their digests by name.
+        folder: Where the files will be.
+        names: Their names, relative to it.
+        graph: The name of the graph among them.
+        written: The digests, by name, that the existing graph records for the files next to it.
 
     Raises:
-        SaveError: If one is.
+        SaveError: If there is such a file.
     """
     for name in names:
         file = folder / name
@@ -66,7 +66,7 @@ def refuse_others(folder: Path, names: list[str], graph: str, written: dict[str,
 
 
 def put_in_place(stage: Path, folder: Path, graph: str) -> list[Path]:
-    """Move the files of the stage to their places, the graph last, so that it never stands without the others."""
+    """Move the files of the stage to their places, the graph last, so that it never exists without the others."""
     names = sorted(file.relative_to(stage).as_posix() for file in stage.rglob("*") if file.is_file())
     for name in [*(name for name in names if name != graph), graph]:
         target = folder / name

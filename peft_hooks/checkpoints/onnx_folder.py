@@ -1,6 +1,6 @@
-"""The folder around a graph that Sentence Transformers' own ONNX backend and fastembed load.
+"""Writes the folder around a graph that Sentence Transformers' own ONNX backend and fastembed load.
 
-Its files have the form that old releases read, since optimum-onnx, which that backend is, needs an old transformers.
+Its files have the form that old releases read, because that backend is optimum-onnx, which needs an old transformers.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ MODEL = "onnx/model.onnx"
 """Where the backend looks for the graph."""
 
 _MODULES = "sentence_transformers.models"
-"""Where every release finds the modules, by this name."""
+"""Where every release finds the modules, under this name."""
 
 
 def write_folder(model: Any, takes_text: Any, folder: Path) -> None:
-    """Write everything but the graph and ``tokenizer.json``: a Transformer, and a Pooling that takes its only row."""
+    """Write everything but the graph and ``tokenizer.json``: a Transformer, and a Pooling that picks its only row."""
     parts = ({"name": "Transformer", "path": ""}, {"name": "Pooling", "path": "1_Pooling"})
     modules = [
         {"idx": number, "name": str(number), "path": part["path"], "type": f"{_MODULES}.{part['name']}"}

@@ -1,4 +1,4 @@
-"""A model as one graph of tensors, from token ids to embeddings or scores, and how PyTorch exports that to ONNX."""
+"""A model as one graph of tensors, from token ids to embeddings or scores, and its export to ONNX by PyTorch."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ..compat import sentence_transformers as releases
 from ..errors import UnsupportedModelError
 
 BATCH, SEQUENCE = "batch", "sequence"
-"""What the dimensions of the graph's inputs are called."""
+"""The names of the dimensions of the graph's inputs."""
 
 PROMPT_LENGTH = "prompt_length"
-"""How many tokens of each text are a prompt that Pooling leaves out: an input where it does."""
+"""The input with the number of prompt tokens of each text; it exists only if Pooling leaves prompts out."""
 
 EMBEDDING, SCORES, POOLED = "sentence_embedding", "scores", "last_hidden_state"
-"""What the graph's outputs are called."""
+"""The names of the graph's outputs."""
 
 _SHOWN = 300
-"""How much is shown of what PyTorch says, which goes on for pages."""
+"""How many characters of PyTorch's message are shown: some go on for pages."""
 
 
 class Graph(nn.Module):
-    """What ``encode`` computes of tokens, or ``predict``: the pipeline's modules, and what these two do after them.
+    """What ``encode`` or ``predict`` computes from tokens: the pipeline's modules, and what these two do after them.
 
     Args:
         model: The model, with the hooks on.
-        names: What its inputs are called, in order.
-        pooled: Whether the embedding comes out once more as the only row of hidden states, for libraries that pool
+        names: The names of its inputs, in order.
+        pooled: Whether to return the embedding once more as the only row of hidden states, for libraries that pool
             those themselves.
     """
 
@@ -60,7 +60,7 @@ class Graph(nn.Module):
             features[PROMPT_LENGTH] = features[PROMPT_LENGTH] - self._missing
         if SCORES in self.outputs:
             return (self._scores(features),)
-        # Not as a call: encode() makes none of the model itself in some releases, so that hooks on it do not count.
+        # Not a call: in some releases encode() does not call the model itself, so hooks on it do not count.
         embedding = self.pipeline.forward(features)[EMBEDDING][:, : self._dimensions]
         return (embedding, embedding.unsqueeze(1))[: len(self.outputs)]
 
@@ -75,7 +75,7 @@ class Graph(nn.Module):
 
 
 def prompts_are_left_out(model: nn.Module) -> bool:
-    """Tell whether a Pooling leaves prompts out, so that the graph has to know how long they are."""
+    """Tell whether a Pooling leaves prompts out, so that the graph must know how long they are."""
     return any(not getattr(pooling, "include_prompt", True) for _, pooling in releases.poolings_of(model))
 
 
@@ -84,11 +84,11 @@ def exported(graph: Graph, example: Mapping[str, Tensor], transformer: Any) -> A
 
     Args:
         graph: The graph.
-        example: Its inputs for a few texts: several rows and columns, since PyTorch takes a size of 1 for a constant.
-        transformer: What takes the texts in the model, for messages.
+        example: Its inputs for a few texts: several rows and columns, because PyTorch takes a size of 1 as a constant.
+        transformer: The module that takes the texts in the model, for messages.
 
     Raises:
-        UnsupportedModelError: If this PyTorch cannot export it.
+        UnsupportedModelError: If the installed PyTorch cannot export it.
     """
     sizes = tuple({0: BATCH, 1: SEQUENCE} if tensor.dim() == 2 else {0: BATCH} for tensor in example.values())
     try:
@@ -102,12 +102,12 @@ def exported(graph: Graph, example: Mapping[str, Tensor], transformer: Any) -> A
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as error:  # whatever PyTorch raises of what a backbone or module does in its forward
+    except Exception as error:  # whatever PyTorch raises for the forward of a backbone or module
         raise UnsupportedModelError(_why_not(error, transformer)) from error
 
 
 def _why_not(error: Exception, transformer: Any) -> str:
-    """Say which backbone was not exported by what, with the first cause of the error."""
+    """Return a message that names the backbone that was not exported, with the root cause of the error."""
     from importlib.metadata import version
 
     root = error
@@ -116,16 +116,16 @@ def _why_not(error: Exception, transformer: Any) -> str:
     shown = shorten(str(root), _SHOWN)
     return (
         f"torch.onnx.export of PyTorch {torch.__version__} cannot export the backbone "
-        f"{backbones.model_type(transformer)!r} of transformers {version('transformers')} with what stands behind it "
+        f"{backbones.model_type(transformer)!r} of transformers {version('transformers')} with the modules after it "
         f"({type(root).__name__}: {shown}). Newer releases of both export more models; prompt tuning, P-tuning and "
-        f"multitask prompt tuning can be served as a plain model: peft_hooks.merge_and_unload(model); any method with "
+        f"multitask prompt tuning can be served as a plain model, peft_hooks.merge_and_unload(model), any method with "
         f"peft_hooks.load"
     )
 
 
 @contextlib.contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Give every module the very dicts and lists back that torch.export puts copies of in their places."""
+    """Restore every module's own dicts and lists, which torch.export replaces by copies, at the end of a block."""
     former = [(vars(module), dict(vars(module))) for module in model.modules()]
     within = [(value, _items(value)) for _, known in former for value in known.values() if type(value) in (dict, list)]
     try:
@@ -146,18 +146,18 @@ def _items(value: Any) -> list[Any]:
 
 
 def _same(found: list[Any], known: list[Any]) -> bool:
-    """Tell whether these are the very same objects; they are not compared, since tensors are among them."""
+    """Tell whether these are the very same objects; comparing tensors by value would fail."""
     return len(found) == len(known) and [*map(_identity, found)] == [*map(_identity, known)]
 
 
 def _identity(item: Any) -> Any:
-    """Return what an entry is known by: that of a dict is a new pair each time that it is asked for."""
+    """Return the identity of an entry: a dict makes a new pair each time, so that of its two parts."""
     return tuple(map(id, item)) if type(item) is tuple else id(item)
 
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter from naming on stderr what it does not need, such as torchvision."""
+    """Keep the exporter from reporting on stderr what it does not need, such as torchvision."""
     logger = logging.getLogger("torch.onnx")
     former = logger.level
     logger.setLevel(logging.ERROR)

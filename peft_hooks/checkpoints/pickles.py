@@ -1,6 +1,6 @@
-"""Sentence Transformers 2.7 saves and loads Dense and other modules with weights as pickles; here both are safetensors.
+"""Keeps weights in safetensors: Sentence Transformers 2.7 pickles those of Dense and other modules.
 
-No pickle is read but one that this process has just written.
+No pickle is ever read unless this process has just written it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
 def unpickle_own(path: Path) -> None:
-    """Turn the weights of the modules that were just saved at ``path`` into safetensors where they are pickles."""
+    """Turn the pickled weights of the modules just saved at ``path`` into safetensors."""
     for part in parts_of(path):
         if (part.folder / _PICKLED).is_file() and not (part.folder / _SAFE).is_file():
             import torch
@@ -26,7 +26,7 @@ def unpickle_own(path: Path) -> None:
 
 
 def pickle_where_needed(folder: Path) -> None:
-    """Write the safetensors of a module in a temporary folder as the pickle that the installed release reads."""
+    """Write a module's safetensors in a temporary folder as a pickle, if the installed release reads nothing else."""
     if releases.reads_pickles_alone() and (folder / _SAFE).is_file():
         import torch
         from safetensors.torch import load_file

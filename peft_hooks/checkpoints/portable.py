@@ -1,8 +1,8 @@
-"""A plain model's folder as releases from 2.7 on and other engines read it, whatever release has written it.
+"""Writes a plain model's folder so that all releases since 2.7 and other engines read it, whichever release wrote it.
 
-``merge_and_unload`` returns a model whose ``save`` does this. Since 5.4 Sentence Transformers itself writes paths of
-modules and options of Pooling that releases before cannot read, and transformers 5 a tokenizer's class that 4 does not
-have, and a rotary theta where 4 does not look.
+``merge_and_unload`` returns a model whose ``save`` does this. Since 5.4 Sentence Transformers writes module paths and
+options of Pooling that earlier releases cannot read; transformers 5 writes a tokenizer class that 4 does not have, and
+a rotary theta where 4 does not look for it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HOMES = {
     "sentence_transformers.sparse_encoder.modules.": "sentence_transformers.sparse_encoder.models.",
 }
 
-# What a release since 5.4 finds out itself where nothing is written; others cannot read it.
+# What releases since 5.4 infer if it is not written, and others cannot read.
 _INFERRED = {
     "transformer_task": ("feature-extraction", "fill-mask"),
     "module_output_name": ("token_embeddings",),
@@ -39,13 +39,13 @@ _INFERRED = {
 
 
 class Portable:
-    """Mixed into the class of a merged model: what it saves, older releases and other engines read."""
+    """Mixed into the class of a merged model, so that older releases and other engines read what it saves."""
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
-        """Save the model as its own class does, and so that releases from 2.7 on and other engines read it.
+        """Save the model as its own class does, in a form that releases since 2.7 and other engines read.
 
         Raises:
-            SaveError: If what was written gives other tokens than the model.
+            SaveError: If the saved tokenizer gives other tokens than the model's.
         """
         super().save(path, *args, **kwargs)  # type: ignore[misc]
         make_portable(Path(path), self)
@@ -55,9 +55,9 @@ class Portable:
         self.save(path, *args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle it as its own class, so that a process without this library reads it.
+        """Pickle the model as its own class, so that a process without this library can read it.
 
-        In the way of protocol 1: that of later ones allows no other class than the object's.
+        Uses protocol 1, because later ones allow no other class than the object's.
         """
         reduced: Any = super().__reduce_ex__(1)
         made, arguments, *rest = reduced
@@ -65,7 +65,7 @@ class Portable:
         return made, tuple(own if argument is type(self) else argument for argument in arguments), *rest
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Copy it as what it is; by default that is done as it is pickled."""
+        """Copy the model with its class; by default, copies are made like pickles."""
         copied: Any = object.__new__(type(self))
         memo[id(self)] = copied
         vars(copied).update(copy.deepcopy(vars(self), memo))
@@ -73,7 +73,7 @@ class Portable:
 
 
 def portable(model: Any) -> Any:
-    """Return the model, which from now on is saved portably. A class of the user's own stays, and how it is saved."""
+    """Make the model save portably, and return it. A user's own class stays, and so does how it saves."""
     kind = __getattr__(type(model).__name__) if type(model).__name__ in _KINDS else None
     if kind is not None and kind.__mro__[2] is type(model):
         model.__class__ = kind
@@ -84,9 +84,9 @@ _KINDS = ("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder", "CrossEn
 
 
 def __getattr__(name: str) -> Any:
-    """Return the portable class of a name, which some releases write into the folder: made when it is first asked for.
+    """Return the portable class of a name, made on first use; some releases write its name into the folder.
 
-    As an attribute of this module, so that a pickled model finds it.
+    It is an attribute of this module so that a pickled model finds it.
     """
     import sentence_transformers
 
@@ -112,7 +112,7 @@ def make_portable(folder: Path, model: Any) -> None:
 
 
 def _old_home(reference: str, transformer: Any, model: Any, module: Any) -> str:
-    """Return where every release finds a module's class; before 5.4 a SparseEncoder's Transformer has its own."""
+    """Return where every release finds a module's class; a SparseEncoder's Transformer has its own before 5.4."""
     if type(model).__name__ == "SparseEncoder" and isinstance(module, transformer):
         return "sentence_transformers.sparse_encoder.models.MLMTransformer"
     for new, old in _HOMES.items():
@@ -122,7 +122,7 @@ def _old_home(reference: str, transformer: Any, model: Any, module: Any) -> str:
 
 
 def _rewrite_module(folder: Path, module: Any) -> None:
-    """Rewrite what a module has written of itself."""
+    """Rewrite what a module has written about itself."""
     kind = modules.kind_of(module)
     if kind == "Transformer":
         _edit(folder / _TRANSFORMER, lambda config: _transformer_config(config, module))
@@ -139,7 +139,7 @@ def _rewrite_module(folder: Path, module: Any) -> None:
 
 
 def _transformer_config(config: dict[str, Any], transformer: Any) -> dict[str, Any]:
-    """Return the options that every release knows, and others only where they are not what one would find out."""
+    """Return the options that every release knows, and of the others only those that cannot be inferred."""
     options = {"max_seq_length": transformer.max_seq_length, "do_lower_case": bool(transformer.do_lower_case)}
     kept = {name: value for name, value in config.items() if value not in _INFERRED.get(name, ())}
     if set(kept.get("modality_config", ())) == {"text"}:
@@ -148,9 +148,9 @@ def _transformer_config(config: dict[str, Any], transformer: Any) -> dict[str, A
 
 
 def _with_old_keys(config: dict[str, Any], module: Any) -> dict[str, Any]:
-    """Return a module's config with the names of options that it had before 5.4, which later releases read, too.
+    """Return a module's config with the option names from before 5.4, which later releases also read.
 
-    What a Dense reads and writes is written where it is not what every release does.
+    What a Dense reads and writes is included only if it is not what every release assumes.
     """
     renamed = {new: old for old, new in getattr(module, "config_key_renames", {}).items()}
     usual = modules.names_in_and_out(module) == ("sentence_embedding", "sentence_embedding")
@@ -159,7 +159,7 @@ def _with_old_keys(config: dict[str, Any], module: Any) -> dict[str, Any]:
 
 
 def _pooling_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a flag for each mode in place of their names; several in an order of their own stay as they are."""
+    """Return a flag for each mode instead of their names; modes in an order of their own stay as they are."""
     if "pooling_mode" not in config:
         return config
     given = config["pooling_mode"]
@@ -172,7 +172,7 @@ def _pooling_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rewrite_tokenizer(folder: Path, transformer: Any) -> None:
-    """Write what a tokenizer is, without what its last call had set and without the class of one release."""
+    """Write the tokenizer without the truncation and padding of its last call, and without a class of one release."""
     tokenizer = transformer.tokenizer
     _edit(folder / _TOKENIZER, _tokenizer_state)
     dropped = ("backend", "is_local", "local_files_only", "tokenizer_class", "extra_special_tokens")
@@ -186,7 +186,7 @@ def _rewrite_tokenizer(folder: Path, transformer: Any) -> None:
 
 
 def _tokenizer_state(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a tokenizer without where to cut and how to pad, its merges as tokenizers before 0.20 read them."""
+    """Return a tokenizer without truncation and padding, its merges in the form that tokenizers before 0.20 reads."""
     model = dict(state["model"])
     merges = model.get("merges")
     if merges and not any(" " in part for merge in merges if isinstance(merge, list) for part in merge):
@@ -195,11 +195,11 @@ def _tokenizer_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compare_tokens(folder: Path, tokenizer: Any) -> None:
-    """Raise SaveError if the tokenizer in a folder is another to this release: some make one of their own of it."""
+    """Raise SaveError if this release loads the tokenizer in a folder as a different one: some rebuild their own."""
     from transformers import AutoTokenizer
 
     if "auto_map" in read_json(folder / CONFIG):
-        return  # a backbone whose code would have to be run to know its tokenizer
+        return  # loading the tokenizer would run the backbone's code
     again = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     texts = ["a cat", "", "The old captain's 3 boats; naïve café, 中文 🐈", " two  spaces"]
     for text in texts:

@@ -1,7 +1,7 @@
-"""Whether what was just saved comes back as the model that it was: it is read again, and both are asked for embeddings.
+"""Checks that a model just saved comes back the same: it is loaded again, and the embeddings of both are compared.
 
-Only adapters are saved, and the base model comes from where it was read. Whatever was changed on it in memory is lost:
-a weight that was trained, an epsilon, a module that was replaced. Nothing but reading it again tells of all of them.
+Only adapters are saved; the base model comes from where it was loaded. Whatever was changed on it in memory is lost: a
+trained weight, an epsilon, a replaced module. Only loading it again reveals all of these.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ from ..errors import SaveError
 from ..prompts import probes
 from ..prompts.attach import prompt_mask_hooks
 from ..prompts.plan import Options
-from .base_model import Reading
+from .base_model import ReadOptions
 from .embeddings import apart, dtype_of, embeddings_of, random_as_before
 from .loading import read_model
 from .manifest import Saved
 from .sample import TOLERANCE, TOLERANCES
 
 _LARGEST = 4 << 30
-"""Bytes of weights up to which a model is read again: for a while there are two of it."""
+"""Bytes of weights up to which a model is loaded again: for a while there are two copies."""
 
 _SHOWN = 3
 
 
 def refuse_another(model: Any, folder: Path, saved: Saved) -> None:
-    """Raise SaveError if the model that was saved in ``folder`` comes back as another.
+    """Raise SaveError if the model saved in ``folder`` comes back as a different one.
 
-    Nothing is said where that cannot be told: the base model is not here, or too large to have it twice.
+    Does nothing if that cannot be told: the base model is not here, or is too large to have twice.
     """
     split = any(hasattr(part, "hf_device_map") for part in model.modules())
     if not saved.embeddings or _bytes_of(model) > _LARGEST or split:
         return
     try:
         with quiet(), random_as_before():
-            loaded = read_model(str(folder), Reading(device="cpu")).model
+            loaded = read_model(str(folder), ReadOptions(device="cpu")).model
             with prompt_mask_hooks(loaded, **(saved.options or asdict(Options()))):
                 again = embeddings_of(loaded, saved.embeddings["texts"])
-    except Exception:  # `load` says why, when it is asked to
+    except Exception:  # `load` will say why
         return
     far = apart(again.get("numbers"), saved.embeddings["numbers"])
     dtype, differs = dtype_of(model), None
     if far > probes.tolerance_of(dtype) / 10:
         differs = _what_differs(model, loaded)
-    # Another device or attention rounds in another way: what is near has to differ in what can be named.
+    # Other devices and attention kernels round differently: if both are close, something else must differ by name.
     if differs is None and far > TOLERANCES.get(dtype, TOLERANCE):
-        differs = "its weights are all the same, so what was changed is none of them"
+        differs = "its weights are all the same, so something else was changed"
     if differs is not None:
         raise SaveError(
-            f"what would be loaded again is another model, whose embeddings are {far:.0e} of their length apart: "
-            f"{differs}. An adapter is saved, and not its base model: {_way_out(model, saved)}"
+            f"a different model would be loaded again, with embeddings {far:.0e} of their length apart: {differs}. "
+            f"Only the adapter is saved, not its base model: {_way_out(model, saved)}"
         )
 
 
@@ -67,8 +67,8 @@ def _bytes_of(model: nn.Module) -> int:
 
 
 def _what_differs(model: nn.Module, loaded: nn.Module) -> str | None:
-    """Name the weights or the settings of modules that are not the same in both, if there are any."""
-    weights = [name for name in _weights_apart(model, loaded) if "pooler" not in name]  # which may be random in both
+    """Return, as text, the weights or settings of modules that differ between the two; None if there are none."""
+    weights = [name for name in _weights_apart(model, loaded) if "pooler" not in name]  # may be random in both
     if weights:
         more = f" and {len(weights) - _SHOWN} more" if len(weights) > _SHOWN else ""
         return f"the base model's files have other values for {', '.join(weights[:_SHOWN])}{more}"
@@ -99,7 +99,7 @@ def _way_out(model: Any, saved: Saved) -> str:
             name = "model" if "model" in dict(transformer.named_children()) else "auto_model"
             where = f"model.get_submodule({path!r}).{name}" if len(transformers) > 1 else f"model[0].{name}"
             return (
-                f"save that first, `base = {where}.get_base_model()`, `base.save_pretrained(folder)`, "
+                f"save the base model first, `base = {where}.get_base_model()`, `base.save_pretrained(folder)`, "
                 f"`base.name_or_path = folder`, and then this model again"
             )
-    return "save the model without its adapter first, and put the adapter on what is loaded from there"
+    return "save the model without its adapter first, then put the adapter on the model loaded from there"

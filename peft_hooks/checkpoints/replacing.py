@@ -1,8 +1,8 @@
-"""Puts a saved model in the place of a former one. Only a file that ``save`` wrote is ever replaced or removed.
+"""Puts a saved model in the place of an earlier one. Only files that ``save`` wrote are ever replaced or removed.
 
-Everything is written in a folder inside of the target first, the stage, so that nothing is renamed over a directory:
-the target may be a mount point or the working directory. When the stage is whole its files are put in their places one
-by one; a process that is killed meanwhile leaves the stage, which ``load`` reads and the next ``save`` removes.
+Everything is first written to a folder inside the target, the stage, so that no directory is ever renamed over: the
+target may be a mount point or the working directory. Once the stage is complete, its files are moved to their places
+one by one; a process killed during that leaves the stage, which ``load`` reads and the next ``save`` removes.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from .folder import STAGE, read_json
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Give a folder to write in; when the block ends its files are in ``target``, and none are if it raises.
+    """Yield a folder to write to; at the end of the block its files are in ``target``, or none if it raises.
 
     Raises:
-        SaveError: If anything is there that ``save`` did not write.
+        SaveError: If there is anything in ``target`` that ``save`` did not write.
     """
     own_files(target)
     made, stage = not target.exists(), target / STAGE
     _make(target)
     with _alone_in(target):
         try:
-            shutil.rmtree(stage, ignore_errors=True)  # of a save that was killed
+            shutil.rmtree(stage, ignore_errors=True)  # left by a save that was killed
             _make(stage)
             yield stage
-            former = own_files(target)  # again: what another process may have written meanwhile
+            former = own_files(target)  # again: another process may have written meanwhile
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
             if made:
-                with contextlib.suppress(OSError):  # not empty any more
+                with contextlib.suppress(OSError):  # no longer empty
                     target.rmdir()
             raise
         _put_in_place(stage, target, former)
@@ -52,7 +52,7 @@ def _make(folder: Path) -> None:
 
 
 def whole_folder(path: Path) -> Path:
-    """Return where the model at ``path`` is whole: in the stage, after a save that was killed in its last step.
+    """Return the folder in which the model at ``path`` is complete: the stage, if a save was killed in its last step.
 
     Raises:
         LoadError: If something else was written at ``path`` since.
@@ -64,20 +64,20 @@ def whole_folder(path: Path) -> Path:
         own_files(path)
     except SaveError as error:
         raise LoadError(
-            f"{path}: the saving of this folder was cut off, and it was changed since: load {stage}, which has all "
+            f"{path}: saving was interrupted, and the folder was changed since: load {stage}, which has everything "
             f"that was saved, or remove that folder ({error})"
         ) from error
     return stage
 
 
 def own_files(target: Path) -> set[str]:
-    """Return the files in ``target``, if any, by their paths from there: ``save`` wrote all of them.
+    """Return the files in ``target``, if any, by their relative paths: ``save`` wrote all of them.
 
     Raises:
-        SaveError: If there is one that it did not write, or that was changed since.
+        SaveError: If there is a file that it did not write, or that was changed since.
     """
     if target.exists() and not target.is_dir():
-        raise SaveError(f"{target}: a file is there: give a folder")
+        raise SaveError(f"{target}: this is a file: give a folder")
     known, found = _written(target), set()
     for name in _files_in(target):
         if name not in known:
@@ -96,7 +96,7 @@ def own_files(target: Path) -> set[str]:
 
 
 def _files_in(folder: Path) -> Iterator[str]:
-    """Yield everything that is no directory, by its path from ``folder``; links are not followed."""
+    """Yield everything that is not a directory, by its path relative to ``folder``; links are not followed."""
     for root, inner, files in os.walk(folder):
         at = Path(root)
         links = [name for name in inner if (at / name).is_symlink()]
@@ -108,7 +108,7 @@ def _files_in(folder: Path) -> Iterator[str]:
 def _written(folder: Path) -> dict[str, set[str]]:
     """Return the files that ``save`` wrote in ``folder``, with the digests that they may have.
 
-    Those of a save that was killed while it put its files in their places are listed in its stage.
+    If a save was killed while moving its files to their places, its stage lists them.
     """
     found: dict[str, set[str]] = {}
     for at in (folder, folder / STAGE):
@@ -147,14 +147,14 @@ def _put(stage: Path, name: str, target: Path) -> None:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process saves in ``folder``: in a distributed run each may call ``save``."""
+    """Wait until no other process saves to ``folder``: in a distributed run each may call ``save``."""
     opened = None
     try:
         import fcntl
 
         opened = os.open(folder, os.O_RDONLY)
         fcntl.flock(opened, fcntl.LOCK_EX)
-    except (ImportError, OSError):  # Windows, and some network filesystems, have no lock of a directory
+    except (ImportError, OSError):  # Windows, and some network filesystems, cannot lock a directory
         pass
     try:
         yield

@@ -1,8 +1,8 @@
-"""Puts saved adapters on a backbone, ready to be trained or not, and makes sure that they are what was saved.
+"""Puts saved adapters on a backbone, trainable or not, and checks that they are what was saved.
 
-PEFT refuses to load any prompt-learning adapter for training. Where its saved form has all the weights it can be
-trained on all the same; P-tuning and prefix tuning with a projection are saved as the computed rows, without the
-network that computes them, which ``save`` writes next to it.
+PEFT refuses to load any prompt-learning adapter for training. If its saved form has all the weights, it can be trained
+anyway; P-tuning, and prefix tuning with a projection, are saved as the computed rows without the network that computes
+them, which ``save`` writes next to it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .checked import check_adapter, check_network
 from .folder import ADAPTER, WEIGHTS, check_values, check_weights, read_json
 
 ENCODER = "prompt_encoder.safetensors"
-"""The weights of a prompt encoder whose output alone PEFT saves."""
+"""The weights of a prompt encoder of which PEFT saves only the output."""
 
 
 def put_adapters(
@@ -31,7 +31,7 @@ def put_adapters(
     """Put the adapters in ``folders`` on the Transformer, and make ``active`` the active one.
 
     Raises:
-        LoadError: If one is damaged, does not fit the backbone, or cannot be trained though ``trainable``.
+        LoadError: If one is damaged or does not fit the backbone, or if ``trainable`` is set and one cannot be trained.
     """
     former = peft_model = releases.backbone_of(transformer)
     for name, folder in folders.items():
@@ -43,7 +43,7 @@ def put_adapters(
             _fill(peft_model, name, folder)
         except LoadError:
             raise
-        except Exception as error:  # whatever a release raises of a config or weights that do not fit
+        except Exception as error:  # whatever a release raises for a config or weights that do not fit
             raise LoadError(
                 f"{folder / WEIGHTS}: the adapter {name!r} does not fit the base model {base_model}: "
                 f"{type(error).__name__}: {error}"
@@ -55,22 +55,22 @@ def put_adapters(
 
 
 def _compare_sizes(config: Any, expected: Mapping[str, int]) -> None:
-    """Raise ValueError if a prompt is not of the backbone's sizes, which PEFT finds out in the first forward."""
+    """Raise ValueError if a prompt does not have the backbone's sizes; PEFT would notice only in the first forward."""
     keys = ("token_dim", "num_layers") if releases.method_of(config) in releases.PREFIX_METHODS else ("token_dim",)
     for key in keys if config.is_prompt_learning else ():
         if getattr(config, key) != expected[key]:
-            raise ValueError(f"its {key} is {getattr(config, key)}, and the backbone's {expected[key]}")
+            raise ValueError(f"its {key} is {getattr(config, key)}, but the backbone's is {expected[key]}")
 
 
 def read_config(folder: Path, trainable: bool) -> Any:
     """Return the PEFT config in a folder.
 
     Raises:
-        LoadError: If it is damaged, of a method that runs code or reads other models, or cannot be trained.
+        LoadError: If it is damaged, its method runs code or reads other models, or it cannot be trained.
     """
     found = read_json(folder / ADAPTER)
     if "peft_type" not in found:
-        raise LoadError(f"{folder / ADAPTER}: no peft_type in it, so it is not an adapter of PEFT")
+        raise LoadError(f"{folder / ADAPTER}: it has no peft_type, so it is not a PEFT adapter")
     if found["peft_type"] == "XLORA" or found.get("megatron_config"):
         raise LoadError(f"{folder / ADAPTER}: it names other adapters or code to import, which are not loaded")
     check_weights(folder / WEIGHTS)
@@ -83,29 +83,29 @@ def read_config(folder: Path, trainable: bool) -> Any:
 
     try:
         config = PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # an unknown method, an option of a later release
+    except Exception as error:  # an unknown method, or an option of a later release
         raise LoadError(
             f"{folder / ADAPTER}: could not be loaded: {type(error).__name__}: {error}: "
-            f"it may be of a later PEFT than {peft_version}, which is installed"
+            f"it may need a later PEFT than the installed {peft_version}"
         ) from error
     if trainable and computed(config) and not (folder / ENCODER).is_file():
         raise LoadError(
             f"{folder / WEIGHTS}: PEFT saves {releases.method_of(config)} as the rows that its network computes, "
-            f"without the network, so it cannot be trained on: load it with is_trainable=False, or save the model "
-            f"that was trained with peft_hooks.save(model, path), which writes {ENCODER} too"
+            f"without the network, so it cannot be trained further: load it with is_trainable=False, or save the model "
+            f"that was trained with peft_hooks.save(model, path), which writes {ENCODER} as well"
         )
     config.inference_mode = not trainable
     return config
 
 
 def computed(config: Any) -> bool:
-    """Tell whether PEFT saves the output of the prompt's network in place of its weights."""
+    """Tell whether PEFT saves the output of the prompt's network instead of its weights."""
     method = releases.method_of(config)
     return method == "P_TUNING" or (method == "PREFIX_TUNING" and bool(config.prefix_projection))
 
 
 def _add(model: Any, name: str, config: Any, first: bool) -> Any:
-    """Add an adapter with weights of no meaning; reads no tokenizer and no file that its config starts it from."""
+    """Add an adapter with arbitrary weights, without reading the tokenizer or file that its config starts from."""
     from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
 
     plain, start = config, getattr(config, "prompt_tuning_init", None)
@@ -122,7 +122,7 @@ def _add(model: Any, name: str, config: Any, first: bool) -> Any:
 
 
 def _fill(peft_model: Any, name: str, folder: Path) -> None:
-    """Load the weights of an adapter that is there, and compare what PEFT would save of it with what was saved."""
+    """Load the weights of an existing adapter, and compare what PEFT would save of it with what was saved."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -146,14 +146,16 @@ def _fill(peft_model: Any, name: str, folder: Path) -> None:
     for key in now if config.is_prompt_learning else ():
         if not _equal_but_for_rounding(now[key].cpu(), saved[key], network.values()):
             origin = ENCODER if network else "the model"
-            raise LoadError(f"{folder / WEIGHTS}: its {key} is not that of {origin}: they are of different saves")
+            raise LoadError(
+                f"{folder / WEIGHTS}: its {key} does not belong to {origin}: they come from different saves"
+            )
 
 
 def _equal_but_for_rounding(now: Tensor, saved: Tensor, computed_from: Iterable[Tensor]) -> bool:
-    """Tell whether rows are those that were saved, as far as the coarsest type that they went through allows.
+    """Tell whether rows are those that were saved, up to the rounding of the coarsest dtype that they went through.
 
-    Measured with P-tuning, its LSTM and prefix tuning up to a width of 1024: float16 and bfloat16 move a row by 0.7 of
-    their precision, relative to the largest component; another network's rows are off by about 1.
+    Measured with P-tuning, its LSTM and prefix tuning up to a width of 1024: float16 and bfloat16 move a row by 0.7
+    times their precision, relative to the largest component; the rows of another network are off by about 1.
     """
     types = [tensor.dtype for tensor in (now, saved, *computed_from) if tensor.is_floating_point()]
     precision = max([torch.finfo(kind).eps for kind in types], default=0.0)

@@ -1,6 +1,6 @@
-"""What a base model gives for a few tokens: written down by ``save``, and compared by ``load``.
+"""What a base model returns for a few tokens: recorded by ``save`` and compared by ``load``.
 
-Weights tell less: a trained one moves their mean by nothing, and an activation or an epsilon is none of them.
+The weights tell less: training them hardly moves their mean, and an activation or an epsilon is not a weight.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .manifest import SavedTransformer
 
 _TOKENS, _COMPONENTS = 8, 4
 
-# How far the rows may be apart, as a part of their length: devices and releases round in other ways.
+# How far rows may be apart, relative to their length: devices and releases round differently.
 TOLERANCES = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
 TOLERANCE = 1e-3
 
 
 def sample_of(transformer: Any) -> dict[str, Any]:
-    """Return ids and the first components of their rows, of a backbone whose adapters are off; ``{}`` if it has none.
+    """Return ids and the first components of their rows, from a backbone with its adapters off; ``{}`` if none.
 
-    It has none where nothing can be measured, where the backbone takes more than ids, and where it is random itself.
+    There are none if nothing can be measured, if the backbone takes more than ids, or if it is itself random.
     """
     backbone = releases.plain_backbone(transformer)
     if not probes.can_measure(backbone):
@@ -38,7 +38,7 @@ def sample_of(transformer: Any) -> dict[str, Any]:
     try:
         ids = probes.text_ids(backbone, _TOKENS)
         first, again = _rows(backbone, ids), _rows(backbone, ids)
-    except Exception:  # what takes images, or is split over machines: each raises something else
+    except Exception:  # models that take images or are split over machines: each raises its own error
         return {}
     if not _apart(first, again) <= TOLERANCE:
         return {}
@@ -46,13 +46,13 @@ def sample_of(transformer: Any) -> dict[str, Any]:
 
 
 def warn_if_another(saved: SavedTransformer, transformer: Any, base: str, how: str, named_by: Path) -> bool:
-    """Warn of a base model, without adapters yet, that is not what it was when the adapter was saved.
+    """Warn if a base model, still without adapters, is not what it was when the adapter was saved.
 
     Returns:
-        Whether it is another.
+        Whether it is a different one.
 
     Raises:
-        LoadError: If what was saved of it is damaged.
+        LoadError: If what was recorded about it is damaged.
     """
     now, far = state.fingerprint(releases.plain_backbone(transformer)), _moved(saved.sample, transformer, named_by)
     if saved.fingerprint and now and not math.isclose(now, saved.fingerprint, rel_tol=1e-3):
@@ -62,15 +62,15 @@ def warn_if_another(saved: SavedTransformer, transformer: Any, base: str, how: s
     else:
         return False
     warnings.warn(
-        f"{base}: {what} that the adapter was saved with, so the embeddings are others: give the base model that it "
-        f"was trained on with {how}; one that was changed in memory is not saved with its adapter",
+        f"{base}: {what} that the adapter was saved with, so the embeddings will differ: give the base model that it "
+        f"was trained on with {how}; changes made to a base model in memory are not saved with its adapter",
         stacklevel=level_of_caller(),
     )
     return True
 
 
 def _moved(sample: dict[str, Any], transformer: Any, named_by: Path) -> float | None:
-    """Return how far the rows are from those in ``sample``, as a part of their length; None if they are the same."""
+    """Return how far the rows are from those in ``sample``, relative to their length; None if they are the same."""
     backbone = releases.plain_backbone(transformer)
     if not sample or not probes.can_measure(backbone):
         return None
@@ -81,7 +81,7 @@ def _moved(sample: dict[str, Any], transformer: Any, named_by: Path) -> float | 
         if saved.shape != (len(ids), _COMPONENTS) or not 0 <= int(ids.min()) <= int(ids.max()) < len(weight):
             raise ValueError(f"{len(ids)} ids and {tuple(saved.shape)} components")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise LoadError(f"{named_by}: damaged: its sample is none: {type(error).__name__}: {error}") from error
+        raise LoadError(f"{named_by}: damaged: invalid sample: {type(error).__name__}: {error}") from error
     far = _apart(_rows(backbone, ids), saved)
     return None if far <= TOLERANCES.get(weight.dtype, TOLERANCE) else far
 

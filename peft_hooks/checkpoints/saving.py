@@ -1,4 +1,4 @@
-"""``save``: writes a model with its adapters and hooks' options, all of it or nothing."""
+"""``save``: write a model with its adapters and its hooks' options, all of it or nothing."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def save(model: nn.Module, path: str | Path) -> None:
     """Save a model with its adapters so that ``load(path)`` restores it as it is, with its hooks.
 
     Writes what ``model.save_pretrained(path)`` writes, and what that leaves out: the hooks' options, which adapter is
-    active, the base model's path, the tokenizer's padding side, and the networks of P-tuning and prefix tuning with a
-    projection, so that they can be trained on, of a model that was trained here or loaded with ``is_trainable=True``;
-    the model card says how to load it. The base model's weights are not saved. No file is ever replaced or
-    removed but those that ``save`` wrote itself, which ``peft_hooks.json`` lists; and those only when everything is
+    active, the base model's path, the tokenizer's padding side, and the networks of P-tuning and of prefix tuning with
+    a projection, so that they can be trained further, if the model was trained here or loaded with
+    ``is_trainable=True``; the model card says how to load it. The base model's weights are not saved. Only files that
+    ``save`` wrote itself, which ``peft_hooks.json`` lists, are ever replaced or removed, and only after everything is
     written: a crash leaves the former model, or none.
 
     Args:
@@ -51,12 +51,13 @@ def save(model: nn.Module, path: str | Path) -> None:
         path: The folder: a new or empty one, or one that ``save`` wrote before, whose model is replaced.
 
     Raises:
-        TypeError: If ``model`` is no module or ``path`` no path.
-        UnsupportedModelError: If it is no Sentence Transformers model, has no adapter, has LoRA layers under a prompt,
-            of which PEFT saves nothing, or is a ``CrossEncoder`` before 5.4.
-        SaveError: If ``path`` is a file, or has anything in it that ``save`` did not write or that was changed since,
-            or the base model; if an adapter's name is no name of a folder; if a weight is NaN or infinite; or if the
-            base model was changed in memory, so that another would be loaded: trained, an epsilon, a module replaced.
+        TypeError: If ``model`` is not a module or ``path`` is not a path.
+        UnsupportedModelError: If it is not a Sentence Transformers model, has no adapter, has LoRA layers under a
+            prompt, of which PEFT saves nothing, or is a ``CrossEncoder`` before 5.4.
+        SaveError: If ``path`` is a file, or contains the base model or anything that ``save`` did not write or that was
+            changed since; if an adapter's name cannot be the name of a folder; if a weight is NaN or infinite; or if
+            the base model was changed in memory, so that a different one would be loaded: trained, an epsilon, a module
+            replaced.
 
     Example:
         >>> import tempfile
@@ -87,25 +88,25 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 
 def _place(path: Any) -> Path:
-    """Return the whole path of a folder, of one that a link stands for where that leads."""
+    """Return the absolute path of a folder; of a link, the path that it leads to."""
     try:
         target = Path(os.path.abspath(Path(path).expanduser()))
         target = target.resolve() if target.is_symlink() else target
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             target.lstat()
-        str(target).encode()  # no tokenizer can be saved where this fails
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, unknown home, links in a circle
+        str(target).encode()  # if this fails, no tokenizer can be saved there
+    except (OSError, ValueError, RuntimeError) as error:  # too long, contains NUL, unknown home, circular links
         raise SaveError(f"{str(path)!r}: no folder can be made there: {type(error).__name__}: {error}") from error
     return target
 
 
 def _adapted(model: Any) -> dict[int, Any]:
-    """Return the Transformers that have adapters by their number, after refusing what PEFT would lose or misplace."""
+    """Return the Transformers that have adapters, by number; refuse what PEFT would lose or misplace."""
     read = read_pipeline(model)
     refuse_meta(read.root)
     if not all(encoder.is_transformer for encoder in read.encoders):
         raise UnsupportedModelError(
-            f"a CrossEncoder of this release of Sentence Transformers saves no folder that says what it is: use "
+            f"in this release of Sentence Transformers a CrossEncoder does not save what kind of model it is: use "
             f"`model.model.save_pretrained(path)`, and later {cross.TO_LOAD}"
         )
     if not hasattr(model, "save"):
@@ -120,40 +121,40 @@ def _adapted(model: Any) -> dict[int, Any]:
         heads = state.wrapped_heads(backbone)  # saved with the adapter
         if releases.prompt_configs(transformer) and set(state.tuner_layers(backbone)).difference(heads):
             raise UnsupportedModelError(
-                "LoRA layers are in the backbone under the prompt, and PEFT saves nothing of them: merge them into "
+                "there are LoRA layers in the backbone under the prompt, and PEFT does not save them: merge them into "
                 "the backbone and save that first, or train the prompt on a model without them"
             )
         for name in state.adapter_names(transformer):
             if not name or name != Path(name).name or name.startswith(".") or "\\" in name:
-                raise SaveError(f"the adapter {name!r} cannot be saved: PEFT saves it in a folder of its name")
+                raise SaveError(f"the adapter {name!r} cannot be saved: PEFT saves it in a folder with its name")
     return adapted
 
 
 def _refuse_base_in(target: Path, adapted: dict[int, Any]) -> None:
-    """Refuse to save over a base model, also one whose files ``save`` wrote itself: a Router saves it whole."""
+    """Refuse to save over a base model, even if ``save`` wrote its files: a Router saves it whole."""
     for transformer in adapted.values():
         base = _base_of(transformer)
         if base and os.path.isdir(base) and Path(base).resolve().is_relative_to(target.resolve()):
             raise SaveError(
-                f"{target}: the base model is there, in {base}: its weights are not saved with the adapter, so it "
+                f"{target}: the base model is there, in {base}: its weights are not saved with the adapter, so they "
                 f"must stay: give a new or empty folder"
             )
 
 
 def _refuse_not_finite(model: nn.Module, adapted: dict[int, Any]) -> None:
-    """Refuse a model whose training went astray; the base model's weights are not saved and not looked at."""
+    """Refuse a model whose training diverged; the base model's weights are not saved, so they are not checked."""
     backbones = [releases.plain_backbone(transformer) for transformer in adapted.values()]
     frozen = {parameter for backbone in backbones for _, parameter in state.base_parameters(backbone)}
     for name, parameter in model.named_parameters():
         if parameter not in frozen and parameter.is_floating_point() and not parameter.isfinite().all():
             raise SaveError(
-                f"the parameter {name!r} has values that are NaN or infinite, so the model gives no embeddings: go "
-                f"back to a checkpoint before that, and train with a lower learning rate or clipped gradients"
+                f"the parameter {name!r} has values that are NaN or infinite, so the model gives no embeddings: return "
+                f"to a checkpoint before that, and train with a lower learning rate or clipped gradients"
             )
 
 
 def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved:
-    """Write what PEFT leaves out, and return what is to be written down; raises if a file is missing."""
+    """Write what PEFT leaves out, and return what to record; raise if a file is missing."""
     folders = transformer_folders(folder)
     labels = {"num_labels": model.num_labels} if releases.is_cross_encoder(model) else {}
     found = []
@@ -162,10 +163,10 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
     for number, transformer in adapted.items():
         adapters = adapter_folders(folders[number], folders)
         if not adapters:
-            raise SaveError(f"nothing was saved of the adapters {', '.join(state.adapter_names(transformer))}")
+            raise SaveError(f"nothing was saved for the adapters {', '.join(state.adapter_names(transformer))}")
         for name, at in adapters.items():
             if not (at / WEIGHTS).is_file():
-                raise SaveError(f"no {WEIGHTS} was saved of the adapter {name!r}")
+                raise SaveError(f"no {WEIGHTS} was saved for the adapter {name!r}")
             _refuse_overflow(at / WEIGHTS, name)
             _save_network(transformer, name, at)
         active, backbone = state.active_adapter(transformer), releases.plain_backbone(transformer)
@@ -188,27 +189,27 @@ def _complete(model: Any, folder: Path, adapted: dict[int, Any]) -> _saved.Saved
 
 
 def _embeddings(model: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Return what the model gives with its hooks, in a block, so that hooks that are on it count no calls of ours."""
+    """Return the model's embeddings with its hooks, in a block, so that its own hooks do not count these calls."""
     try:
         with quiet(), prompt_mask_hooks(model, **options):
             return embeddings_of(model)
-    except PeftHooksError:  # `load` will refuse it, too, in words of its own
+    except PeftHooksError:  # `load` will refuse it as well, with its own message
         return {}
 
 
 def _refuse_overflow(file: Path, name: str) -> None:
-    """Refuse rows that a network of finite weights computes in half precision, and that are not finite."""
+    """Refuse rows that are not finite although the network that computes them, in half precision, is."""
     try:
         check_values(file)
     except LoadError as error:
         raise SaveError(
-            f"what the prompt's network of the adapter {name!r} computes is NaN or infinite, though its weights are "
-            f"not: save the model in float32, with model.float()"
+            f"the prompt's network of the adapter {name!r} computes NaN or infinite values, although its weights are "
+            f"finite: save the model in float32, with model.float()"
         ) from error
 
 
 def _save_network(transformer: Any, name: str, folder: Path) -> None:
-    """Save the weights of a prompt's network, if this adapter has one: PEFT saves its output alone."""
+    """Save the weights of a prompt's network, if this adapter has one: PEFT saves only its output."""
     from safetensors.torch import save_file
 
     config = releases.prompt_configs(transformer).get(name)
@@ -219,7 +220,7 @@ def _save_network(transformer: Any, name: str, folder: Path) -> None:
 
 
 def _base_of(transformer: Any) -> str | None:
-    """Return the base model's name; of a folder the whole path, so that it is found from wherever it is loaded."""
+    """Return the base model's name; if it is a folder, its absolute path, so that it is found from anywhere."""
     backbone = releases.plain_backbone(transformer)
     name = getattr(backbone, "name_or_path", None) or getattr(backbone.config, "_name_or_path", None)
     return (os.path.abspath(name) if os.path.isdir(name) else str(name)) if name else None

@@ -1,6 +1,6 @@
-"""What was changed on a base model after it was read: settings of its config, and its type of numbers.
+"""What was changed on a base model after it was loaded: settings of its config, and its dtypes.
 
-The base model's weights and config are not saved with an adapter, so without these notes another model would come back.
+The base model's weights and config are not saved with an adapter, so a different model would come back without these.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..compat import sentence_transformers as releases
 from ..errors import LoadError, UnsupportedModelError
 from .folder import CONFIG, read_json
 
-# What the installed release writes, what the weights have themselves, and what could name code.
+# What the installed release writes, what the weights themselves tell, and what could name code.
 _NO_SETTINGS = ("transformers_version", "dtype", "torch_dtype", "auto_map", "quantization_config", "trust_remote_code")
 
 
@@ -29,7 +29,7 @@ def changed_settings(backbone: Any, base: str | None) -> dict[str, Any]:
     """
     try:
         original = type(backbone.config).from_pretrained(base, local_files_only=True).to_dict()
-    except Exception:  # gone, in memory alone, of another class: each release has its own error
+    except Exception:  # gone, only in memory, of another class: each release has its own error
         return {}
     now = json.loads(json.dumps(backbone.config.to_dict(), default=str))
     original = json.loads(json.dumps(original, default=str))
@@ -37,16 +37,16 @@ def changed_settings(backbone: Any, base: str | None) -> dict[str, Any]:
     if "vocab_size" in changed:
         raise UnsupportedModelError(
             f"the backbone has {now['vocab_size']} tokens and its base model {base} has {original.get('vocab_size')}: "
-            f"nothing saves the embeddings of the others: save the model with them first, without the adapter, and "
+            f"nothing saves the embeddings of the added ones: first save the model with them, without the adapter, and "
             f"train on that"
         )
     return {**changed, **_cut_lists(now, original)}
 
 
 def _cut_lists(now: dict[str, Any], original: dict[str, Any]) -> dict[str, Any]:
-    """Return the lists that have an entry for each layer without those of layers that were cut off at the end.
+    """Return the lists with one entry per layer, without the entries of layers that were removed at the end.
 
-    A config that is changed after it was read keeps them, and cannot be read again from a file.
+    A config that is changed after loading keeps these entries, and then cannot be loaded from a file.
     """
     layers, former = now.get("num_hidden_layers"), original.get("num_hidden_layers")
     if not isinstance(layers, int) or not isinstance(former, int) or layers >= former:
@@ -60,14 +60,14 @@ def _is_setting(key: str) -> bool:
 
 
 def change_settings(folder: Path, settings: dict[str, Any], named_by: Path) -> None:
-    """Write settings into the config in a temporary folder, where it may be a link to the base model's.
+    """Write settings to the config in a temporary folder, where it may be a link to the base model's.
 
     Raises:
         LoadError: If one could make a release run code.
     """
     refused = next((key for key in settings if not _is_setting(key)), None)
     if refused is not None:
-        raise LoadError(f"{named_by}: its settings have {refused}, which could name code: no code of a model is run")
+        raise LoadError(f"{named_by}: its settings have {refused}, which could name code: a model's code is never run")
     if settings:
         config = {**read_json(folder / CONFIG), **settings}
         (folder / CONFIG).unlink()
@@ -75,10 +75,10 @@ def change_settings(folder: Path, settings: dict[str, Any], named_by: Path) -> N
 
 
 def types_of(model: nn.Module) -> dict[str, str]:
-    """Return the types of numbers, where there is an adapter of the backbone's own.
+    """Return the dtypes of a model, apart from its adapters.
 
     One for the parameters of each module of the pipeline, unless they are mixed, and one for each buffer: rotary
-    frequencies stay float32 where a model is read in another type.
+    frequencies stay float32 when a model is loaded in another dtype.
     """
     found = {}
     for name, part in _parts(model).items():
@@ -102,7 +102,7 @@ def put_types(model: nn.Module, types: dict[str, str]) -> None:
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:
-    """Return each module of the pipeline by its path, the backbone in place of a Transformer."""
+    """Return each module of the pipeline by its path, with the backbone in place of a Transformer."""
     inner = dict(releases.transformers_of(model))
     parts = {path: releases.plain_backbone(transformer) for path, transformer in inner.items()}
     for name, child in model.named_children():

@@ -1,4 +1,4 @@
-"""Which checkpoints of a training were written to their end: a process may be killed while it writes one."""
+"""Finds the complete checkpoints of a training run: a process may be killed while it writes one."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ TRAINED = "trainable_state.safetensors"
 """Every parameter that is trained."""
 
 PROGRESS = "trainer_state.json"
-"""What every release of the trainer writes last, so that a checkpoint without it was cut off."""
+"""What every release of the trainer writes last, so a checkpoint without it is incomplete."""
 
 STEPS = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
-"""What the trainer silently starts over if it is not there."""
+"""What the trainer silently starts afresh if it is missing."""
 
 
 def begin(checkpoint: Path) -> None:
-    """Mark a checkpoint that is written anew, as a resumed run does, as one that is not whole."""
+    """Mark a checkpoint as incomplete before it is written again, as a resumed run does."""
     (checkpoint / PROGRESS).unlink(missing_ok=True)
 
 
 def newest_whole(folder: Path, needed: Sequence[str]) -> Path | None:
-    """Return the newest checkpoint in ``folder`` that is whole, with a warning if a newer one is not; None: no other.
+    """Return the newest complete checkpoint in ``folder``, with a warning if a newer one is incomplete; None if empty.
 
     Raises:
-        ValueError: If there are checkpoints, and none is whole.
+        ValueError: If there are checkpoints, but none is complete.
     """
     cut: list[str] = []
     for checkpoint in _newest_first(folder):
         reason = why_cut_off(checkpoint, needed)
         if reason is None and cut:
             warnings.warn(
-                f"{'; '.join(cut)}: the training was cut off while it wrote that, so it goes on from {checkpoint}, the "
-                f"newest whole checkpoint",
+                f"{'; '.join(cut)}: training was interrupted while writing it, so it resumes from {checkpoint}, the "
+                f"newest complete checkpoint",
                 stacklevel=level_of_caller(),
             )
         if reason is None:
@@ -48,26 +48,26 @@ def newest_whole(folder: Path, needed: Sequence[str]) -> Path | None:
         cut.append(f"{checkpoint}: {reason}")
     if cut:
         raise ValueError(
-            f"no checkpoint in {folder} is whole, since the training was cut off while it wrote them: begin anew, "
-            f"without resume_from_checkpoint\n  " + "\n  ".join(cut)
+            f"no checkpoint in {folder} is complete: training was interrupted while writing them: start again without "
+            f"resume_from_checkpoint\n  " + "\n  ".join(cut)
         )
     return None
 
 
 def why_cut_off(checkpoint: Path, needed: Sequence[str]) -> str | None:
-    """Say what is missing or damaged in a checkpoint, or None if it is whole.
+    """Return what is missing or damaged in a checkpoint, as text; None if it is complete.
 
     Args:
         checkpoint: The folder.
-        needed: Its files, as patterns of names.
+        needed: Its files, as name patterns.
     """
     for pattern in needed:
         files = sorted(checkpoint.glob(pattern))
         if not files:
-            return f"there is no {pattern} in it"
+            return f"it has no {pattern}"
         damaged = next((file for file in files if not _is_whole(file)), None)
         if damaged is not None:
-            return f"{damaged.name} is not whole"
+            return f"{damaged.name} is incomplete"
     return None
 
 
@@ -82,14 +82,14 @@ def _newest_first(folder: Path) -> Iterator[Path]:
 
 
 def _is_whole(file: Path) -> bool:
-    """Tell whether a file has its end, by its kind; no pickle is read."""
+    """Tell, by its kind, whether a file has its end; no pickle is read."""
     try:
         if file.suffix == ".json":
             json.loads(file.read_text(encoding="utf-8"))
         elif file.suffix == ".safetensors":
             check_weights(file)
         else:
-            return zipfile.is_zipfile(file)  # its directory is at its end
+            return zipfile.is_zipfile(file)  # the directory of a zip file is at its end
     except (LoadError, OSError, ValueError):
         return False
     return True

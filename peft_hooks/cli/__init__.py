@@ -1,1 +1,1 @@
-"""The command `peft-hooks`."""
+"""The command ``peft-hooks``."""

@@ -1,4 +1,4 @@
-"""What the commands have in common: numbers as arguments, results as JSON."""
+"""What the commands share: arguments that are numbers, and results as JSON."""
 
 from __future__ import annotations
 

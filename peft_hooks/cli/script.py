@@ -1,4 +1,4 @@
-"""``peft-hooks run``: a script or module as Python runs it, whose errors are explained."""
+"""``peft-hooks run``: run a script or module as Python does, and explain its errors."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ class Program(NamedTuple):
 def run_program(target: str, arguments: list[str], html: str | None, is_module: bool = False) -> int:
     """Run a script as ``python script.py`` does, or a module as ``python -m`` does, and explain the error that ends it.
 
-    What the program raises is raised here, too, so that Python ends as it would have: it prints the traceback, without
-    the frames of this library, and an interrupt or ``sys.exit`` is one.
+    Whatever the program raises is raised here as well, so that Python ends as it would have: it prints the traceback,
+    without this library's frames, and handles interrupts and ``sys.exit`` as usual.
 
     Args:
         target: The path of the script, or the name of the module.
-        arguments: What it is given.
+        arguments: The program's arguments.
         html: The page to write if a forward failed.
         is_module: Whether ``target`` is the name of a module.
 
     Returns:
         The exit status: 0, or 2 if there is no such program.
     """
+    program = _module(target) if is_module else _script(target)
+    if isinstance(program, str):
+        sys.stderr.write(f"peft-hooks: {target}: {program}\n")
+        return 2
     failure = None
     try:
-        program = _module(target) if is_module else _script(target)
-        if isinstance(program, str):
-            sys.stderr.write(f"peft-hooks: {target}: {program}\n")
-            return 2
         _execute(program.load, _become(program, arguments))
     except Exception as error:
         failure = explain_afterwards(error)
@@ -64,7 +64,7 @@ def run_program(target: str, arguments: list[str], html: str | None, is_module: 
 
 
 def _script(path: str) -> Program | str:
-    """Read a script. Returns why that cannot be, where it cannot."""
+    """Read a script. Return the reason as text if it cannot be read."""
     whole = os.path.abspath(path)
     try:
         with io.open_code(whole) as file:
@@ -76,7 +76,7 @@ def _script(path: str) -> Program | str:
 
 
 def _module(name: str) -> Program | str:
-    """Find a module, or the ``__main__`` of a package, from the current folder on."""
+    """Find a module, or a package's ``__main__``, from the working directory. Return the reason if there is none."""
     folder = os.getcwd()
     _look_first_in(folder)
     try:
@@ -114,9 +114,9 @@ def _execute(load: Callable[[], CodeType], namespace: dict[str, Any]) -> None:
 
 
 def _hide_our_frames() -> None:
-    """Let what prints tracebacks, be it the script's own, see them from the script's first frame on.
+    """Make tracebacks begin at the script's first frame, whatever prints them, even the script's own hook.
 
-    Python adds a frame for each function that an error leaves, so they can be left out only when it is printed.
+    Python adds a frame for each function that an error leaves, so our frames can only be removed when it is printed.
     """
     show = sys.excepthook
 
@@ -137,7 +137,7 @@ def _of_the_script(traceback: TracebackType | None) -> TracebackType | None:
 
 
 def _write(html: str, failure: Failure | None) -> None:
-    """Write the page of a failure, and say so. What goes wrong with it must not hide the error itself."""
+    """Write the page of a failure, and report it. An error in writing it must not hide the script's own error."""
     if failure is None:
         sys.stderr.write(f"peft-hooks: nothing to explain, so {html} was not written\n")
         return

@@ -1,4 +1,4 @@
-"""``peft-hooks merge`` and ``peft-hooks export``: a tuned model for where this library is not."""
+"""``peft-hooks merge`` and ``peft-hooks export``: write a tuned model for places without this library."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .arguments import print_json, whole_number
 
 
 def merge(options: argparse.Namespace) -> int:
-    """Write a model with a prompt in it as a plain one, and say how far it is from the hooked one.
+    """Write a model with its prompt merged as a plain model, and report how far it is from the hooked one.
 
-    Exit status 0: written; 2: no plain model is equal to it, or it could not be loaded or written.
+    Exit status 0: written; 2: no plain model equals it, or it could not be loaded or written.
     """
     from ..checkpoints.merge_folder import write_merged
     from ..compat.quiet import quiet
@@ -31,17 +31,15 @@ def merge(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"path": options.out, **written.to_dict()})
     else:
-        sys.stdout.write(
-            f"{options.out}: a plain model, to be loaded with {written.kind}({options.out!r})\n{written}\n"
-        )
+        sys.stdout.write(f"{options.out}: a plain model; load it with {written.kind}({options.out!r})\n{written}\n")
     return 0
 
 
 def export(options: argparse.Namespace) -> int:
-    """Write a tuned model as one ONNX graph with its tokenizer, and say how far it is from the hooked model.
+    """Write a tuned model as one ONNX graph with its tokenizer, and report how far it is from the hooked model.
 
-    A name that ends in .onnx is a file, with tokenizer.json beside it; any other a folder that Sentence Transformers
-    loads with backend="onnx". Exit status 0: it was written; 2: it could not be, and nothing was.
+    A name that ends in .onnx is a file, with tokenizer.json next to it; any other is a folder, which Sentence
+    Transformers loads with backend="onnx". Exit status 0: it was written; 2: it could not be, and nothing was written.
     """
     from ..checkpoints.exporting import export_onnx
     from ..compat.quiet import quiet
@@ -57,19 +55,19 @@ def export(options: argparse.Namespace) -> int:
 
 
 def _read(options: argparse.Namespace) -> Any:
-    """Load a tuned model without hooks, with what is known of it."""
-    from ..checkpoints.base_model import Reading
+    """Load a tuned model without hooks, with what is recorded about it."""
+    from ..checkpoints.base_model import ReadOptions
     from ..checkpoints.loading import read_model
     from ..compat.quiet import quiet
     from .console import load_libraries, saying
 
     load_libraries()
     with quiet():
-        return read_model(options.model, Reading(options.base, "--base PATH", device="cpu", say=saying))
+        return read_model(options.model, ReadOptions(options.base, "--base PATH", device="cpu", say=saying))
 
 
 def _hooked(options: argparse.Namespace) -> Any:
-    """Load a tuned model with the hooks that it was saved with, or with the options given."""
+    """Load a tuned model with the hooks that it was saved with, or with the given options."""
     from ..compat.quiet import quiet
     from ..prompts.attach import register_prompt_mask_hooks
     from ..prompts.plan import given_options
@@ -83,7 +81,7 @@ def _hooked(options: argparse.Namespace) -> Any:
 
 @contextlib.contextmanager
 def _plain_words() -> Iterator[None]:
-    """Turn a wrong option into an error that the command line says without a traceback."""
+    """Turn a wrong option into an error that the command line reports without a traceback."""
     try:
         yield
     except PeftHooksError:
@@ -93,20 +91,20 @@ def _plain_words() -> Iterator[None]:
 
 
 def merge_arguments(command: argparse.ArgumentParser) -> None:
-    """Add what ``peft-hooks merge`` takes."""
+    """Add the arguments of ``peft-hooks merge``."""
     _serving_arguments(command)
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def export_arguments(command: argparse.ArgumentParser) -> None:
-    """Add what ``peft-hooks export`` takes."""
+    """Add the arguments of ``peft-hooks export``."""
     _serving_arguments(command)
 
 
 def _serving_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="PATH_OR_NAME", help="as for doctor")
-    command.add_argument("out", metavar="OUT", help="the folder to write; export: or a file, OUT.onnx")
+    command.add_argument("out", metavar="OUT", help="the folder to write; for export, also a file, OUT.onnx")
     command.add_argument("--base", metavar="PATH", help="an adapter's base model, if not where the adapter says")
     command.add_argument("--task-id", type=whole_number, metavar="N", help="the task of multitask prompt tuning")
     policies = ("auto", "pool", "ignore", "strip")
-    command.add_argument("--virtual-tokens", choices=policies, help="the policy, if not the one it was saved with")
+    command.add_argument("--virtual-tokens", choices=policies, help="the policy, if not the one that it was saved with")

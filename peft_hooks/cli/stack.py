@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 POOLINGS = ("mean", "cls")
 BACKBONES = (("bert", "right"), ("llama", "left"))
 
-# What a method is called in the table, its config in PEFT, and what that needs.
+# The name of a method in the table, its config in PEFT, and the options that the config needs.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "prompt tuning": ("PromptTuningConfig", {"num_virtual_tokens": 4}),
     "P-tuning": ("PromptEncoderConfig", {"num_virtual_tokens": 4, "encoder_hidden_size": 24}),
@@ -40,15 +40,15 @@ _LORA_LAYERS = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj"]}
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one method, on one backbone, with one pooling.
+    """The result of one method, on one backbone, with one pooling.
 
     Attributes:
-        method: As in ``METHODS``.
+        method: The method, as in ``METHODS``.
         backbone: The architecture.
-        padding: Where its tokenizer pads.
+        padding: The side on which its tokenizer pads.
         pooling: The pooling mode.
         hooks: Whether the hooks were on.
-        outcome: ``"right"``, ``"wrong"``, ``"raises"``, ``"refused"``, or ``"missing"`` where PEFT has no such method.
+        outcome: ``"right"``, ``"wrong"``, ``"raises"``, ``"refused"``, or ``"missing"`` if PEFT has no such method.
         distance: For right and wrong: how far the embeddings are from those computed by hand, alone and in a batch.
         detail: The error.
     """
@@ -64,7 +64,7 @@ class Cell:
 
     @property
     def expected(self) -> bool:
-        """Whether this is how it should be with the hooks on."""
+        """Whether the outcome is one that the hooks allow."""
         return self.outcome in ("right", "refused", "missing")
 
 
@@ -87,14 +87,14 @@ def _measured(method: str, backbone: str, padding: str, pooling: str, hooks: boo
         apart = _distance(_adapted(method, backbone, padding, pooling), method, pooling, hooks)
     except UnsupportedModelError as error:
         return Cell(*where, "refused", detail=str(error))
-    except Exception as error:  # whatever the libraries raise is what a user sees
+    except Exception as error:  # a user sees whatever the libraries raise
         first = (str(error).strip().splitlines() or [""])[0]
         return Cell(*where, "raises", detail=f"{type(error).__name__}: {first}")
     return Cell(*where, "right" if apart <= TOLERANCE else "wrong", apart)
 
 
 def _adapted(method: str, backbone: str, padding: str, pooling: str) -> Any:
-    """Return a tiny model with an adapter, put on without asking whether it can be right."""
+    """Return a tiny model with an adapter, attached without checking whether it can be right."""
     import peft
 
     model = tiny_model(backbone, padding_side=padding, pooling=pooling)
@@ -110,7 +110,7 @@ def _adapted(method: str, backbone: str, padding: str, pooling: str) -> Any:
         torch.manual_seed(0)
         adapted = peft.get_peft_model(releases.backbone_of(transformer), config)
         for parameter in adapted.parameters():
-            # As large as words, so that what goes wrong shows; cartridges begin at zero.
+            # As large as word embeddings, so that errors show; cartridges start at zero.
             if parameter.requires_grad and config.is_prompt_learning:
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
     releases.put_backbone(transformer, adapted)
@@ -118,7 +118,7 @@ def _adapted(method: str, backbone: str, padding: str, pooling: str) -> Any:
 
 
 def _distance(model: Any, method: str, pooling: str, hooks: bool) -> float:
-    """Return how far embeddings, alone and in one batch, are from those computed by hand. Infinite for NaN."""
+    """Return how far embeddings, alone and in one batch, are from those computed by hand; infinity for NaN."""
     task = 0 if method == "multitask" else None
     with prompt_mask_hooks(model, task_id=task) if hooks else contextlib.nullcontext():
         together = model.encode(list(TEXTS), batch_size=len(TEXTS), convert_to_tensor=True)
@@ -128,11 +128,11 @@ def _distance(model: Any, method: str, pooling: str, hooks: bool) -> float:
 
 
 def _by_hand(model: Any, text: str, pooling: str, task: int | None) -> Tensor:
-    """Compute one embedding from PEFT's own forward on a text without padding, where no mask can be wrong."""
+    """Compute one embedding with PEFT's own forward, on a text without padding, where no mask can be wrong."""
     transformer: Any = releases.transformers_of(model)[0][1]
     encoded = transformer.tokenizer(text, return_tensors="pt")
     peft_model, ids = releases.backbone_of(transformer), encoded["input_ids"]
-    # Only a task is needed, which PEFT has no way to be given.
+    # The hooks are only needed to choose a task, for which PEFT has no option here.
     with prompt_mask_hooks(model, task_id=task) if task is not None else contextlib.nullcontext(), torch.no_grad():
         rows = peft_model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0]
     embedding: Tensor = rows.mean(dim=0) if pooling == "mean" else rows[rows.size(0) - ids.size(1)]
@@ -145,8 +145,8 @@ def show(console: Console, found: Sequence[Cell]) -> None:
     page.versions()
     page.title("What each PEFT method does with these releases")
     page.say(
-        "Measured just now on tiny random models. Right: the embedding of every text, alone and in a padded batch, is "
-        "the one computed by hand. Wrong by: the largest difference of a component."
+        "Measured just now on tiny random models. Right: the embedding of every text, alone and in a padded batch, "
+        "equals the one computed by hand. Wrong by: the largest difference of any component."
     )
     errors = list(dict.fromkeys(cell.detail for cell in found if cell.detail))
     for backbone, padding in BACKBONES:

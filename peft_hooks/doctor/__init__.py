@@ -1,1 +1,1 @@
-"""Checks of a whole model, and their report."""
+"""Checks of a whole model and the report that shows them."""

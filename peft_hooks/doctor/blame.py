@@ -1,7 +1,7 @@
-"""Which module of a pipeline makes an embedding depend on its batch, and by what: measured, for modules of any kind.
+"""Finds which module of a pipeline makes an embedding depend on its batch, and why: measured, for any kind of module.
 
-Each module that takes features is called again with what it got in one batch: with other values where padding stands,
-with other values in the other texts, and with one text alone. What its own text's result does then tells what it reads.
+Each module that takes features is called again with the input it got in one batch: with other values in the padding,
+with other values in the other texts, and with one text alone. How a text's own result changes shows what it depends on.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .taps import copied, features_of, tapped
 
 Features = dict[str, Any]
 
-# What a module of a pipeline works on. Ids, which cannot take any value, are exchanged for others of the batch.
+# The features that modules of a pipeline work on. Token ids cannot take any value, so those of the batch are swapped.
 _ROWS, _EMBEDDING, _MASK = "token_embeddings", "sentence_embedding", "attention_mask"
-_EXACT, _ROUNDED = 4, 16  # steps of the dtype's precision: with tensors of the same shape, and of another
+_EXACT, _ROUNDED = 4, 16  # steps of the dtype's precision: for tensors of the same shape, and of another shape
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What one module took in one forward.
+    """The input of one module in one forward.
 
     Attributes:
-        path: Where the module is.
+        path: The path of the module.
         module: The module.
-        features: What it was given, before any hook.
+        features: Its features, before any hook.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Taken:
 
     @property
     def kept(self) -> Tensor | None:
-        """``bool[batch, positions]``: where text stands; None where the mask is not for what is taken."""
+        """``bool[batch, positions]``: True where there is text; None if the mask does not describe the input."""
         mask, rows = self.features.get(_MASK), self.features.get(_ROWS, self.features.get("input_ids"))
         if not isinstance(mask, Tensor) or not isinstance(rows, Tensor) or rows.dim() < 2:
             return None
@@ -49,23 +49,23 @@ class Taken:
 
     @property
     def texts(self) -> int:
-        """How many texts there are."""
+        """The number of texts."""
         known = (self.features.get(name) for name in (_EMBEDDING, _ROWS, "input_ids"))
         return next((value.size(0) for value in known if isinstance(value, Tensor) and value.dim()), 0)
 
 
 def blamed(model: nn.Module, run: Callable[[], Any], measured: str) -> Iterator[Finding]:
-    """Yield the modules that make an embedding depend on its batch: PH002 where padding is pooled, else PH011.
+    """Yield the modules that make an embedding depend on its batch: PH002 if padding is pooled, otherwise PH011.
 
     Args:
         model: The model.
         run: Encodes one batch of texts of different lengths.
-        measured: By how much an embedding moves.
+        measured: How far an embedding moves, as text.
     """
     for taken in _taken(model, run):
         try:
             reasons = _reasons(taken)
-        except Exception:  # a module that cannot be called with one text, or by itself: nothing is known of it
+        except Exception:  # it cannot be called with one text, or on its own: nothing is known about it
             continue
         if not reasons:
             continue
@@ -73,14 +73,12 @@ def blamed(model: nn.Module, run: Callable[[], Any], measured: str) -> Iterator[
         pools = reasons[0] == _PADDING and _EMBEDDING not in taken.features
         code = "PH002" if pools and _EMBEDDING in _call(taken.module, taken.features) else "PH011"
         does = " and ".join(reasons)
-        sentence = (
-            f"{name} {does}{_begins(taken, reasons[0])}, so that an embedding depends on what else is in its batch."
-        )
+        sentence = f"{name} {does}{_begins(taken, reasons[0])}, so an embedding depends on what else is in its batch."
         yield Finding(code, f"{name} {taken.path!r}", sentence, measured, _CURES.get(reasons[0], LOOK))
 
 
 def _begins(taken: Taken, reason: str) -> str:
-    """Say in which of its submodules it begins, if it does not do it by itself."""
+    """Return in which submodule the dependence begins, as text; empty if it is in the module itself."""
     own = taken.kept if reason == _PADDING else torch.arange(taken.texts) == 0
     if own is None or reason == _LENGTH:
         return ""
@@ -92,28 +90,28 @@ def _begins(taken: Taken, reason: str) -> str:
         lambda: _call(taken.module, taken.features),
         lambda: _call(taken.module, changed),
     )
-    return "" if inner is None else f", which begins in its {inner}"
+    return "" if inner is None else f", starting in its {inner}"
 
 
-_PADDING = "reads positions of padding as if they were text"
+_PADDING = "reads padding positions as if they were text"
 _OTHERS = "lets one text's result depend on the values of the other texts"
-_LENGTH = "gives a text alone another result than the same text in a padded batch"
+_LENGTH = "gives a text a different result alone than in a padded batch"
 _CURES = {
     _PADDING: 'mask = features["attention_mask"].bool()  # in its forward: leave out the positions where this is False',
-    _OTHERS: "# in its forward: no statistics over dimension 0, the texts, and no running ones while evaluating",
+    _OTHERS: "# in its forward: no statistics over dimension 0, the texts, and no running statistics in eval mode",
 }
 
 
 def _taken(model: nn.Module, run: Callable[[], Any]) -> list[Taken]:
-    """Return what each module took that takes features and holds no other that does."""
+    """Return the input of each module that takes features and contains no other module that does."""
     found: list[Taken] = []
 
-    def came(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def given(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         features = features_of(args, kwargs)
         if isinstance(features, Mapping) and {_ROWS, _EMBEDDING, "input_ids"} & set(features):
             found.append(Taken(path, module, copied(features)))
 
-    with tapped([(path, module) for path, module in model.named_modules() if path], came=came):
+    with tapped([(path, module) for path, module in model.named_modules() if path], given=given):
         run()
     paths = {taken.path for taken in found}
     return [taken for taken in found if not any(path.startswith(f"{taken.path}.") for path in paths)]
@@ -125,7 +123,7 @@ def _call(module: nn.Module, features: Features) -> Features:
 
 
 def _reasons(taken: Taken) -> list[str]:
-    """Return what a module reads that it should not; empty if its results are those of each text alone."""
+    """Return what a module wrongly depends on; empty if each text's result depends on that text alone."""
     whole, kept = _call(taken.module, taken.features), taken.kept
     reasons = []
     if kept is not None and not bool(kept.all()):
@@ -147,7 +145,7 @@ def _reads_others(taken: Taken, whole: Features, number: int) -> bool:
 
 
 def _differs_alone(taken: Taken, whole: Features, number: int) -> bool:
-    """Tell whether a text's result is another if it is given alone, cut to its own length."""
+    """Tell whether a text's result changes when it is given alone, cut to its own length."""
     kept = taken.kept
     assert kept is not None
     own = {key: _cut(value, kept, number) for key, value in taken.features.items()}
@@ -157,7 +155,7 @@ def _differs_alone(taken: Taken, whole: Features, number: int) -> bool:
 
 
 def _cut(value: Any, kept: Tensor, number: int) -> Any:
-    """Cut what belongs to all texts to one, without its padding."""
+    """Cut a value of all texts down to one text without its padding."""
     if not isinstance(value, Tensor) or not value.dim() or value.size(0) != kept.size(0):
         return value
     own = value[number : number + 1]
@@ -167,7 +165,7 @@ def _cut(value: Any, kept: Tensor, number: int) -> Any:
 
 
 def _replaced(features: Features, where: Tensor) -> Features:
-    """Put other values where ``where``, ``bool[batch]`` or ``bool[batch, positions]``, is True. Masks stay."""
+    """Change the values where ``where``, ``bool[batch]`` or ``bool[batch, positions]``, is True; masks are kept."""
     generator = torch.Generator().manual_seed(0)
     return {key: value if key == _MASK else _other(value, where, generator) for key, value in features.items()}
 
@@ -181,14 +179,14 @@ def _other(value: Any, where: Tensor, generator: torch.Generator) -> Any:
     if value.is_floating_point():
         noise = torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
         new[chosen] += (1 + value[chosen].abs()) * noise[chosen]
-    elif value.dtype != torch.bool and value.dim() > 1:  # ids; lengths, [batch], are sizes, not values
+    elif value.dtype != torch.bool and value.dim() > 1:  # ids; a 1-D tensor holds lengths, which must stay valid
         pick = torch.randint(value.numel(), new[chosen].shape, generator=generator).to(value.device)
         new[chosen] = value.flatten()[pick]
     return new
 
 
 def _differ(first: Features, second: Features, number: int, kept: Tensor | None, steps: int) -> bool:
-    """Tell whether a text's embedding, or where there is none its token embeddings, are not the same."""
+    """Tell whether a text's embedding differs, or its token embeddings if there is no embedding."""
     name = _EMBEDDING if _EMBEDDING in first else _ROWS
     whole, changed = first.get(name), second.get(name)
     if not isinstance(whole, Tensor) or not isinstance(changed, Tensor) or not whole.is_floating_point():

@@ -1,4 +1,4 @@
-"""The checks of ``diagnose`` on the model itself: adapters, hooks, positions. Each yields findings."""
+"""The checks of ``diagnose`` on the model itself: adapters, hooks and positions. Each yields findings."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TRAIN_ANOTHER = (
 
 
 def check_adapters(model: nn.Module, virtual: Mapping[str, int]) -> Iterator[Finding]:
-    """Yield adapters that do nothing: never called (PH004), passed by (PH005), or ignored by the backbone (PH010).
+    """Yield adapters that do nothing: never called (PH004), bypassed (PH005), or ignored by the backbone (PH010).
 
     Args:
         model: The model.
-        virtual: How many virtual tokens came out of each Transformer that ran, by path.
+        virtual: The number of virtual tokens that came out of each Transformer that ran, by path.
     """
     transformers = releases.transformers_of(model)
     running = [releases.backbone_of(transformer) for _, transformer in transformers]
@@ -47,7 +47,7 @@ def _never_called(path: str, adapter: Any, running: list[Any]) -> Iterator[Findi
     config = adapter.active_peft_config
     inside = any(adapter.get_base_model() is getattr(backbone, "base_model", backbone) for backbone in running)
     if inside and not config.is_prompt_learning:
-        return  # LoRA's layers are in the backbone itself, so they work all the same
+        return  # LoRA's layers are in the backbone itself, so they work anyway
     method = releases.method_of(config)
     tokens = f"{config.num_virtual_tokens} virtual tokens" if config.is_prompt_learning else "layers"
     parent, _, name = path.rpartition(".")
@@ -71,16 +71,16 @@ def _passed_by(path: str, transformer: Any, virtual: int | None) -> Iterator[Fin
         yield Finding(
             "PH005",
             f"{type(backbone).__name__} of Transformer {path!r}",
-            f"The {releases.method_of(config)} adapter {name!r} has no task type, and the forward of PEFT's plain "
-            f"PeftModel goes to the base model and leaves the prompt out: the adapter does nothing.",
+            f"The {releases.method_of(config)} adapter {name!r} has no task type, and the forward of a plain PeftModel "
+            f"calls the base model without the prompt: the adapter does nothing.",
             f"{config.num_virtual_tokens} virtual tokens in its config, {virtual or 0} among the embeddings",
-            'set "task_type": "FEATURE_EXTRACTION" in adapter_config.json, and load it again',
+            'set "task_type": "FEATURE_EXTRACTION" in adapter_config.json, then load it again',
         )
 
 
 def _switched_off(model: nn.Module, path: str, transformer: Any, virtual: int | None) -> Iterator[Finding]:
     expected = releases.active_virtual_tokens(transformer)
-    if virtual != 0 or not expected or options_on(model) is not None:  # with hooks on, they may have been cut off
+    if virtual != 0 or not expected or options_on(model) is not None:  # hooks may have cut them off
         return
     yield Finding(
         "PH005",
@@ -109,7 +109,7 @@ def _ignored(path: str, transformer: Any) -> Iterator[Finding]:
 
 
 def paths_to_count(model: nn.Module) -> set[str]:
-    """Return the modules whose calls ``check_hooks`` needs: those with hooks on, what is in them, and around them."""
+    """Return the modules whose calls ``check_hooks`` needs: those with hooks, their children, parents and siblings."""
     hooked, modules = hooked_paths(model), modules_of(model)
     inside = {path for path, _ in model.named_modules() if path and path.rpartition(".")[0] in hooked}
     around = {path.rpartition(".")[0] for path in hooked if path}
@@ -118,7 +118,7 @@ def paths_to_count(model: nn.Module) -> set[str]:
 
 
 def _has_forward(module: nn.Module) -> bool:
-    """Tell whether a module is called at all: ``ModuleList`` and ``ModuleDict`` only hold others."""
+    """Tell whether a module is ever called: ``ModuleList`` and ``ModuleDict`` only hold others."""
     return not isinstance(module, (nn.ModuleList, nn.ModuleDict))
 
 
@@ -127,8 +127,8 @@ def check_hooks(model: nn.Module, hooked: set[str], calls: Counter[str]) -> Iter
 
     Args:
         model: The model.
-        hooked: Where there are hooks.
-        calls: How often hooks on the ``paths_to_count`` were called while texts were encoded.
+        hooked: The paths that have hooks.
+        calls: How often the hooks on ``paths_to_count`` were called while texts were encoded.
     """
     modules = modules_of(model)
     inactive = {path for path in hooked if _is_inactive_prompt(modules, path)}
@@ -138,14 +138,14 @@ def check_hooks(model: nn.Module, hooked: set[str], calls: Counter[str]) -> Iter
             continue
         around = path.rpartition(".")[0]
         if path and _is_choice(modules[around]):
-            continue  # a Router's other route
+            continue  # the other route of a Router
         note = silence(model, path, calls).removeprefix("never fired: ")
         inner = next((at for at in sorted(calls) if at.startswith(f"{path}.") and calls[at]), None) if path else "0"
         target = inner or around
         yield Finding(
             "PH008",
             f"{type(module).__name__} {path!r}",
-            "A hook on this module never fires: the forward does not come by here in a way that runs hooks.",
+            "A hook on this module never fires: the forward does not call the module in a way that runs hooks.",
             f"0 calls while texts were encoded; {note}",
             f"peft_hooks.HookRegistry(model).attach(hook, to={target!r})",
         )
@@ -163,7 +163,7 @@ def _is_choice(module: nn.Module) -> bool:
 
 
 def room_for_text(transformer: Any) -> tuple[int, int] | None:
-    """Return positions of the backbone and virtual tokens, where they and the longest text do not fit; else None."""
+    """Return the backbone's positions and the virtual tokens if these and the longest text do not fit; else None."""
     config, positions = releases.active_config(transformer), backbones.position_count(transformer)
     if config is None or positions is None or not getattr(config, "is_prompt_learning", False):
         return None
@@ -172,24 +172,24 @@ def room_for_text(transformer: Any) -> tuple[int, int] | None:
 
 
 def check_positions(path: str, transformer: Any, tried: str) -> Iterator[Finding]:
-    """PH009: yield the Transformer if a text may be so long that the virtual tokens find no positions.
+    """PH009: yield the Transformer if a text can be so long that no positions are left for the virtual tokens.
 
     Args:
-        path: The Transformer's.
+        path: The path of the Transformer.
         transformer: The module.
-        tried: What came of a text of that length.
+        tried: What happened to a text of that length.
     """
     found = room_for_text(transformer)
     if found is None:
         return
     positions, virtual = found
     longest = transformer.max_seq_length
-    limit = f"texts are cut at {longest} tokens" if longest is not None else "texts are not cut"
+    limit = f"texts are truncated to {longest} tokens" if longest is not None else "texts are not truncated"
     yield Finding(
         "PH009",
         f"Transformer {path!r}",
-        f"Long texts and the virtual tokens do not fit into the backbone's positions together: {limit}, and nothing "
-        f"takes the virtual tokens off that.",
+        f"Long texts and the virtual tokens together do not fit into the backbone's positions: {limit}, and nothing "
+        f"subtracts the virtual tokens from that.",
         f"{positions} positions, {virtual} of them for virtual tokens; {tried}",
         f"model.max_seq_length = {positions - virtual}",
     )

@@ -1,4 +1,4 @@
-"""``Diagnosis``: what ``diagnose`` found, as data."""
+"""``Diagnosis``: the result of ``diagnose``, as data."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """What came of encoding the texts alone and in batches, in one condition.
+    """The result of encoding the texts alone and in batches, in one condition.
 
     Attributes:
         padding: ``"left"`` or ``"right"``.
-        own: Whether this is how the model's tokenizer pads.
+        own: Whether the model's tokenizer pads this way.
         hooks: Whether ``diagnose`` put the hooks on for it.
-        difference: The largest difference of a component between a text alone and in a batch; None if it raised.
+        difference: The largest difference of any component between a text alone and in a batch; None if it raised.
         tolerance: What counts as the same.
         error: What was raised, or None.
         judged_by: Where the tolerance comes from, as text.
@@ -53,18 +53,18 @@ class Run:
 
     @property
     def badness(self) -> float:
-        """The difference, and more than any where there is none."""
+        """The difference, or infinity if there is none."""
         return math.inf if self.difference is None else self.difference
 
     @property
     def shown(self) -> str:
-        """The difference for a reader."""
+        """The difference as text."""
         if self.difference is None:
             return "nothing, it raises"
         return difference(self.difference) if math.isfinite(self.difference) else "NaN"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the run as what JSON can hold, which has no NaN and no infinity."""
+        """Return the run as JSON-compatible data: NaN and infinity become None."""
         finite = self.difference is not None and math.isfinite(self.difference)
         plain = {name: value for name, value in asdict(self).items() if name != "differences"}
         return {**plain, "difference": self.difference if finite else None, "same": self.same}
@@ -73,18 +73,18 @@ class Run:
 @public
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is wrong with a model. True in a condition if nothing is.
+    """What is wrong with a model. True as a condition if nothing is.
 
     Attributes:
         findings: What is wrong, by code.
-        runs: What came of encoding alone and in batches, padded on the right and on the left, without and with hooks.
-        tolerance: The largest difference of a component that counts as the same.
-        texts: How many texts were encoded.
-        model: The model for a reader: its class, modules, adapters, hooks, padding and longest text.
+        runs: The results of encoding alone and in batches, padded on the right and on the left, without and with hooks.
+        tolerance: The largest difference of any component that counts as the same.
+        texts: The number of texts that were encoded.
+        model: A summary of the model: its class, modules, adapters, hooks, padding and longest text.
         hooks: The call that attaches the hooks.
         refusal: Why the hooks refuse the model, or None.
-        left: The codes that were found with the hooks on.
-        rows: For every text of one batch, what stood at each position, and whether Pooling counted it.
+        left: The codes that were still found with the hooks on.
+        rows: For every text of one batch, what is at each position and whether Pooling counted it.
 
     Example:
         >>> from peft_hooks import diagnose
@@ -119,23 +119,23 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """The result in a sentence."""
+        """The result in one sentence."""
         if self.ok:
             return f"{self.texts} embeddings are the same alone and in every batch tried, to {self.runs[0].shown}"
         call = self.hooks.replace("\n", " and then ")
         count = f"{len(self.findings)} finding{'' if len(self.findings) == 1 else 's'}"
         fixed = [found.code for found in self.findings if found.fixed and found.fix == self.hooks]
         if len(fixed) == len(self.findings) and not self.left:
-            return f"{count}; {call} makes it right: measured"
+            return f"{count}; {call} fixes this (measured)"
         if fixed:
             rest = sorted({found.code for found in self.findings if found.code not in fixed} | set(self.left))
-            return f"{count}; {call} takes away {', '.join(fixed)}: measured. Left: {', '.join(rest)}"
+            return f"{count}; {call} fixes {', '.join(fixed)} (measured). Left: {', '.join(rest)}"
         if self.tried or self.refusal:
             return f"{count}; the hooks {'refuse this model' if self.refusal else 'do not help'}: see the fixes"
         return f"{count}; see the fixes"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as what JSON can hold."""
+        """Return everything as JSON-compatible data."""
         return {
             "ok": self.ok,
             "verdict": self.verdict,
@@ -160,8 +160,8 @@ class Diagnosis:
         return as_text(self)
 
 
-def patient(model: Any) -> dict[str, Any]:
-    """Return a model for a reader."""
+def summarize_model(model: Any) -> dict[str, Any]:
+    """Return a summary of the model, as JSON-compatible data."""
     options = options_on(model)
     limits = [transformer.max_seq_length for _, transformer in transformers_with_length(model)]
     return {
@@ -175,13 +175,13 @@ def patient(model: Any) -> dict[str, Any]:
 
 
 def transformers_with_length(model: nn.Module) -> list[tuple[str, Any]]:
-    """Return the Transformers that cut texts."""
+    """Return the Transformers that truncate texts, with their paths."""
     found: list[tuple[str, Any]] = list(releases.transformers_of(model))
     return [(path, transformer) for path, transformer in found if hasattr(transformer, "max_seq_length")]
 
 
 def describe_module(module: nn.Module) -> str:
-    """Return a module with what it does: ``"Transformer (bert)"``, ``"Pooling (mean)"``."""
+    """Describe a module by its class and what it does: ``"Transformer (bert)"``, ``"Pooling (mean)"``."""
     name, kind, pooling = type(module).__name__, releases.transformer_class(), releases.pooling_class()
     if kind is not None and isinstance(module, kind):
         return f"{name} ({backbones.model_type(module)})"
@@ -191,7 +191,7 @@ def describe_module(module: nn.Module) -> str:
 
 
 def adapter_lines(transformer: Any) -> list[str]:
-    """Return the Transformer's adapters: ``"'default': PROMPT_TUNING, 10 virtual tokens"``."""
+    """Describe the Transformer's adapters: ``"'default': PROMPT_TUNING, 10 virtual tokens"``."""
     configs = getattr(releases.backbone_of(transformer), "peft_config", None) or {}
     lines = []
     for name, config in configs.items():

@@ -1,4 +1,4 @@
-"""One examination of a model: every check of ``diagnose``, with the hooks as they are."""
+"""One examination of a model: every check of ``diagnose``, with the hooks as they are at that moment."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .invariance import check_padding_invariance, encoder
 from .ribbon import Kind, Row
 from .watch import counting, hooked_paths, padded, seen_in, tokenizers_of, watching
 
-LONGEST_TRIED = 1024  # tokens: above that, a forward takes too long on a processor
+LONGEST_TRIED = 1024  # tokens; a longer forward takes too long on a CPU
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found with the hooks as they were.
+    """The result of every check, with the hooks as they were.
 
     Attributes:
         findings: What is wrong.
-        runs: What came of encoding alone and in batches; the first is padded as the model's tokenizer pads.
-        tolerance: The largest difference of a component that counts as the same.
-        seen: What went from each Transformer to what follows it, in one batch of all texts.
+        runs: The results of encoding alone and in batches; the first run pads as the model's tokenizer does.
+        tolerance: The largest difference of any component that counts as the same.
+        seen: What each Transformer passed on to the module after it, in one batch of all texts.
     """
 
     findings: tuple[Finding, ...]
@@ -41,23 +41,23 @@ class Examination:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """What stood at each position of the batch, and what Pooling counted; empty where that was not measured."""
+        """What is at each position of the batch and what Pooling counted; empty if that was not measured."""
         return rows_of(self.seen)
 
     @property
     def stopped(self) -> bool:
-        """Whether the forward raised, so that the rest could not be checked."""
+        """Whether the forward raised, so that the remaining checks could not run."""
         return any(run.own and run.error is not None for run in self.runs)
 
 
 def examine(model: nn.Module, texts: Sequence[str], tolerance: float | None) -> Examination:
-    """Run every check on the model as it is now, on each route if it is a Router."""
+    """Run every check on the model as it is now; for a Router, on each route."""
     routes = [{"task": route} for route in releases.routes_of(model)] or [{}]
     return merged([Examiner(model, texts, tolerance, route).run() for route in routes])
 
 
 def merged(found: Sequence[Examination]) -> Examination:
-    """Join what was found on each route: everything, but a hook has to be silent on all of them."""
+    """Join the findings of all routes; a hook counts as silent only if it is silent on every route."""
     silent = [{(f.code, f.place) for f in one.findings if f.code == "PH008"} for one in found]
     everywhere = set.intersection(*silent)
     findings = {(f.code, f.place): f for one in found for f in one.findings}
@@ -71,13 +71,13 @@ def merged(found: Sequence[Examination]) -> Examination:
 
 
 class Examiner:
-    """Runs every check on one model, and one route of it.
+    """Run every check on one model, or on one route of it.
 
     Args:
         model: The model.
-        texts: What is encoded.
-        tolerance: What counts as the same; None for 1e-4 or what rounding makes, if that is more.
-        route: What ``encode`` is to be told.
+        texts: The texts to encode.
+        tolerance: The largest difference that counts as the same; None for 1e-4, or for the rounding error if larger.
+        route: Options of ``encode`` that select the route.
     """
 
     def __init__(self, model: nn.Module, texts: Sequence[str], tolerance: float | None, route: dict[str, Any]) -> None:
@@ -108,13 +108,13 @@ class Examiner:
         return torch.stack(encoder(self.model, self.route)(list(texts)))
 
     def _first_batch(self) -> tuple[list[Finding], list[Seen], Exception | None]:
-        """Encode all texts at once, and check what was seen. An error is a finding; what was seen before it counts."""
+        """Encode all texts at once and check what was seen. An error becomes a finding; what was seen before counts."""
         model, options, error = self.model, options_on(self.model), None
         hooked, position_0 = hooked_paths(model), options is not None and options.virtual_tokens == "pool"
         with counting(model, paths_to_count(model)) as calls, watching(model) as events:
             try:
                 self.encode(self.texts)
-            except Exception as raised:  # whatever a library raises is the finding
+            except Exception as raised:  # any error of a library becomes a finding
                 error = raised
         seen = list(seen_in(events, gradients=error is None))
         findings = [found for one in seen for found in check_seen(one, position_0)]
@@ -126,7 +126,7 @@ class Examiner:
         return findings, seen, error
 
     def _raised(self, error: Exception) -> Finding:
-        """PH012: encode again under a trace, which knows where and why."""
+        """PH012: encode again under a trace, which knows where it failed and why."""
         where, cause, fix = "encode()", "", None
         with trace_shapes(self.model) as trace:
             try:
@@ -140,7 +140,7 @@ class Examiner:
         return Finding("PH012", where, sentence, f"{type(error).__name__}: {first}", fix or LOOK)
 
     def _run(self, side: str) -> Run:
-        """Encode alone and in batches, padded on one side."""
+        """Encode the texts alone and in batches, padded on one side."""
         own = side == self.own
         try:
             with padded(self.model, side):
@@ -151,7 +151,7 @@ class Examiner:
         return Run(side, own, False, *measured, judged_by=report.judged_by, differences=report.differences)
 
     def _moved(self, findings: list[Finding], runs: Sequence[Run], seen: Sequence[Seen]) -> list[Finding]:
-        """PH007 and PH011: the embedding moves with its batch, for the backbone's positions or what a module does."""
+        """PH007 and PH011: the embedding moves with its batch, because of the positions or of what a module does."""
         if runs[0].same:
             return []
         alone = [self._watched([text]) for text in self.texts]
@@ -181,17 +181,17 @@ class Examiner:
             self.encode(["so " * tokens])
         except Exception as error:
             return f"a text of {tokens} tokens raises {type(error).__name__}"
-        return f"a text of {tokens} tokens goes through, past what the backbone was trained on"
+        return f"a text of {tokens} tokens goes through, beyond what the backbone was trained on"
 
     def _watched(self, texts: list[str]) -> tuple[float, list[Seen]]:
-        """Return the largest component of the embeddings, and what was seen."""
+        """Return the largest component of the embeddings, and what each Transformer passed on."""
         with watching(self.model) as events:
             found = self.encode(texts)
         return float(found.abs().nan_to_num(nan=0.0).max()), list(seen_in(events))
 
 
 def rows_of(seen: Sequence[Seen]) -> tuple[Row, ...]:
-    """Return what stood at each position of the first batch, and what Pooling counted, for a ribbon."""
+    """Return the rows of a ribbon: what is at each position of the first batch, and what Pooling counted."""
     if not seen or seen[0].counted is None or seen[0].counted.shape != seen[0].rows.shape[:2] or seen[0].virtual < 0:
         return ()
     rows = []
@@ -203,7 +203,7 @@ def rows_of(seen: Sequence[Seen]) -> tuple[Row, ...]:
 
 
 def _padding_fix(findings: list[Finding], runs: Sequence[Run]) -> list[Finding]:
-    """Give padding on the right as the fix of what is wrong on the left only."""
+    """Make padding on the right the fix of what is wrong only when padded on the left."""
     if len(runs) < 2 or runs[0].padding != "left" or not runs[1].same or runs[0].same:
         return findings
     moved = ("PH002", "PH007", "PH011")
@@ -211,30 +211,30 @@ def _padding_fix(findings: list[Finding], runs: Sequence[Run]) -> list[Finding]:
 
 
 def movement(runs: Sequence[Run]) -> str:
-    """Return by how much an embedding moves, padded on either side, as text."""
+    """Return how far an embedding moves, padded on either side, as text."""
     own, *others = runs
-    moves = f"moves by {own.shown} alone and in batches padded on the {own.padding}"
+    moves = f"moves by {own.shown} between alone and in batches padded on the {own.padding}"
     return "; ".join([moves, *(f"by {other.shown} padded on the {other.padding}" for other in others)])
 
 
 def _positions(runs: Sequence[Run], place: str) -> Finding:
     """PH007."""
     sentence = (
-        "Padding on the left shifts the positions of the text, so that its embedding depends on how long the other "
-        "texts of the batch are."
+        "Padding on the left shifts the positions of the text, so its embedding depends on how long the other texts "
+        "in the batch are."
     )
     return Finding("PH007", place, sentence, movement(runs), LOOK)
 
 
 def _unknown(runs: Sequence[Run], moved: bool, place: str) -> Finding:
-    """PH011, where no module was found that does it."""
-    at = place if moved else f"behind {place}"
-    tokens = "the token embeddings of a text move, too" if moved else "the token embeddings of a text stay the same"
-    sentence = f"An embedding depends on what else is in its batch, for no reason that is known here: {tokens}."
+    """PH011, if no module was found to cause it."""
+    at = place if moved else f"after {place}"
+    tokens = "the token embeddings of a text move as well" if moved else "the token embeddings of a text stay the same"
+    sentence = f"An embedding depends on what else is in its batch, for an unknown reason: {tokens}."
     return Finding("PH011", at, sentence, movement(runs), LOOK)
 
 
 def _allowed_for_rows(run: Run, size: float, seen: Seen) -> float:
-    """Return what an embedding of a size is allowed to move by, for token embeddings, which may be larger."""
+    """Return how far token embeddings may move: the run's tolerance, scaled up if they are larger than embeddings."""
     largest = float(seen.rows.double().abs().nan_to_num(nan=0.0).max())
     return run.tolerance * max(1.0, largest / max(size, 1e-12))

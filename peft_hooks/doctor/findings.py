@@ -1,4 +1,4 @@
-"""The codes of ``diagnose``, and the checks on what was seen in one forward. No model is run here."""
+"""The codes of ``diagnose``, and the checks on what was seen in one forward. No model runs here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CODES = {
     "PH011": "an embedding depends on its batch",
     "PH012": "encode raises",
 }
-"""What each code stands for. A code keeps its meaning in every later release of this library."""
+"""The meaning of each code. A code keeps its meaning in every later release of this library."""
 
 LOOK = "with peft_hooks.trace_shapes(model) as trace: model.encode(texts)\nprint(trace)"
 PAD_RIGHT = 'model.tokenizer.padding_side = "right"'
@@ -40,10 +40,10 @@ class Finding:
     Attributes:
         code: ``"PH001"`` and so on: the keys of ``CODES``.
         place: The module, as in ``"Pooling '1'"``.
-        sentence: What is wrong, and what comes of it.
+        sentence: What is wrong, and what follows from it.
         measured: The numbers.
-        fix: The call that mends it.
-        fixed: Whether the fix was tried, and this was gone with it.
+        fix: The code that fixes it.
+        fixed: Whether the fix was tried and removed this finding.
 
     Example:
         >>> from peft_hooks import Finding
@@ -65,25 +65,25 @@ class Finding:
         return CODES[self.code]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the finding as what JSON can hold."""
+        """Return the finding as JSON-compatible data."""
         return {"code": self.code, "name": self.name, **{k: v for k, v in asdict(self).items() if k != "code"}}
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What went from one Transformer to what follows it in one forward.
+    """What one Transformer passed on to the module after it in one forward.
 
     Attributes:
         transformer: The Transformer, as in ``"Transformer '0'"``.
-        consumer: What follows: ``"Pooling '1'"``, or the Transformer itself where there is no Pooling.
-        ids: Token ids that went into the Transformer, ``[batch, text]``.
-        text_mask: The mask that went in, same shape, True where a token is no padding.
-        given: Its dtype.
-        rows: ``token_embeddings`` that came out, ``[batch, virtual + text, hidden]``.
-        shape: Shape of the ``token_embeddings`` that the consumer got.
+        consumer: The module after it, ``"Pooling '1'"``, or the Transformer itself if there is no Pooling.
+        ids: The token ids that went into the Transformer, ``[batch, text]``.
+        text_mask: The mask that went in, of the same shape, True where a token is not padding.
+        given: The dtype of that mask.
+        rows: The ``token_embeddings`` that came out, ``[batch, virtual + text, hidden]``.
+        shape: The shape of the ``token_embeddings`` that the consumer got.
         mask: The mask that the consumer got.
-        counted: ``bool[batch, virtual + text]``, which positions the pooled embedding depends on, by the gradient.
-        first: The same of the ``cls`` part of the embedding alone; None if Pooling makes none.
+        counted: ``bool[batch, virtual + text]``: which positions the pooled embedding depends on, by its gradient.
+        first: The same for the ``cls`` part of the embedding alone; None if Pooling makes none.
     """
 
     transformer: str
@@ -99,37 +99,37 @@ class Seen:
 
     @property
     def virtual(self) -> int:
-        """How many positions there are more than tokens went in."""
+        """By how many positions the output is longer than the input: the virtual tokens."""
         return self.rows.size(1) - self.ids.size(1)
 
 
 def check_seen(seen: Seen, pools_position_0: bool = False) -> Iterator[Finding]:
-    """Yield what is wrong with a mask, and with what Pooling made of it.
+    """Yield what is wrong with the mask and with how Pooling used it.
 
     Args:
-        seen: What went through.
-        pools_position_0: Whether the user chose that ``cls`` reads position 0 (``virtual_tokens="pool"``).
+        seen: What the Transformer passed on.
+        pools_position_0: Whether the user chose to let ``cls`` read position 0 (``virtual_tokens="pool"``).
     """
     found = (check_length(seen), check_padding(seen), check_dtype(seen))
     yield from filter(None, (*found, None if pools_position_0 else check_cls(seen)))
 
 
 def check_length(seen: Seen) -> Finding | None:
-    """PH001: a mask that is not for these embeddings."""
+    """PH001: the mask does not belong to these embeddings."""
     if seen.mask is None or seen.mask.dim() != 2 or len(seen.shape) != 3 or seen.mask.size(1) == seen.shape[1]:
         return None
     return Finding(
         "PH001",
         seen.consumer,
-        "The attention mask is not as long as the token embeddings. Sentence Transformers from 5.4 on then counts "
-        "every position, padding too, without a word; earlier releases raise.",
+        "The attention mask and the token embeddings differ in length. Sentence Transformers 5.4 and later then "
+        "silently count every position, padding included; earlier releases raise.",
         f"{seen.shape[1]} embeddings per text and a mask of {seen.mask.size(1)}, for {seen.ids.size(1)} tokens",
         LOOK,
     )
 
 
 def check_padding(seen: Seen) -> Finding | None:
-    """PH002: positions of padding that the embedding depends on."""
+    """PH002: the embedding depends on padding positions."""
     counted = text_part(seen, seen.counted)
     if counted is None:
         return None
@@ -141,29 +141,29 @@ def check_padding(seen: Seen) -> Finding | None:
     return Finding(
         "PH002",
         seen.consumer,
-        "Padding counts as if it were text, so that an embedding depends on what else is in its batch.",
-        f"{int(pooled.sum())} of {int(padding.sum())} positions of padding counted; in one text "
-        f"{int(pooled[worst].sum())} beside {int(seen.text_mask[worst].sum())} tokens",
+        "Padding counts as if it were text, so an embedding depends on what else is in its batch.",
+        f"{int(pooled.sum())} of {int(padding.sum())} padding positions counted; in one text "
+        f"{int(pooled[worst].sum())} besides its {int(seen.text_mask[worst].sum())} tokens",
         LOOK,
     )
 
 
 def check_dtype(seen: Seen) -> Finding | None:
-    """PH003: a mask of integers that has become one of floats."""
+    """PH003: an integer mask has become a float mask."""
     if seen.mask is None or not seen.mask.is_floating_point() or seen.given.startswith(("f", "bf")):
         return None
     return Finding(
         "PH003",
         seen.consumer,
-        "The attention mask has become a float where integers went in. Pooling takes it, but what indexes with it, or "
-        "inverts it as in ~mask, raises.",
-        f"{seen.given} went into {seen.transformer}, {dtype_of(seen.mask.dtype)} came to {seen.consumer}",
+        "The attention mask was an integer tensor and has become a float tensor. Pooling accepts it, but code that "
+        "indexes with the mask or inverts it, as in ~mask, raises.",
+        f"{seen.given} went into {seen.transformer}, {dtype_of(seen.mask.dtype)} reached {seen.consumer}",
         "mask = mask.to(torch.int64)  # in the module or hook that changed it",
     )
 
 
 def check_cls(seen: Seen) -> Finding | None:
-    """PH006: cls pooling that reads a virtual token."""
+    """PH006: cls pooling reads a virtual token."""
     if seen.first is None or seen.virtual <= 0 or seen.first.size(1) != seen.rows.size(1):
         return None
     virtual = seen.first[:, : seen.virtual].any(dim=1)
@@ -172,23 +172,23 @@ def check_cls(seen: Seen) -> Finding | None:
     return Finding(
         "PH006",
         seen.consumer,
-        "cls pooling reads a virtual token, which stands where the text's own [CLS] should be. A model that was "
-        'trained like that keeps its embeddings with virtual_tokens="pool".',
+        "cls pooling reads a virtual token instead of the text's own [CLS]. To keep the embeddings of a model that was "
+        'trained like this, use virtual_tokens="pool".',
         f"position 0 of {seen.virtual} virtual tokens was read in {int(virtual.sum())} of {len(virtual)} texts; the "
         f"text begins at {seen.virtual}",
-        'model[1] = Pooling(width, pooling_mode="mean")  # and train again',
+        'model[1] = Pooling(width, pooling_mode="mean")  # then train again',
     )
 
 
 def text_part(seen: Seen, positions: Tensor | None) -> Tensor | None:
-    """Cut virtual tokens from ``[batch, virtual + text]``; None where it is not that."""
+    """Cut the virtual tokens from ``[batch, virtual + text]``; None for a tensor of another shape."""
     if positions is None or positions.size(1) != seen.rows.size(1) or seen.virtual < 0:
         return None
     return positions[:, seen.virtual :]
 
 
 def text_rows_moved(batch: Seen, alone: Seen) -> float:
-    """Return by how much the token embeddings of a text differ, in a batch and alone; 0 if the text is not found."""
+    """Return how far the token embeddings of a text differ in a batch and alone; 0 if the batch lacks the text."""
     row = row_of(batch, alone.ids[0][alone.text_mask[0]].tolist())
     if row is None:
         return 0.0
@@ -198,6 +198,6 @@ def text_rows_moved(batch: Seen, alone: Seen) -> float:
 
 
 def row_of(seen: Seen, ids: list[int]) -> int | None:
-    """Return which row of a batch is the text with these token ids: ``encode`` sorts texts by length. None if none."""
+    """Return the row of the text with these token ids, or None: ``encode`` sorts texts by length, so rows move."""
     rows = (row[mask].tolist() for row, mask in zip(seen.ids, seen.text_mask))
     return next((number for number, row in enumerate(rows) if row == ids), None)

@@ -1,4 +1,4 @@
-"""Where inside a module a text's result begins to depend on what is not its own: on padding, or on another text."""
+"""Finds where inside a module a text's result begins to depend on padding or on another text."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from .._format import tensors_in
 from .taps import tapped
 
 Sums = tuple[float, ...]
-"""What is kept of the tensors of one call: two sums of each, so that a large model costs no memory."""
+"""What is kept of the tensors of one call: two sums each, so that a large model takes no extra memory."""
 
 
 @dataclass
 class Call:
-    """One call of a submodule, and what it took and gave of the positions that are a text's own."""
+    """One call of a submodule: its input and output at the positions that belong to the text itself."""
 
     where: str
-    took: Sums
-    gave: Sums = ()
+    inputs: Sums
+    output: Sums = ()
 
 
 def first_inside(
     module: nn.Module, path: str, own: Tensor, once: Callable[[], Any], again: Callable[[], Any]
 ) -> str | None:
-    """Return the innermost submodule that first takes the same for ``own`` in two runs, and gives something else.
+    """Return the first, innermost submodule whose input at ``own`` is the same in two runs but whose output is not.
 
     Args:
-        module: What is run.
-        path: Where it is in its model.
-        own: ``bool[batch]`` or ``bool[batch, positions]``: what has the same values in both runs.
+        module: The module to run.
+        path: Its path in the model.
+        own: ``bool[batch]`` or ``bool[batch, positions]``: True where both runs have the same values.
         once: Runs the module.
         again: Runs it with other values where ``own`` is False.
 
     Returns:
-        The submodule as text, ``"MultiheadAttention '1.attention'"``; None if the module does it by itself.
+        The submodule as text, ``"MultiheadAttention '1.attention'"``; None if it is the module itself.
     """
     with _recorded(module, path, own) as first:
         once()
     with _recorded(module, path, own) as second:
         again()
-    for one, other in zip(first, second):  # in the order in which they returned, inner ones before outer ones
-        if one.took and _same(one.took, other.took) and not _same(one.gave, other.gave):
+    for one, other in zip(first, second):  # in the order they returned: inner calls before outer ones
+        if one.inputs and _same(one.inputs, other.inputs) and not _same(one.output, other.output):
             return one.where
     return None
 
@@ -62,24 +62,24 @@ def _close(one: float, other: float) -> bool:
 
 @contextlib.contextmanager
 def _recorded(module: nn.Module, path: str, own: Tensor) -> Iterator[list[Call]]:
-    """Record every call of a submodule when it returns, for the length of a block."""
+    """Record every call of a submodule, in the order they return, within a block."""
     running: list[Call] = []
     returned: list[Call] = []
 
-    def got(name: str, inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(name: str, inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         running.append(Call(f"{type(inner).__name__} '{path}.{name}'", _sums((args, kwargs), own)))
 
-    def gave(name: str, inner: nn.Module, output: Any) -> None:
+    def leave(name: str, inner: nn.Module, output: Any) -> None:
         call = running.pop()
-        call.gave = _sums(output, own)
+        call.output = _sums(output, own)
         returned.append(call)
 
-    with tapped([(name, inner) for name, inner in module.named_modules() if name], got=got, gave=gave):
+    with tapped([(name, inner) for name, inner in module.named_modules() if name], received=enter, returned=leave):
         yield returned
 
 
 def _sums(value: Any, own: Tensor) -> Sums:
-    """Return the sum and the sum of squares of a text's own part of each tensor that has the dimensions of ``own``."""
+    """Return the sum and the sum of squares, at ``own``, of each tensor that has its dimensions."""
     parts = [
         tensor[own.to(tensor.device)].double()
         for _, tensor in tensors_in(value)

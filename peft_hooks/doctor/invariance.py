@@ -1,4 +1,4 @@
-"""``check_padding_invariance``: the proof that a user can run on a model of his own."""
+"""``check_padding_invariance``: a proof that users can run on their own models."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..compat import cross_encoders as cross
 from ..compat import sentence_transformers as releases
 from .rounding import LARGEST, MARGIN, SAMPLES, dtypes_of, rounded_another_way
 
-TOLERANCE = 1e-4  # of a component, where nothing else is asked for
+TOLERANCE = 1e-4  # per component, unless the caller gives another
 
 
 @dataclass(frozen=True)
 class TextDifference:
-    """How far one text's embedding moves with the batch it is in."""
+    """How far the embedding of one text moves with its batch."""
 
     text: str
     difference: float
@@ -34,15 +34,15 @@ class TextDifference:
 @public
 @dataclass(frozen=True)
 class PaddingReport:
-    """What ``check_padding_invariance`` found. True in a condition if the embeddings are the same alone and in batches.
+    """The result of ``check_padding_invariance``. True as a condition if embeddings are the same alone and in batches.
 
     Attributes:
-        differences: For every text, the largest difference of a component between alone and any batch, and the size of
-            that batch.
-        tolerance: What was asked for, or 1e-4.
-        what: What was compared: ``"embeddings"``, of a CrossEncoder ``"scores"``.
+        differences: For every text, the largest difference of any component between alone and any batch, with the size
+            of that batch.
+        tolerance: The tolerance that was given, or 1e-4.
+        what: What was compared: ``"embeddings"``, or ``"scores"`` for a CrossEncoder.
         allowed: The largest difference that counts as the same.
-        judged_by: Where that comes from, as text.
+        judged_by: Where ``allowed`` comes from, as text.
 
     Example:
         >>> from peft_hooks import check_padding_invariance
@@ -67,12 +67,12 @@ class PaddingReport:
 
     @property
     def largest_difference(self) -> float:
-        """The largest difference of a component over all texts and batches."""
+        """The largest difference of any component over all texts and batches."""
         return self.worst.difference
 
     @property
     def ok(self) -> bool:
-        """Whether no embedding moves by more than is allowed. A NaN differs infinitely."""
+        """Whether no embedding moves by more than ``allowed``. A NaN counts as an infinite difference."""
         return all(row.difference <= self.allowed for row in self.differences)
 
     def __bool__(self) -> bool:
@@ -102,26 +102,26 @@ def check_padding_invariance(
 ) -> PaddingReport:
     """Encode each text alone and in batches with others, and report the largest difference.
 
-    Works with and without hooks, and leaves the model as it is. Texts of different lengths make the check: a batch of
-    equal lengths has no padding.
+    Works with and without hooks, and leaves the model as it is. Use texts of different lengths: a batch of equally
+    long texts has no padding, so it checks nothing.
 
     Args:
         model: A ``SentenceTransformer``, ``SparseEncoder``, ``MultiVectorEncoder`` or ``CrossEncoder``, or a module
             with an ``encode`` that takes its options and returns one tensor or array ``[texts, ...]``.
-        texts: At least two texts, better of very different lengths; for a ``CrossEncoder`` pairs of texts.
-        batch_sizes: Sizes of batches to try, each over the texts in a shuffled order. By default 2, 3 and all at once.
-        tolerance: Largest difference of a component that counts as the same; where components are larger than 1, times
-            the largest component of a typical text. By default 1e-4, or what rounding alone makes of these texts, if
-            that is more, as it is in half precision: that is measured, and the report says so.
-        seed: Of the shuffling.
+        texts: At least two texts, ideally of very different lengths; for a ``CrossEncoder``, pairs of texts.
+        batch_sizes: The batch sizes to try, each over the texts in shuffled order. By default 2, 3 and all at once.
+        tolerance: The largest difference of any component that counts as the same; where components exceed 1, it is
+            multiplied by the largest component of a typical text. By default 1e-4, or what rounding alone makes of
+            these texts if that is more, as in half precision: it is measured, and the report says so.
+        seed: The seed of the shuffling.
         **encode_options: Passed on to ``model.encode``, such as ``prompt_name="query"``, or to ``model.predict``.
 
     Returns:
-        The report; ``bool(report)`` is the verdict, ``print(report)`` says it.
+        The report: ``bool(report)`` is the verdict, and ``print(report)`` shows it.
 
     Raises:
-        TypeError: If ``texts`` is no list of texts, or for a ``CrossEncoder`` of pairs, or ``model`` has no ``encode``.
-        ValueError: If there are fewer than two texts, or a batch size is not a whole number from 1.
+        TypeError: If ``texts`` is not a list of texts (pairs for a ``CrossEncoder``) or ``model`` has no ``encode``.
+        ValueError: If there are fewer than two texts, or a batch size is not a positive whole number.
         UnsupportedModelError: If the model is on the meta device.
 
     Example:
@@ -154,7 +154,7 @@ def check_padding_invariance(
 def _differences(
     encode: Encode, texts: Sequence[Any], alone: Sequence[Tensor], sizes: Sequence[int], seed: int
 ) -> list[TextDifference]:
-    """Return for every text how far it moves in shuffled batches of each size."""
+    """Return how far each text moves in shuffled batches of each size."""
     names = [text if isinstance(text, str) else " | ".join(map(str, text)) for text in texts]
     rows = [TextDifference(name, 0.0, 1) for name in names]
     shuffle = random.Random(seed)
@@ -170,13 +170,13 @@ def _differences(
 
 
 def _size_of(alone: Sequence[Tensor]) -> float:
-    """Return the largest component of a typical text: the median, which one text of another size does not move."""
+    """Return the largest component of a typical text: the median, which a single outlier does not move."""
     largest = [float(row.abs().max()) for row in alone if row.numel()]
     return statistics.median(filter(math.isfinite, largest)) if any(map(math.isfinite, largest)) else 1.0
 
 
 def _asked_for(tolerance: float, size: float) -> tuple[float, str]:
-    """Return what a tolerance allows for embeddings of a size, and how that is said."""
+    """Return the difference that a tolerance allows for embeddings of this size, and that as text."""
     if size <= 1:
         return tolerance, f"tolerance {tolerance:.0e}"
     allowed = tolerance * size
@@ -184,7 +184,7 @@ def _asked_for(tolerance: float, size: float) -> tuple[float, str]:
 
 
 def _by_rounding(model: nn.Module, encode: Encode, texts: Sequence[Any], alone: Sequence[Tensor]) -> tuple[float, str]:
-    """Return twice what rounding makes of the texts, where that is more than the tolerance, and how it is said."""
+    """Return twice the effect of rounding on the texts if that exceeds the tolerance, and that as text."""
     moved = []
     for seed in range(SAMPLES):
         with rounded_another_way(model, seed):
@@ -197,7 +197,7 @@ def _by_rounding(model: nn.Module, encode: Encode, texts: Sequence[Any], alone: 
     if allowed < measured:
         return (
             allowed,
-            f"allowed {allowed:.0e}: a quarter of the largest component, less than what rounding in {kind} makes",
+            f"allowed {allowed:.0e}: a quarter of the largest component, which is less than rounding in {kind} makes",
         )
     return allowed, f"allowed {allowed:.0e}: twice what rounding in {kind} makes of this model, measured"
 
@@ -206,23 +206,23 @@ def _checked_sizes(sizes: Any, count: int) -> list[int]:
     if sizes is None:
         return sorted({2, min(3, count), count})
     if isinstance(sizes, (int, str)) or not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError(f"batch_sizes={sizes!r}: give a list of whole numbers from 1, such as [2, 8]")
+        raise ValueError(f"batch_sizes={sizes!r}: give a list of positive whole numbers, such as [2, 8]")
     return list(sizes)
 
 
 Encode = Callable[[list[Any]], list[Tensor]]
-"""Gives one tensor for each text of a batch."""
+"""Returns one tensor for each text of a batch."""
 
 
 def encoder_of(model: Any, options: dict[str, Any]) -> Encode:
-    """Return what gives one tensor for each text, of a CrossEncoder for each pair of texts, in float64 on the CPU."""
+    """Return a function from texts, or pairs for a CrossEncoder, to one float64 tensor each, on the CPU."""
     return _scorer(model, options) if releases.is_cross_encoder(model) else encoder(model, options)
 
 
 def encoder(model: Any, options: dict[str, Any]) -> Encode:
-    """Return what encodes a batch with ``model.encode`` and options of its own: dense float64 tensors on the CPU."""
+    """Return a function that calls ``model.encode`` with these options and returns dense float64 tensors on the CPU."""
     known = inspect.signature(model.encode).parameters
-    dense = {"convert_to_tensor": True, "convert_to_sparse_tensor": False}  # a MultiVectorEncoder gives a list anyway
+    dense = {"convert_to_tensor": True, "convert_to_sparse_tensor": False}  # a MultiVectorEncoder returns a list anyway
     ours = {"show_progress_bar": False, **{key: value for key, value in dense.items() if key in known}, **options}
 
     def encode(batch: list[Any]) -> list[Tensor]:
@@ -243,7 +243,7 @@ def _scorer(model: Any, options: dict[str, Any]) -> Encode:
 
 
 def apart(found: Tensor, alone: Tensor) -> float:
-    """Return the largest difference of a component; infinity for a NaN, and for vectors of another number of tokens."""
+    """Return the largest difference of any component; infinity for a NaN or for different shapes."""
     if found.shape != alone.shape:
         return math.inf
     moved = (found.double() - alone.double()).abs()

@@ -1,4 +1,4 @@
-"""How a diagnosis is shown."""
+"""Shows a diagnosis as text."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
 
 WIDEST = 100  # a table across a whole wide screen is hard to read
 RIGHT, WRONG = "green", "bold red"
-INDENT = 7  # where a finding's text begins, behind its code
+INDENT = 7  # where the text of a finding begins, after its code
 
 
 class Page:
-    """A console, and how titles and sentences look on it."""
+    """A console, and the layout of titles and sentences on it."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.width = min(console.width, WIDEST)
 
     def title(self, title: str) -> None:
-        """Begin a part."""
+        """Print the title of a section."""
         self.console.print()
         self.console.print(Rule(Text(title, style="bold"), align="left", style="dim"), width=self.width)
 
     def say(self, sentence: str, style: str = "", indent: int = 0, first: str = "", first_style: str = "") -> None:
-        """Print a sentence, wrapped; ``first`` stands before it, in the indent."""
+        """Print a wrapped sentence, with ``first`` before it in the indent."""
         lines = [""]
         for number, line in enumerate(sentence.splitlines()):
             room = self.width - 1
             lead = " " * indent if number else first.ljust(indent)
             wrapper = textwrap.TextWrapper(room, initial_indent=lead, subsequent_indent=" " * indent)
-            # Paths, calls and error texts are to be copied: a long word sticks out rather than being cut.
+            # Paths, calls and error texts are there to be copied: a long word overflows rather than being cut.
             wrapper.break_long_words = wrapper.break_on_hyphens = False
             lines += wrapper.wrap(line)
         text = Text("\n".join(lines[1:]), style=style)
@@ -53,7 +53,7 @@ class Page:
         self.console.print(text, soft_wrap=True)
 
     def versions(self) -> None:
-        """Say what is installed."""
+        """Print the installed versions."""
         installed = tested.installed()
         self.say(", ".join(f"{name} {number}" for name, number in installed.items()), style="dim")
         untested = tested.in_words(installed)
@@ -96,8 +96,8 @@ def _show_model(page: Page, diagnosis: Diagnosis, name: str) -> None:
         grid.add_row("from", Text(name))
     grid.add_row("model", Text(f"{model['class']}: " + ", ".join(model["modules"])))
     grid.add_row("adapter", Text("\n".join(model["adapters"]) or "none"))
-    grid.add_row("hooks", Text(model["hooks"] or "none of this library"))
-    cut = f"cut at {model['max_seq_length']} tokens" if model["max_seq_length"] is not None else "not cut"
+    grid.add_row("hooks", Text(model["hooks"] or "none from this library"))
+    cut = f"truncated to {model['max_seq_length']} tokens" if model["max_seq_length"] is not None else "not truncated"
     padding = "not padded" if model["padding_side"] is None else f"padded on the {model['padding_side']}"
     grid.add_row("texts", Text(f"{cut}, {padding}"))
     page.console.print(grid, width=page.width)
@@ -117,13 +117,13 @@ def _show_runs(page: Page, diagnosis: Diagnosis) -> None:
     for side in dict.fromkeys(run.padding for run in diagnosis.runs):
         runs = [run for run in diagnosis.runs if run.padding == side]
         cells = [next((_run_text(run) for run in runs if run.hooks is hooks), Text("-")) for hooks in (False, True)]
-        own = "its tokenizer's" if runs[0].own else "if you set it so"
+        own = "its tokenizer's" if runs[0].own else "if you choose it"
         table.add_row(f"{side}, {own}", *cells[: 2 if diagnosis.tried else 1])
     page.console.print(table, width=page.width)
 
 
 def _judged_by(diagnosis: Diagnosis) -> str:
-    """Say what counts as the same, and by what that was judged where it is not the usual tolerance."""
+    """Return what counts as the same, and the reason if that is not the usual tolerance, as text."""
     if not diagnosis.tolerance:
         return ""
     widest = max(diagnosis.runs, key=lambda run: run.tolerance)
@@ -135,7 +135,7 @@ def _run_text(run: Run) -> Text:
     if run.error is not None:
         refused = run.error.startswith("UnsupportedModelError")
         return Text("refused" if refused else f"raises {run.error.partition(':')[0]}", "" if refused else WRONG)
-    # What the tokenizer does not do harms no one yet.
+    # Padding that the tokenizer does not use affects nobody yet, so it is a warning only.
     style = RIGHT if run.same else WRONG if run.own else "yellow"
     return Text(f"same, to {run.shown}" if run.same else f"moves by {run.shown}", style)
 
@@ -150,7 +150,7 @@ def _show_finding(page: Page, finding: Finding) -> None:
         lead = " " * INDENT + word
         page.say(text, indent=INDENT + 10, first=lead, style="dim" if word == "measured" else "")
     if finding.fixed:
-        page.say("tried: with it, this is gone", indent=INDENT + 10, style=RIGHT)
+        page.say("tried: this fixes it", indent=INDENT + 10, style=RIGHT)
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:

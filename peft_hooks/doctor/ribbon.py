@@ -1,7 +1,7 @@
 """Draws attention masks as ribbons, one row per text: virtual tokens, text, padding, and what Pooling counted.
 
-Plain data in, rich renderables out: no tensor, no model. A counted position is a filled sign and one that is left out
-is hollow, so that the ribbon reads without colour too. rich is imported when something is drawn.
+Plain data in, rich renderables out: no tensor, no model. Counted positions are filled and the others hollow, so that a
+ribbon can be read without color. rich is imported only when something is drawn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Kind = Literal["virtual", "text", "padding"]
 
 
 class Row(NamedTuple):
-    """One text: what stands at each position, and whether Pooling counted it."""
+    """One text: what is at each position, and whether Pooling counted it."""
 
     label: str
     kinds: Sequence[Kind]
@@ -25,36 +25,36 @@ class Row(NamedTuple):
 
 
 class Sign(NamedTuple):
-    """How one kind of position is drawn. The colours are of the 8 that every terminal theme, light or dark, sets."""
+    """How one kind of position is drawn. Only the 8 colors that every terminal theme, light or dark, defines."""
 
     drawn: str
-    plain: str  # for a terminal without these characters
+    plain: str  # for terminals without these characters
     style: str
 
 
 SIGNS: dict[tuple[Kind, bool], Sign] = {
     ("virtual", True): Sign("◆", "V", "magenta"),
     ("text", True): Sign("■", "T", "green"),
-    ("padding", True): Sign("●", "#", "bold red"),  # padding that counts is never right
+    ("padding", True): Sign("●", "#", "bold red"),  # counted padding is never right
     ("virtual", False): Sign("◇", "v", "dim magenta"),
     ("text", False): Sign("□", "t", "dim green"),
     ("padding", False): Sign("·", ".", "dim"),
 }
 _NAMES: dict[Kind, str] = {"virtual": "virtual token", "text": "text", "padding": "padding"}
-_LEAST = 20  # cells: enough for the mark of a shortened row and something on either side
+_LEAST = 20  # cells: room for the mark of a shortened row and some positions on either side
 
 
 def ribbon(rows: Sequence[Row], width: int = 80, ascii_only: bool = False) -> Table:
-    """Return the rows as a table: label, ribbon, how many positions Pooling counted.
+    """Return the rows as a table: label, ribbon, and how many positions Pooling counted.
 
     Args:
-        rows: The texts; every row is drawn position by position, so that rows of one batch line up.
-        width: How many columns there are. Longer ribbons lose the same positions in every row, behind a mark that says
-            how many.
+        rows: The texts; every row is drawn position by position, so that the rows of one batch line up.
+        width: The number of columns. Ribbons that do not fit lose the same positions in every row, replaced by a mark
+            that says how many.
         ascii_only: Draw with letters.
 
     Raises:
-        ValueError: If a row has not one ``counted`` for every kind.
+        ValueError: If a row has more or fewer ``counted`` flags than kinds.
     """
     from rich.table import Table
     from rich.text import Text
@@ -76,9 +76,9 @@ def ribbon(rows: Sequence[Row], width: int = 80, ascii_only: bool = False) -> Ta
 
 
 def cut(length: int, room: int) -> range:
-    """Return the positions to leave out so that ``length`` positions fit into ``room`` cells, the mark included.
+    """Return the positions to leave out so that ``length`` positions fit into ``room`` cells, including the mark.
 
-    Two thirds of what stays are at the front: virtual tokens are there, and the text begins.
+    Two thirds of the remaining positions are at the front, where the virtual tokens are and the text begins.
     """
     if length <= room:
         return range(0)
@@ -102,7 +102,7 @@ def cells(row: Row, hidden: range, ascii_only: bool = False) -> Text:
 
 
 def summary(row: Row) -> str:
-    """Say how many positions Pooling counted, and how many of these are padding."""
+    """Return how many positions Pooling counted, and how many of these are padding, as text."""
     count = sum(map(bool, row.counted))
     wrong = sum(bool(counted) and kind == "padding" for kind, counted in zip(row.kinds, row.counted))
     return f"{count} ({wrong} padding)" if wrong else str(count)

@@ -1,4 +1,4 @@
-"""``diagnose``: runs a model on real sentences, as it is and with the hooks, and says what is wrong with it."""
+"""``diagnose``: run a model on real sentences, as it is and with the hooks, and report what is wrong with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..hooks.selectors import compiled_part
 from ..prompts.attach import prompt_mask_hooks
 from ..prompts.handle import options_on
 from ..prompts.plan import HookOptions
-from .diagnosis import Diagnosis, patient
+from .diagnosis import Diagnosis, summarize_model
 from .examine import Examination, examine
 from .findings import PAD_RIGHT, Finding
 from .watch import padded, unchanged
@@ -33,30 +33,30 @@ TEXTS: tuple[str, ...] = (
     "To change your password, open the settings page, choose Security, type the old password once and the new one "
     "twice, and press Save; your other devices are signed out within a few minutes, and we send you a message.",
 )
-"""What a model is tried on: sentences of clearly different lengths, so that every batch has padding."""
+"""The texts that models are tried on: sentences of clearly different lengths, so that every batch has padding."""
 
 
 @public
 def diagnose(model: nn.Module, texts: Sequence[str] | None = None, *, tolerance: float | None = None) -> Diagnosis:
-    """Find what goes wrong without a word in a Sentence Transformers model, with or without an adapter.
+    """Find what silently goes wrong in a Sentence Transformers model, with or without an adapter.
 
-    The texts are encoded alone and in batches, padded on the right and on the left, with the model as it is and, if it
-    has a prompt adapter and no hooks, with the hooks. The model, its tokenizer, its hooks and the random states are
-    left as they were; hooks of your own on the model do run. Not thread-safe.
+    Encodes the texts alone and in batches, padded on the right and on the left, with the model as it is and, if it has
+    a prompt adapter and no hooks, with the hooks. The model, its tokenizer, its hooks and the random states are left as
+    they were; your own hooks on the model do run. Not thread-safe.
 
     Args:
         model: A ``SentenceTransformer``.
         texts: At least two texts of different lengths; by default six English sentences.
-        tolerance: The largest difference of a component that counts as the same, as in ``check_padding_invariance``.
+        tolerance: The largest difference of any component that counts as the same, as in ``check_padding_invariance``.
 
     Returns:
         The diagnosis: ``findings``, ``ok``, ``to_dict()``; ``print`` shows it.
 
     Raises:
-        TypeError: If ``model`` is no module or ``texts`` is one string.
+        TypeError: If ``model`` is not a module or ``texts`` is one string.
         ValueError: If there are fewer than two texts.
-        UnsupportedModelError: If the model is not one that gives a vector for a text.
-        HookError: If the model is compiled: PyTorch leaves out what would watch it.
+        UnsupportedModelError: If the model does not give one vector for a text.
+        HookError: If the model is compiled: PyTorch skips the hooks that would watch it.
 
     Example:
         >>> from peft_hooks import diagnose
@@ -72,7 +72,9 @@ def diagnose(model: nn.Module, texts: Sequence[str] | None = None, *, tolerance:
         runs = native.runs + (() if hooked is None else tuple(replace(run, hooks=True) for run in hooked.runs))
         left = () if hooked is None else tuple(sorted({found.code for found in hooked.findings}))
         tolerance = native.tolerance or (hooked.tolerance if hooked is not None else 0.0)
-        return Diagnosis(findings, runs, tolerance, len(texts), patient(model), call, refusal, left, native.rows)
+        return Diagnosis(
+            findings, runs, tolerance, len(texts), summarize_model(model), call, refusal, left, native.rows
+        )
 
 
 def _with_hooks(
@@ -81,8 +83,8 @@ def _with_hooks(
     """Examine the model with the hooks on, if it has a prompt adapter and no hooks.
 
     Returns:
-        What was found, or None; the call that attaches the hooks; why they refuse the model, or None. Where they refuse
-        it for padding on the left only, padding on the right is a part of the call.
+        The examination, or None; the call that attaches the hooks; why they refuse the model, or None. If they refuse
+        it only because it pads on the left, the call also sets padding on the right.
     """
     options = _options(model)
     call = f"peft_hooks.register_prompt_mask_hooks(model{''.join(f', {k}={v}' for k, v in options.items())})"
@@ -103,10 +105,10 @@ _OTHER_TOOLS = "peft_hooks.check_padding_invariance(model, texts) and peft_hooks
 
 
 def _checked(model: Any, texts: Any) -> list[str]:
-    """Raise what ``diagnose`` raises of its arguments."""
+    """Check the arguments of ``diagnose`` and return the texts."""
     encode: Any = getattr(model, "encode", None)
     one_vector = encode is not None and "convert_to_tensor" in inspect.signature(encode).parameters
-    # What encodes without a Transformer, a StaticEmbedding or BoW, has no adapter, but a batch to depend on.
+    # A StaticEmbedding or BoW encodes without a Transformer: it has no adapter, but could depend on its batch.
     refuse_meta(model if one_vector and isinstance(model, nn.Module) else read_pipeline(model).root)
     given: list[str] = texts_given(texts)
     if encode is None:
@@ -121,20 +123,20 @@ def _checked(model: Any, texts: Any) -> list[str]:
     for path, _ in model.named_modules():
         if compiled_part(model, path) is not None:
             raise HookError(
-                f"{path or type(model).__name__!r} is compiled, so that nothing can watch it: diagnose first"
+                f"{path or type(model).__name__!r} is compiled, so nothing can watch it: diagnose it before compiling"
             )
     return given
 
 
 def _with_fix(finding: Finding, hooked: Examination | None, call: str) -> Finding:
-    """Put the hooks in place of another fix if the finding was gone with them."""
+    """Make the hooks the fix if the finding disappeared with them."""
     if hooked is None or hooked.stopped or any(found.code == finding.code for found in hooked.findings):
         return finding
     return replace(finding, fix=call, fixed=True)
 
 
 def _options(model: nn.Module) -> HookOptions:
-    """Return what the hooks need to be told: multitask prompt tuning needs a task."""
+    """Return the options that the hooks need: a task for multitask prompt tuning."""
     tasks: Iterator[Any] = (
         encoder
         for _, transformer in releases.transformers_of(model)

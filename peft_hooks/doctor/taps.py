@@ -1,4 +1,4 @@
-"""What the doctor puts on modules for the length of a block: functions that see what goes in and what comes out."""
+"""What the doctor attaches to modules within a block: functions that see what goes in and what comes out."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ import torch
 from torch import Tensor, nn
 
 Given = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], None]
-"""Is told a module's path, the module, and the positional and the named arguments of its forward."""
+"""Called with a module's path, the module, and the positional and keyword arguments of its forward."""
 
 Made = Callable[[str, nn.Module, Any], Any]
-"""Is told a module's path, the module, and what came out. What it returns replaces that, unless it is None."""
+"""Called with a module's path, the module and its output. What it returns replaces the output, unless it is None."""
 
 
 @contextlib.contextmanager
 def tapped(
     modules: Iterable[tuple[str, nn.Module]],
     *,
-    came: Given | None = None,
-    got: Given | None = None,
-    gave: Made | None = None,
+    given: Given | None = None,
+    received: Given | None = None,
+    returned: Made | None = None,
 ) -> Iterator[None]:
-    """Call functions in every forward of some modules, for the length of a block.
+    """Call functions in every forward of some modules, within a block.
 
     Args:
-        modules: The modules, with their paths. Scripted ones are left out: PyTorch takes no hook on them.
-        came: Called before any hook that is there already.
-        got: Called after them, with what the module's own forward gets.
-        gave: Called after all hooks, with what came out. Not called if the forward raised.
+        modules: The modules, with their paths. Scripted modules are skipped: PyTorch accepts no hooks on them.
+        given: Called before any hook that is already there, with what the caller gave.
+        received: Called after these hooks, with what the module's own forward gets.
+        returned: Called after all hooks, with the output. Not called if the forward raised.
     """
     with contextlib.ExitStack() as handles:
         for path, module in modules:
             if isinstance(module, torch.jit.ScriptModule):
                 continue
-            if came is not None:
-                before = module.register_forward_pre_hook(_given(path, came), prepend=True, with_kwargs=True)
+            if given is not None:
+                before = module.register_forward_pre_hook(_given(path, given), prepend=True, with_kwargs=True)
                 handles.callback(before.remove)
-            if got is not None:
-                ready = module.register_forward_pre_hook(_given(path, got), with_kwargs=True)
+            if received is not None:
+                ready = module.register_forward_pre_hook(_given(path, received), with_kwargs=True)
                 handles.callback(ready.remove)
-            if gave is not None:
-                handles.callback(module.register_forward_hook(_made(path, gave)).remove)
+            if returned is not None:
+                handles.callback(module.register_forward_hook(_made(path, returned)).remove)
         yield
 
 
@@ -62,10 +62,10 @@ def _made(path: str, tell: Made) -> Callable[..., Any]:
 
 
 def features_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return the first argument of a forward, which is what modules of a pipeline pass on."""
+    """Return the first argument of a forward: in a pipeline, the features."""
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
 def copied(features: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy features, tensors too: modules change the dict, and before 5.4 the embeddings, in place."""
+    """Copy features with their tensors: modules change the dict and, before 5.4, the embeddings in place."""
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in features.items()}

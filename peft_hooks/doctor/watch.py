@@ -1,4 +1,4 @@
-"""Watches one forward: what Transformers give to Pooling, which positions count, which hooks fire."""
+"""Watches one forward: what Transformers pass on to Pooling, which positions count, and which hooks fire."""
 
 from __future__ import annotations
 
@@ -28,40 +28,45 @@ class Event:
     """One call of a Transformer or a Pooling.
 
     Attributes:
-        path: Where the module is.
+        path: The path of the module.
         module: The module.
-        came: The features as they came in, before any hook.
-        got: The features that the module's own forward got, after all hooks.
-        gave: The features that came out, after all hooks; None if it raised.
+        given: The features that the caller gave, before any hook.
+        received: The features that the module's own forward got, after all hooks.
+        returned: The features that came out, after all hooks; None if it raised.
     """
 
     path: str
     module: nn.Module
-    came: Features
-    got: Features = field(default_factory=dict)
-    gave: Features | None = None
+    given: Features
+    received: Features = field(default_factory=dict)
+    returned: Features | None = None
 
     @property
     def where(self) -> str:
-        """The module for a reader."""
+        """The module as text."""
         return f"{type(self.module).__name__} {self.path!r}"
 
 
 @contextlib.contextmanager
 def watching(model: nn.Module) -> Iterator[list[Event]]:
-    """Record every call of a Transformer or a Pooling for the length of a block."""
+    """Record every call of a Transformer or a Pooling within a block."""
     events: list[Event] = []
 
-    def came(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def given(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         events.append(Event(path, module, copied(features_of(args, kwargs))))
 
-    def got(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _last(events, module).got = copied(features_of(args, kwargs))
+    def received(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _last(events, module).received = copied(features_of(args, kwargs))
 
-    def gave(path: str, module: nn.Module, output: Any) -> None:
-        _last(events, module).gave = copied(output)
+    def returned(path: str, module: nn.Module, output: Any) -> None:
+        _last(events, module).returned = copied(output)
 
-    with tapped((*releases.transformers_of(model), *releases.poolings_of(model)), came=came, got=got, gave=gave):
+    with tapped(
+        (*releases.transformers_of(model), *releases.poolings_of(model)),
+        given=given,
+        received=received,
+        returned=returned,
+    ):
         yield events
 
 
@@ -70,21 +75,21 @@ def _last(events: list[Event], module: nn.Module) -> Event:
 
 
 def seen_in(events: list[Event], gradients: bool = False) -> Iterator[Seen]:
-    """Pair every Transformer with the Pooling behind it. Calls Pooling again if ``gradients`` are wanted."""
+    """Pair every Transformer with the Pooling after it. Calls Pooling again if ``gradients`` are wanted."""
     for number, event in enumerate(events):
-        rows = None if event.gave is None else event.gave.get("token_embeddings")
-        given = event.got or event.came  # in the order of the rows: the hooks put padding last
+        rows = None if event.returned is None else event.returned.get("token_embeddings")
+        given = event.received or event.given  # in the order of the rows, as the hooks move padding last
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         if not isinstance(rows, Tensor) or rows.dim() != 3 or ids is None or mask is None or _is_pooling(event):
             continue
         behind = events[number + 1] if number + 1 < len(events) and _is_pooling(events[number + 1]) else None
-        got = event.gave if behind is None else behind.got or behind.came
-        assert got is not None
+        received = event.returned if behind is None else behind.received or behind.given
+        assert received is not None
         counted = first = None
-        if gradients and behind is not None and behind.gave is not None:
-            counted = positions_read(behind.module, behind.came)
-            part = releases.cls_part(behind.module, int(got["token_embeddings"].size(-1)))
-            first = None if part is None else positions_read(behind.module, behind.came, part)
+        if gradients and behind is not None and behind.returned is not None:
+            counted = positions_read(behind.module, behind.given)
+            part = releases.cls_part(behind.module, int(received["token_embeddings"].size(-1)))
+            first = None if part is None else positions_read(behind.module, behind.given, part)
         yield Seen(
             event.where,
             (behind or event).where,
@@ -92,8 +97,8 @@ def seen_in(events: list[Event], gradients: bool = False) -> Iterator[Seen]:
             mask.bool(),
             dtype_of(mask.dtype),
             rows,
-            tuple(got["token_embeddings"].shape),
-            got.get("attention_mask"),
+            tuple(received["token_embeddings"].shape),
+            received.get("attention_mask"),
             counted,
             first,
         )
@@ -104,15 +109,15 @@ def _is_pooling(event: Event) -> bool:
     return kind is not None and isinstance(event.module, kind)
 
 
-def positions_read(pooling: nn.Module, came: Features, part: slice = slice(None)) -> Tensor:
+def positions_read(pooling: nn.Module, given: Features, part: slice = slice(None)) -> Tensor:
     """Return ``bool[batch, positions]``: which positions the pooled embedding, or a part of it, depends on.
 
-    This is measured, by the gradient, not read from a mask: a release may well put its mask aside.
+    Measured by the gradient instead of read from the mask, which a release may well ignore.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        features = copied(came)
+        features = copied(given)
         rows = features["token_embeddings"].float().requires_grad_()
-        features["token_embeddings"] = rows * 1  # no leaf: before 5.4 max pooling writes into it
+        features["token_embeddings"] = rows * 1  # not a leaf: before 5.4 max pooling writes to it in place
         pooled = pooling(features)["sentence_embedding"][:, part].sum()
         found = torch.autograd.grad(pooled, rows, allow_unused=True)[0]
         return torch.zeros_like(rows[..., 0], dtype=torch.bool) if found is None else found.abs().sum(dim=2) > 0
@@ -120,27 +125,27 @@ def positions_read(pooling: nn.Module, came: Features, part: slice = slice(None)
 
 @contextlib.contextmanager
 def counting(model: nn.Module, paths: set[str]) -> Iterator[Counter[str]]:
-    """Count the calls, as hooks see them, of the modules at ``paths`` for the length of a block."""
+    """Count the calls of the modules at ``paths``, as hooks see them, within a block."""
     calls: Counter[str] = Counter()
     modules = modules_of(model)
     targets = [(path, modules[path]) for path in paths]
-    with tapped(targets, came=lambda path, *_: calls.update([path])):
+    with tapped(targets, given=lambda path, *_: calls.update([path])):
         yield calls
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every module by path. ``get_submodule`` would not find one that a property of the same name hides."""
+    """Return every module by path; ``get_submodule`` cannot find one that a property of the same name hides."""
     return dict(model.named_modules(remove_duplicate=False))
 
 
 def hooked_paths(model: nn.Module) -> set[str]:
-    """Return where hooks are that someone put on the model."""
+    """Return the paths of the modules that anyone has put hooks on."""
     return {path for path, module in model.named_modules() if forward_hooks_of(module)}
 
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Leave the model and every random state as they were, whatever is encoded in the block. ``encode`` sets eval."""
+    """Restore the model and every random state at the end of a block. ``encode`` itself sets eval mode."""
     import numpy as np
 
     training = {module: module.training for module in model.modules()}
@@ -167,14 +172,14 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def tokenizers_of(model: nn.Module) -> list[Any]:
-    """Return the tokenizers of the model's Transformers that pad."""
+    """Return the tokenizers of the model's Transformers, as far as they pad."""
     found = [getattr(transformer, "tokenizer", None) for _, transformer in releases.transformers_of(model)]
     return [tokenizer for tokenizer in found if hasattr(tokenizer, "padding_side")]
 
 
 @contextlib.contextmanager
 def padded(model: nn.Module, side: str) -> Iterator[None]:
-    """Pad on one side for the length of a block."""
+    """Pad on one side within a block."""
     former = [(tokenizer, tokenizer.padding_side) for tokenizer in tokenizers_of(model)]
     try:
         for tokenizer, _ in former:

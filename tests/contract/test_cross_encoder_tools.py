@@ -222,7 +222,7 @@ def test_a_cross_encoder_with_labels_of_its_own_comes_back(labels: int, tmp_path
     """Its base's folder has no head at all, and no number of labels."""
     from sentence_transformers import CrossEncoder
 
-    needs(HAS_FOLDER, "saves no folder that says what it is")
+    needs(HAS_FOLDER, "does not save what kind of model it is")
     base = tiny_transformer("bert", tmp_path / "base")
     torch.manual_seed(0)
     model = CrossEncoder(str(base), num_labels=labels, device="cpu")

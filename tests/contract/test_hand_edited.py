@@ -66,8 +66,8 @@ def fill(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 EDITS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "weights of int64": (weights(lambda rows: rows.long()), f"{WEIGHTS}: .* is of the type I64"),
-    "weights of bool": (weights(lambda rows: rows.bool()), f"{WEIGHTS}: .* is of the type BOOL"),
+    "weights of int64": (weights(lambda rows: rows.long()), f"{WEIGHTS}: .* has the type I64"),
+    "weights of bool": (weights(lambda rows: rows.bool()), f"{WEIGHTS}: .* has the type BOOL"),
     "an infinite weight": (weights(fill(float("inf"))), f"{WEIGHTS}: .* NaN or infinite"),
     "fewer rows": (weights(lambda rows: rows[:2]), f"{ADAPTER}: by its sizes prompt_embeddings is"),
     "too many tokens": (edit(ADAPTER, num_virtual_tokens=20_000_000), f"{ADAPTER}: by its sizes"),

@@ -134,5 +134,5 @@ def test_a_skiplist_of_documents_alone_is_refused(multi_vector: Any) -> None:
     """Virtual tokens would have to be skipped in queries, too, and its words would be with them."""
     needs(RELEASE >= (6, 0), "MultiVectorEncoder came with 6.0")
     model = multi_vector("bert", skiplist_words=["the"])
-    with pytest.raises(UnsupportedModelError, match="a skiplist of its own for document alone"):
+    with pytest.raises(UnsupportedModelError, match="its own skiplist for document only"):
         merge_and_unload(model)

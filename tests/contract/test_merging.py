@@ -125,7 +125,7 @@ def test_no_special_token_in_front_of_a_text_is_named(adapted: Any) -> None:
 def test_left_padding_that_moves_a_text_is_replaced_and_said(architecture: str, adapted: Any) -> None:
     """Where the backbone counts positions from the first column, padding or not."""
     model = adapted(architecture, padding_side="left")
-    with pytest.warns(UserWarning, match="pads on the right: its backbone's own left padding moves a text"):
+    with pytest.warns(UserWarning, match="pads on the right: its backbone's own left padding shifts a text"):
         merged = merge_and_unload(model)
     assert merged.tokenizer.padding_side == "right" and model.tokenizer.padding_side == "left"
 
@@ -178,7 +178,7 @@ def test_keys_and_values_are_no_words(method: str, adapted: Any) -> None:
     """They are refused by name, with what serves them."""
     model = adapted("bert", method)
     name = "CARTRIDGE" if method == "cartridge" else "PREFIX_TUNING"
-    with refused(model, UnsupportedModelError, name, "no word's embedding", "peft_hooks.export_onnx"):
+    with refused(model, UnsupportedModelError, name, "which no word embedding can do", "peft_hooks.export_onnx"):
         merge_and_unload(model)
 
 

@@ -641,10 +641,10 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "no modules.json": (lambda at: (at / "modules.json").unlink(), "modules.json: .*missing"),
     "a cut modules.json": (lambda at: cut(at / "modules.json"), "modules.json: damaged, not JSON"),
     "cut weights": (lambda at: cut(at / "adapter_model.safetensors"), "adapter_model.safetensors: could not be loaded"),
-    "no weights": (lambda at: (at / "adapter_model.safetensors").unlink(), "there is no adapter_model.safetensors"),
+    "no weights": (lambda at: (at / "adapter_model.safetensors").unlink(), "it has no adapter_model.safetensors"),
     "cut weights of Dense": (lambda at: cut(at / "2_Dense" / "model.safetensors"), "2_Dense/model.safetensors: could"),
-    "a cut adapter_config.json": (lambda at: cut(at / "adapter_config.json"), "adapter_config.json: damaged, not JSON"),
-    "a cut peft_hooks.json": (lambda at: cut(at / "peft_hooks.json"), "peft_hooks.json: damaged, not JSON"),
+    "a cut adapter_config.json": (lambda at: cut(at / "adapter_config.json"), "adapter_config.json: damaged: not JSON"),
+    "a cut peft_hooks.json": (lambda at: cut(at / "peft_hooks.json"), "peft_hooks.json: damaged: not JSON"),
     "a wrong option": (
         lambda at: set_json(at / "peft_hooks.json", options={"virtual_tokens": "some"}),
         "peft_hooks.json: damaged: ValueError",
@@ -656,7 +656,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "a path above": (lambda at: first_module(at, path="../1_Pooling"), "the path '../1_Pooling' leaves the model's"),
     "an absolute path": (lambda at: first_module(at, path="/tmp"), "'/tmp' leaves the model's"),
     "a Windows path": (lambda at: first_module(at, path="C:\\tmp"), "leaves the model's folder"),
-    "a module of its own": (lambda at: first_module(at, type="evil.Pooling"), "no code of it is run"),
+    "a module of its own": (lambda at: first_module(at, type="evil.Pooling"), "its code is not run"),
     "a link out": (lambda at: link(at, "tokenizer_config.json"), "tokenizer_config.json: a link that leaves"),
     "an activation of its own": (
         lambda at: set_json(at / "2_Dense" / "config.json", activation_function="os.abort"),

@@ -303,9 +303,9 @@ def test_a_checkpoint_that_the_process_was_killed_in_is_passed_over_and_told(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.train(resume_from_checkpoint=True)
-    told = [str(warning.message) for warning in caught if "newest whole checkpoint" in str(warning.message)]
+    told = [str(warning.message) for warning in caught if "newest complete checkpoint" in str(warning.message)]
     if not (where == "_save" and before and not again):  # then nothing was begun
-        assert f"goes on from {folder / 'checkpoint-2'}, the newest whole" in told[0]
+        assert f"resumes from {folder / 'checkpoint-2'}, the newest complete" in told[0]
         assert str(folder / "checkpoint-4") in told[0]
     assert_equal(weights(resumed), weights(truth))
 

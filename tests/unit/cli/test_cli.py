@@ -248,7 +248,7 @@ def test_piped_it_fits_80_columns_without_colours_and_says_what_it_does(saved: P
     assert not wide
     assert "\x1b" not in done.stdout + done.stderr
     steps = [line.split()[0] for line in done.stderr.splitlines() if line.endswith("...")]
-    assert steps == ["Loading", "Loading", "Putting", "Encoding"], done.stderr
+    assert steps == ["Loading", "Loading", "Attaching", "Encoding"], done.stderr
 
 
 def test_a_terminal_without_unicode_gets_plain_signs(saved: Path) -> None:
@@ -351,7 +351,7 @@ def test_trace_of_no_model_is_status_2_and_without_texts_a_usage_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _cli.main(["trace", str(tmp_path), "a cat"]) == 2
-    assert "no model here" in capsys.readouterr().err
+    assert "not a model: it has no modules.json" in capsys.readouterr().err
     for wrong in (["trace", str(tmp_path)], ["trace", str(tmp_path), "a", "--depth", "-1"]):
         with pytest.raises(SystemExit) as left:
             _cli.main(wrong)

@@ -82,7 +82,7 @@ def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[s
     """A folder that has something in it stays; an empty one is taken."""
     tuned(tmp_path)
     assert main(["merge", str(tmp_path / "tuned"), str(tmp_path / "base")]) == 2
-    assert "something is there" in capsys.readouterr().err
+    assert "something is already there" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["merge", str(tmp_path / "tuned"), str(tmp_path / "empty")]) == 0
     assert len(encoded(SentenceTransformer(str(tmp_path / "empty"), device="cpu"))) == len(TEXTS)

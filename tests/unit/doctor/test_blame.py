@@ -188,14 +188,14 @@ def test_the_layer_inside_in_which_it_begins_is_named(plain: Any) -> None:
     (found,) = diagnose(model, TEXTS).findings
     assert found.place == "Encoder '1'"
     assert PADDING in found.sentence
-    assert " which begins in its " in found.sentence
+    assert ", starting in its " in found.sentence
     assert "'1.layers.1" in found.sentence
 
 
 def test_a_module_that_does_it_by_itself_blames_no_other(plain: Any) -> None:
     model = with_part(WRONG["mean of all"][0](), False, plain())
     (found,) = diagnose(model, TEXTS).findings
-    assert "begins" not in found.sentence
+    assert "starting" not in found.sentence
 
 
 def test_only_the_modules_that_do_it_are_named(plain: Any) -> None:
@@ -264,7 +264,7 @@ def test_a_static_embedding_is_examined() -> None:
     diagnosis = diagnose(static(), TEXTS)
     assert diagnosis.ok
     assert not diagnosis.tried
-    assert "texts    not cut, not padded" in str(diagnosis)
+    assert "texts    not truncated, not padded" in str(diagnosis)
 
 
 def test_a_static_embedding_with_a_fault_is_found_out() -> None:

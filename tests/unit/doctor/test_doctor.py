@@ -86,7 +86,7 @@ def test_what_is_wrong_without_hooks_is_gone_with_them_and_the_verdict_says_so(
         assert side == "right"
         return
     assert all(one.fixed for one in diagnosis.findings), str(diagnosis)
-    assert diagnosis.verdict.endswith("makes it right: measured")
+    assert diagnosis.verdict.endswith("fixes this (measured)")
     assert diagnosis.left == ()
     assert ("task_id=0" in diagnosis.hooks) == method.startswith("multi")
 
@@ -381,7 +381,7 @@ def test_the_real_minilm_is_healthy_and_prompt_tuned_is_what_the_release_makes_o
         assert native == ["PH003"]
     else:
         assert native == ["PH001", "PH012"]
-    assert diagnosis.verdict.endswith("makes it right: measured")
+    assert diagnosis.verdict.endswith("fixes this (measured)")
     with prompt_mask_hooks(model):
         assert diagnose(model).ok
 
@@ -457,7 +457,7 @@ def test_every_route_of_a_router_is_tried(plain: Any, put: Any) -> None:
     diagnosis = diagnose(model, TEXTS)
     (one,) = (one for one in diagnosis.findings if one.code == "PH006")
     assert one.place == "Pooling '0.sub_modules.query.1'"
-    assert diagnosis.verdict.endswith("makes it right: measured")
+    assert diagnosis.verdict.endswith("fixes this (measured)")
     with prompt_mask_hooks(model):
         assert codes(model) == []
 
@@ -490,7 +490,7 @@ def test_a_sparse_model_is_examined_too(tmp_path: Any, put: Any) -> None:
     put(model, "prompt_tuning")
     diagnosis = diagnose(model, TEXTS)
     assert diagnosis.findings
-    assert diagnosis.verdict.endswith("makes it right: measured")
+    assert diagnosis.verdict.endswith("fixes this (measured)")
 
 
 def test_the_diagnosis_is_text_json_and_a_table(adapted: Any) -> None:

@@ -41,17 +41,17 @@ def test_the_hooks_of_others_are_between_what_came_and_what_it_got() -> None:
     layer.register_forward_hook(lambda module, args, output: output * 10)
     with tapped(
         [("layer", layer)],
-        came=lambda path, module, args, kwargs: seen.update(came=(path, args[0].item())),
-        got=lambda path, module, args, kwargs: seen.update(got=(path, args[0].item())),
-        gave=lambda path, module, output: seen.update(gave=(path, output.item())),
+        given=lambda path, module, args, kwargs: seen.update(given=(path, args[0].item())),
+        received=lambda path, module, args, kwargs: seen.update(received=(path, args[0].item())),
+        returned=lambda path, module, output: seen.update(returned=(path, output.item())),
     ):
         assert layer(torch.tensor(1)).item() == 20
-    assert seen == {"came": ("layer", 1), "got": ("layer", 2), "gave": ("layer", 20)}
+    assert seen == {"given": ("layer", 1), "received": ("layer", 2), "returned": ("layer", 20)}
 
 
 def test_what_one_returns_of_an_output_replaces_it() -> None:
     layer = nn.Identity()
-    with tapped([("", layer)], gave=lambda path, module, output: output + 5):
+    with tapped([("", layer)], returned=lambda path, module, output: output + 5):
         assert layer(torch.tensor(1)).item() == 6
     assert layer(torch.tensor(1)).item() == 1
 
@@ -64,7 +64,7 @@ def test_an_error_while_they_are_put_on_leaves_none() -> None:
         yield "", layer
         raise LookupError
 
-    with pytest.raises(LookupError), tapped(modules(), came=print, got=print, gave=print):
+    with pytest.raises(LookupError), tapped(modules(), given=print, received=print, returned=print):
         pass
     assert not layer._forward_hooks
     assert not layer._forward_pre_hooks
