@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .ghosts import Ghost, Shape
+from .ghosts import Ghost
 from .operands import Operand
 from .origins import Origin
-from .promises import due, kind_of_dimension, what_changed
-from .scene import Scene
+from .promises import changed, kind_of
+from .scene import Owned, Scene
 
 
 class Blame(NamedTuple):
@@ -35,17 +35,15 @@ def blame(scene: Scene, sides: Sequence[tuple[Operand, int]], pair: Sequence[int
     known = _by_trail(scene, sides, pair) or _by_change(scene, sides)
     if known is not None:
         return known
-    seen = []
-    for operand, place in sides:
-        birth = scene.birth(operand, place)
-        if birth is not None:
-            seen.append(((not _is_due(scene, operand, place), birth.when), birth, operand, place))
-    if not seen:
+    births = [(birth, *side) for side in sides if (birth := scene.birth(*side)) is not None]
+    if not births:
         return Blame()
-    _, birth, operand, place = max(seen, key=lambda one: one[0])
-    path = birth.culprit(scene.history.rows, bool(scene.on(birth.row.path)))
-    kind = kind_of(operand, place)
-    return Blame(changed(scene, birth, operand), path, birth.row.where, kind)
+    birth, operand, place = max(births, key=lambda one: (not _is_due(scene, one[1], one[2]), one[0].when))
+    return _of_origin(scene, birth, operand, place, scene.culprit(birth))
+
+
+def _of_origin(scene: Scene, origin: Origin, operand: Operand, place: int, path: str | None) -> Blame:
+    return Blame(changed(scene, origin, operand), path, origin.row.where, kind_of(operand, place))
 
 
 def is_odd(scene: Scene, found: Blame) -> bool:
@@ -59,19 +57,32 @@ def _by_trail(scene: Scene, sides: Sequence[tuple[Operand, int]], pair: Sequence
         wanted = next((size for size in pair if size != operand.shape[place]), None)
         source = None if wanted is None else trail(scene, operand, place, wanted)
         if source is not None and not (number == 0 and len(sides) > 1 and _is_due(scene, operand, place)):
-            words = changed(scene, source, operand)
-            return Blame(words, source.row.path, source.row.where, kind_of(operand, place))
+            return _of_origin(scene, source, operand, place, source.row.path)
     return None
 
 
 def _by_change(scene: Scene, sides: Sequence[tuple[Operand, int]]) -> Blame | None:
     for operand, place in sides:
-        seen = scene.origin(operand) or scene.birth(operand, place) or scene.owner_of(operand, operand.shape[place])
+        seen = scene.origin(operand) or scene.birth(operand, place) or owner_of(scene, operand, operand.shape[place])
         if seen is None:
             made = None if _is_new(scene, operand) else _made_inside(scene, operand, place)
             if made is not None:
                 return made
     return None
+
+
+def owner_of(scene: Scene, operand: Operand, size: int) -> Owned | None:
+    """Return the parameter or buffer that an operand is, or got a size from."""
+    root = operand.root
+    owner = scene.owner(operand) or scene.owner(root)
+    step = scene.steps[root.place]
+    made = step.assigned(root.node.id) if owner is None and isinstance(root.node, ast.Name) else None
+    for node in () if made is None else ast.walk(made):
+        value = step.values(node) if isinstance(node, (ast.Name, ast.Attribute)) else root.value
+        other = None if value is root.value else scene.owner(Operand("", value))
+        if other is not None and size in other.tensor.shape:
+            return other
+    return owner
 
 
 def _is_new(scene: Scene, operand: Operand) -> bool:
@@ -98,10 +109,8 @@ def trail(scene: Scene, operand: Operand, place: int, wanted: int) -> Origin | N
         origin = scene.made(operand, size)
     while origin is not None and origin.made:
         shape = origin.leaf.shape or ()
-        at = (
-            place if len(shape) == len(operand.shape) else next((n for n, one in enumerate(shape) if one == size), None)
-        )
-        if at is None or shape[at] != size:
+        at = place if len(shape) == len(operand.shape) else [*shape, size].index(size)
+        if shape[at : at + 1] != (size,):
             return None
         given = [leaf for leaf in origin.row.came if len(leaf.shape or ()) == len(shape)]
         same = [leaf for leaf in given if (leaf.shape or ())[at] == size]
@@ -126,32 +135,9 @@ def _made_inside(scene: Scene, operand: Operand, place: int) -> Blame | None:
     return None
 
 
-def kind_of(operand: Operand, place: int) -> str:
-    """Name a dimension of an operand."""
-    real = operand.dtype is not None and operand.dtype.is_floating_point and not operand.text.endswith("mask")
-    return kind_of_dimension(place, len(operand.shape), real)
-
-
-def changed(scene: Scene, birth: Origin, operand: Operand) -> str:
-    """Say what a call made of what it was given, if one size of it changed there."""
-    module = scene.modules.get(birth.row.path)
-    if not birth.made or module is None:
-        return ""
-    made: Shape = birth.leaf.shape or ()
-    wide = operand.dtype is not None and operand.dtype.is_floating_point
-    for other in birth.row.came:
-        change = what_changed(other.shape or (), made, wide) if other.dtype == operand.dtype else None
-        if change is not None and change[0] == "width" and any(one.dim() > 1 for one in module.parameters()):
-            continue  # another width is what such a module is for
-        if change is not None and change[0] != "rank" and due(module, other.shape or ()) != made:
-            return f"{birth.row.where} turned {other.name} {list(other.shape or ())} into {list(made)}: {change[1]}"
-    return ""
-
-
 def _is_due(scene: Scene, operand: Operand, place: int) -> bool:
     """Tell whether a size is right: the length of the texts, or the width of the layer that the tensor came out of."""
-    length = kind_of(operand, place) == "length"
-    if length and scene.history.batch_and_length[1:] == (operand.shape[place],):
+    if kind_of(operand, place) == "length" and scene.history.batch_and_length[1:] == (operand.shape[place],):
         return True
     origin = scene.origin(operand)
     module = None if origin is None or not origin.made else scene.modules.get(origin.row.path)

@@ -65,9 +65,13 @@ def _turned(shape: Shape, one: int, other: int) -> Shape:
     return tuple(sizes)
 
 
-def _numbers(args: Sequence[Any]) -> list[int]:
+def flat_of(args: Sequence[Any]) -> list[Any]:
     """Return sizes or dimensions that were given one by one or as one sequence."""
-    flat = list(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list)) else list(args)
+    return list(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list)) else list(args)
+
+
+def _numbers(args: Sequence[Any]) -> list[int]:
+    flat = flat_of(args)
     if not all(isinstance(one, int) for one in flat):
         raise ValueError
     return flat

@@ -52,6 +52,11 @@ class Operand:
         return self.value.dtype if isinstance(self.value, (Tensor, Ghost)) else None
 
     @property
+    def is_float(self) -> bool:
+        """Whether it is of floating-point numbers."""
+        return self.dtype is not None and self.dtype.is_floating_point
+
+    @property
     def device(self) -> torch.device | None:
         """Its device."""
         return self.value.device if isinstance(self.value, (Tensor, Ghost)) else None
@@ -74,11 +79,8 @@ class Operand:
     @property
     def name(self) -> str:
         """Its text, set apart if it is more than a name."""
-        return self.text if _is_name(self.text) else f"`{self.text}`"
-
-
-def _is_name(text: str) -> bool:
-    return all(part.isidentifier() for part in text.split("."))
+        plain = all(part.isidentifier() for part in self.text.split("."))
+        return self.text if plain else f"`{self.text}`"
 
 
 class Names:
@@ -94,8 +96,7 @@ class Names:
     def caller(self, place: int) -> int | None:
         """Return the step that called the function of a step, past PyTorch's own calling of modules."""
         for before in range(place - 1, -1, -1):
-            step = self.steps[before]
-            if step.file != CALLS and not step.is_ours:
+            if self.steps[before].file != CALLS:
                 return before
         return None
 
@@ -106,7 +107,7 @@ class Names:
             return self.outward(place, node.id, value, node)
         inner = _made_of(node, self.steps[place])
         base = None if inner is None else self.of_expression(place, inner)
-        return Operand(_text(node), value, base if base is not None and base.is_tensor else None, place, node)
+        return Operand(text_of(node), value, base if base is not None and base.is_tensor else None, place, node)
 
     def of_parameter(self, place: int, parameter: str, value: Any) -> Operand:
         """Return what was given for a parameter of the function of a step, by its name where the call is."""
@@ -127,9 +128,7 @@ class Names:
     def outward(self, place: int, name: str, value: Any, node: ast.AST | None = None) -> Operand:
         """Follow a name to the functions further out, as long as it is a parameter that was only handed on."""
         step = self.steps[place]
-        code = step.frame.f_code
-        parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        found = self.argument(place, name) if name in parameters and name != "self" else None
+        found = self.argument(place, name) if name in step.parameters else None
         if found is None or value is UNKNOWN or value is None:
             return Operand(name, value, None, place, node)
         before, outer = found
@@ -150,8 +149,7 @@ class Names:
 
     def argument(self, place: int, parameter: str) -> tuple[int, ast.expr] | None:
         """Return the expression that was given for a parameter of the function of a step, and where it stands."""
-        code = self.steps[place].frame.f_code
-        own = [name for name in code.co_varnames[: code.co_argcount] if name != "self"]
+        own = self.steps[place].positional
         before = self.caller(place)
         while before is not None:
             node = self.steps[before].node
@@ -204,5 +202,6 @@ def _made_of(node: ast.AST, step: Step) -> ast.expr | None:
     return inner
 
 
-def _text(node: ast.AST) -> str:
+def text_of(node: ast.AST) -> str:
+    """Return the source of an expression."""
     return ast.unparse(node).replace("'", '"')

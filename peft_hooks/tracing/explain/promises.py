@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..._format import dtype_of
@@ -16,7 +15,9 @@ from ..leaves import Leaf
 from ..records import Row
 from .failure import Bound, Finding
 from .ghosts import Shape
-from .scene import Scene
+from .operands import Operand
+from .origins import Origin
+from .scene import Scene, is_autocast
 
 _KEEPING = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.LayerNorm, nn.Identity, nn.GELU, nn.ReLU,
@@ -68,6 +69,11 @@ def kind_of_dimension(dimension: int, rank: int, wide: bool = False) -> str:
     return "width" if dimension == rank - 1 and (rank in (1, 3) or (rank == 2 and wide)) else "length"
 
 
+def kind_of(operand: Operand, place: int) -> str:
+    """Name a dimension of an operand."""
+    return kind_of_dimension(place, len(operand.shape), operand.is_float and not operand.text.endswith("mask"))
+
+
 def what_changed(known: Shape, shape: Shape, wide: bool = True) -> tuple[str, str] | None:
     """Compare two shapes: transposed, or one dimension changed; None if they are the same or have little in common."""
     if len(known) != len(shape):
@@ -78,10 +84,10 @@ def what_changed(known: Shape, shape: Shape, wide: bool = True) -> tuple[str, st
         return None
     if sorted(known) == sorted(shape):
         return "transposed", "its dimensions are transposed"
-    changed = [place for place, (a, b) in enumerate(zip(known, shape)) if a != b]
-    if len(changed) != 1:
+    places = [place for place, (a, b) in enumerate(zip(known, shape)) if a != b]
+    if len(places) != 1:
         return None
-    place = changed[0]
+    place = places[0]
     kind = kind_of_dimension(place, len(shape), wide)
     noun = {"batch": "row", "length": "position", "width": "column"}[kind]
     before, after = known[place], shape[place]
@@ -91,13 +97,25 @@ def what_changed(known: Shape, shape: Shape, wide: bool = True) -> tuple[str, st
     return kind, f"{count} {noun}{'' if count == 1 else 's'} {'more' if after > before else 'fewer'}"
 
 
+def changed(scene: Scene, birth: Origin, operand: Operand) -> str:
+    """Say what a call made of what it was given, if one size of it changed there."""
+    module = scene.modules.get(birth.row.path)
+    if not birth.made or module is None:
+        return ""
+    made: Shape = birth.leaf.shape or ()
+    for other in birth.row.came:
+        change = what_changed(other.shape or (), made, operand.is_float) if other.dtype == operand.dtype else None
+        if change is not None and change[0] == "width" and any(one.dim() > 1 for one in module.parameters()):
+            continue  # another width is what such a module is for
+        if change is not None and change[0] != "rank" and due(module, other.shape or ()) != made:
+            return f"{birth.row.where} turned {other.name} {list(other.shape or ())} into {list(made)}: {change[1]}"
+    return ""
+
+
 def broken_promise(scene: Scene) -> Finding | None:
     """Find the first call in this forward whose output is not what its layer's class promises."""
-    for event in scene.history.events:
-        finding = _promise(scene, event.row) if event.side == "out" else None
-        if finding is not None:
-            return finding
-    return None
+    found = (_promise(scene, event.row) for event in scene.history.events if event.side == "out")
+    return next((finding for finding in found if finding is not None), None)
 
 
 def _promise(scene: Scene, row: Row) -> Finding | None:
@@ -108,20 +126,15 @@ def _promise(scene: Scene, row: Row) -> Finding | None:
     shape = due(module, came.shape or ())
     if shape is None:
         return None
-    parameter = next(iter(module.parameters(recurse=False)), None)
-    device = came.device if parameter is None else parameter.device
-    same = came.device is not None and device is not None and came.device.type == device.type
-    if same and went.device is not None and device is not None and went.device.type != device.type:
+    own = next(iter(module.parameters(recurse=False)), None)
+    device = came.device if own is None else own.device
+    types = [None if one is None else one.type for one in (came.device, device, went.device)]
+    if None not in types and types[0] == types[1] != types[2]:
         return _finding(scene, row, "device", f"is on {went.device}, but {device} is due")
-    dtypes = [came.dtype] if parameter is None else [came.dtype, parameter.dtype]
-    dtypes = (
-        [parameter.dtype]
-        if isinstance(module, (nn.Linear, nn.Embedding, *_CONVOLUTIONS)) and parameter is not None
-        else dtypes
-    )
-    if went.dtype not in dtypes and not _autocast():
+    makes_own = isinstance(module, (nn.Linear, nn.Embedding, *_CONVOLUTIONS))
+    dtypes = [came.dtype] * (own is None or not makes_own) + ([] if own is None else [own.dtype])
+    if went.dtype is not None and went.dtype not in dtypes and not is_autocast():
         names = [dtype_of(one) for one in dict.fromkeys(dtypes) if one is not None]
-        assert went.dtype is not None
         return _finding(scene, row, "dtype", f"is {dtype_of(went.dtype)}, but {' or '.join(names)} is due")
     if went.shape == shape:
         return None
@@ -142,10 +155,6 @@ def _difference(row: Row, shape: Shape, wanted: Shape) -> tuple[Bound, ...]:
             given = Bound(size, f"the output of {row.where}", shape, place, "", row.path)
             return given, Bound(other, "what is due there", wanted, place, "", None)
     return ()
-
-
-def _autocast() -> bool:
-    return torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu")
 
 
 def _only(leaves: tuple[Leaf, ...]) -> Leaf | None:

@@ -1,24 +1,100 @@
-"""The places in a traceback where something was called that the table knows: layers, losses, functions, expressions."""
+"""What a traceback went through: expressions that were running, layers and functions that the table knows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ast
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .expressions import Expression
-from .ghosts import Shape, shape_of
-from .operands import Operand
+from .ghosts import Ghost, Shape, shape_of
+from .operands import Names, Operand
 from .scene import Scene
-from .table import ANY_TENSOR, FUNCTIONS, LAYERS, Takes
+from .table import ANY_TENSOR, FUNCTIONS, LAYERS, PARAMETERS, Takes
 from .values import UNKNOWN, attribute
 
 _LETTERS = ["N", "C", "A", "B", "D", "F"]
 _CLASSIFY = ("cross_entropy", "nll_loss", "multi_margin_loss")
+
+
+class Expression:
+    """An expression that was running: what it calls, and its operands by parameter.
+
+    Args:
+        names: Finds out what tensors are called.
+        place: The step.
+    """
+
+    def __init__(self, names: Names, place: int) -> None:
+        self.names = names
+        self.place = place
+        self.step = names.steps[place]
+        self.name = ""
+        self.target: Any = None
+        self.operands: dict[str, Operand] = {}
+        self.node = self.step.node
+        self._read(self.node)
+
+    def operand(self, node: ast.AST) -> Operand:
+        """Return the operand that a part of the expression is."""
+        return self.names.of_expression(self.place, node)
+
+    def value(self, parameter: str) -> Any:
+        """Return what was given for a parameter, or ``UNKNOWN``."""
+        return self.operands[parameter].value if parameter in self.operands else UNKNOWN
+
+    def tensors(self) -> list[Operand]:
+        """Return the operands that are tensors, those in lists, too."""
+        found = []
+        for one in self.operands.values():
+            parts = one.value if isinstance(one.value, (list, tuple)) else ()
+            found += [one, *(Operand(f"{one.text}[{number}]", part) for number, part in enumerate(parts))]
+        return [one for one in found if one.is_tensor]
+
+    def _read(self, node: ast.AST | None) -> None:
+        if isinstance(node, (ast.BinOp, ast.AugAssign)):
+            left = node.left if isinstance(node, ast.BinOp) else node.target
+            right = node.right if isinstance(node, ast.BinOp) else node.value
+            self.name = "matmul" if isinstance(node.op, ast.MatMult) else "add"
+            self.operands = {"input": self.operand(left), "other": self.operand(right)}
+        elif isinstance(node, ast.Compare):
+            self.name = "eq"
+            self.operands = {"input": self.operand(node.left), "other": self.operand(node.comparators[0])}
+        elif isinstance(node, ast.Subscript):
+            self.name = "getitem"
+            self.operands = {"input": self.operand(node.value), "index": self.operand(node.slice)}
+            statement = self.step.running[1]
+            if isinstance(node.ctx, ast.Store) and isinstance(statement, (ast.Assign, ast.AugAssign)):
+                self.name = "setitem"
+                self.operands["value"] = self.operand(statement.value)
+        elif isinstance(node, ast.Call):
+            self._read_call(node)
+
+    def _read_call(self, node: ast.Call) -> None:
+        owner = None
+        if isinstance(node.func, ast.Attribute):
+            one = self.operand(node.func.value)
+            owner = one if isinstance(one.value, (Tensor, Ghost)) else None
+        self.target = None if owner is not None else self.step.values(node.func)
+        self.name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if owner is None and self.target is not UNKNOWN:
+            self.name = getattr(self.target, "__name__", self.name)
+        given = ([] if owner is None else [owner]) + [self.operand(one) for one in node.args]
+        names = PARAMETERS.get(self.name, ())
+        for number, one in enumerate(given):
+            self.operands[names[number] if number < len(names) else f"args.{number}"] = one
+        for word in node.keywords:
+            if word.arg is not None:
+                self.operands[word.arg] = self.operand(word.value)
+
+
+def expressions(scene: Scene) -> Iterator[Expression]:
+    """Yield what was running from the innermost step to the first whose code is not PyTorch's."""
+    return (Expression(scene.names, place) for place in scene.last_places())
 
 
 @dataclass(frozen=True)
@@ -27,16 +103,13 @@ class Site:
 
     Attributes:
         scene: What is known beside it.
-        place: The step that called it.
         name: Its name in the table.
         takes: What it takes.
         module: The layer, or None of a function.
         operands: What it was given, by parameter.
-        inside: Whether the step is inside of it: then what it was given may have been changed since.
     """
 
     scene: Scene
-    place: int
     name: str
     takes: Takes
     module: nn.Module | None
@@ -50,7 +123,7 @@ class Site:
     @property
     def path(self) -> str | None:
         """The layer's path."""
-        return None if self.module is None else self.scene.paths.get(id(self.module))
+        return self.scene.path(self.module)
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -99,31 +172,27 @@ def sites(scene: Scene) -> Iterator[Site]:
         call = calls.get(place)
         known = None if call is None else takes_of(call.module)
         if call is not None and known is not None and type(call.module).forward.__code__ is step.frame.f_code:
-            given = {name: scene.names.of_parameter(place, name, value) for name, value in call.given.items()}
-            yield Site(scene, place, *known, call.module, _flat(given, known[1]))
+            given = _flat(_operands(scene, place, call.given), known[1])
+            yield Site(scene, *known, call.module, given)
         if step.in_torch and step.name in FUNCTIONS and step.module is None:
-            code = step.frame.f_code
-            names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-            given = {
-                name: scene.names.of_parameter(place, name, step.locals[name]) for name in names if name in step.locals
-            }
-            yield _function(scene, place, step.name, given)
-    for place in range(len(scene.steps) - 1, -1, -1):
-        expression = Expression(scene.names, place)
+            yield _function(scene, step.name, _operands(scene, place, step.given))
+    for expression in expressions(scene):
         if expression.name in FUNCTIONS and not hasattr(expression.target, "__code__"):
-            yield _function(scene, place, expression.name, expression.operands)
-        if not scene.steps[place].in_torch:
-            return
+            yield _function(scene, expression.name, expression.operands)
 
 
-def _function(scene: Scene, place: int, name: str, given: dict[str, Operand]) -> Site:
+def _operands(scene: Scene, place: int, given: Mapping[str, Any]) -> dict[str, Operand]:
+    return {name: scene.names.of_parameter(place, name, value) for name, value in given.items()}
+
+
+def _function(scene: Scene, name: str, given: dict[str, Operand]) -> Site:
     takes = FUNCTIONS[name]
     for parameter, one in given.items():  # a list of numbers will do where a tensor of one dimension does
         if isinstance(one.value, list) and one.value and all(type(number) is int for number in one.value):
             given = {**given, parameter: replace(one, value=torch.tensor(one.value))}
     if name in _CLASSIFY and given.get("input") is not None:
         takes = _for_classes(takes, given)
-    return Site(scene, place, name, takes, None, given)
+    return Site(scene, name, takes, None, given)
 
 
 def _for_classes(takes: Takes, given: dict[str, Operand]) -> Takes:

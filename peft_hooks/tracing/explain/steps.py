@@ -1,7 +1,4 @@
-"""The frames of a traceback, innermost last: the expression that each was running, and the modules that were called.
-
-Nothing runs while a forward runs; this costs only when something has been raised.
-"""
+"""One frame of a traceback: the expression that it was running, and what its names were assigned."""
 
 from __future__ import annotations
 
@@ -10,12 +7,13 @@ import functools
 import inspect
 import itertools
 import linecache
+import math
 import os
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import executing
 import torch
@@ -27,6 +25,7 @@ TORCH = os.path.dirname(torch.__file__) + os.sep
 CALLS = os.path.join(TORCH, "nn", "modules", "module.py")
 _OURS = os.path.dirname(os.path.dirname(os.path.dirname(__file__))) + os.sep
 _INSTALLED = tuple({sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib", "stdlib")})
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class _Function(executing.Source):
@@ -88,6 +87,22 @@ class Step:
         """Whether the code is this library's."""
         return self.file.startswith(_OURS)
 
+    @property
+    def positional(self) -> list[str]:
+        """The parameters of the function that may be given by position, without ``self``."""
+        return self.parameters[: self.frame.f_code.co_argcount - ("self" in self.frame.f_code.co_varnames[:1])]
+
+    @property
+    def parameters(self) -> list[str]:
+        """The parameters of the function, without ``self`` and what takes the rest."""
+        code = self.frame.f_code
+        return [name for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if name != "self"]
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values of the parameters, as the function holds them now."""
+        return {name: self.locals[name] for name in self.parameters if name in self.locals}
+
     @functools.cached_property
     def running(self) -> tuple[ast.AST | None, ast.stmt | None]:
         """The expression that was running, and its statement; None for what cannot be told."""
@@ -96,23 +111,17 @@ class Step:
             statements = [one for one in found.statements or () if isinstance(one, ast.stmt)]
         except Exception:  # no source, or one that does not belong to the code: then there is nothing to read
             return None, None
-        if found.node is None and len(statements) > 1:
-            here = [one for one in statements if self._is_at(one)]
-            statements = sorted(here or statements, key=lambda one: (one.end_lineno or 0) - one.lineno)
-        return found.node, statements[0] if statements else None
+        # Of several on one line it is the last that begins before what raised.
+        here = [one for one in statements if (one.lineno, one.col_offset) <= (self.line, self._column())]
+        return found.node, max(here or statements, key=lambda one: (one.lineno, one.col_offset), default=None)
 
-    def _is_at(self, statement: ast.stmt) -> bool:
-        """Tell whether what raised is in a statement: by its line, and by its columns where Python keeps them."""
-        start, end = statement.lineno, statement.end_lineno or statement.lineno
-        if not start <= self.line <= end:
-            return False
+    def _column(self) -> float:
+        """Return where on its line the code that raised begins; beyond it where Python does not keep that."""
         code: Any = self.frame.f_code
-        if start != end or not hasattr(code, "co_positions"):
-            return True
-        _, _, column, last = next(itertools.islice(code.co_positions(), self._traceback.tb_lasti // 2, None))
-        if column is None or last is None:
-            return True
-        return bool(statement.col_offset <= column and last <= (statement.end_col_offset or last))
+        if not hasattr(code, "co_positions"):
+            return math.inf
+        start = next(itertools.islice(code.co_positions(), self._traceback.tb_lasti // 2, None))[2]
+        return math.inf if start is None else float(start)
 
     @property
     def node(self) -> ast.AST | None:
@@ -139,7 +148,7 @@ class Step:
                         found = _assigned_by(one, name)
                         if found is not None:
                             return found or None
-            if isinstance(parent, (ast.FunctionDef, ast.AsyncFunctionDef, ast.For, ast.While)):
+            if isinstance(parent, (*_FUNCTIONS, ast.For, ast.While)):
                 return None  # what a loop did before cannot be told
             statement = parent
         return None
@@ -147,12 +156,9 @@ class Step:
     def assigns(self, name: str) -> bool:
         """Tell whether the function assigns to a name anywhere, or cannot be read."""
         node: Any = self.running[1]
-        while node is not None and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        while node is not None and not isinstance(node, _FUNCTIONS):
             node = getattr(node, "parent", None)
-        if node is None:
-            return True
-        stores = (one for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store))
-        return any(one.id == name for one in stores)
+        return node is None or name in _stored(node)
 
     @functools.cached_property
     def values(self) -> Values:
@@ -168,55 +174,9 @@ def _assigned_by(statement: ast.stmt, name: str) -> Any:
             if any(isinstance(one, ast.Name) and one.id == name for one in names):
                 return statement.value
         return None
-    stores = (one for one in ast.walk(statement) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store))
-    return False if any(one.id == name for one in stores) else None
+    return False if name in _stored(statement) else None
 
 
-class ModuleCall(NamedTuple):
-    """A call of a module in a traceback.
-
-    Attributes:
-        place: The number of the step that the module's own code begins at.
-        module: The module.
-        given: What it was given, by parameter.
-    """
-
-    place: int
-    module: nn.Module
-    given: dict[str, Any]
-
-
-def read_steps(error: BaseException) -> list[Step]:
-    """Return the frames that an error has left, outermost first."""
-    steps: list[Step] = []
-    traceback = error.__traceback__
-    while traceback is not None:
-        steps.append(Step(traceback))
-        traceback = traceback.tb_next
-    return steps
-
-
-def module_calls(steps: list[Step]) -> list[ModuleCall]:
-    """Return the calls of modules among the steps, outermost first, also where ``forward`` was called by itself."""
-    found: list[ModuleCall] = []
-    for place, step in enumerate(steps):
-        module = step.module
-        if module is None or step.file == CALLS or step.name != "forward":
-            continue
-        before = steps[place - 1] if place else None
-        given = before.locals if before is not None and before.file == CALLS and before.module is module else {}
-        if "args" not in given and before is not None and before.module is module:  # inner() closes over them
-            given = next((one.locals for one in steps[place - 2 : place] if "args" in one.locals), {})
-        found.append(ModuleCall(place, module, _bound(step, module, given)))
-    return found
-
-
-def _bound(step: Step, module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments by parameter: as they came in, or as the forward holds them now."""
-    code = step.frame.f_code
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    if "args" not in given:
-        return {name: step.locals[name] for name in names if name in step.locals and name != "self"}
-    own = [name for name in code.co_varnames[: code.co_argcount] if name != "self"]
-    bound = dict(zip(own, given["args"]))
-    return {**bound, **given.get("kwargs", {})}
+def _stored(node: ast.AST) -> set[str]:
+    """Return the names that are assigned to anywhere inside."""
+    return {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}

@@ -47,8 +47,15 @@ class Takes:
     alike: tuple[str, ...] = ()
 
 
-def _conv(dimensions: str) -> Takes:
-    return Takes({"input": f"N in_channels {dimensions} | in_channels {dimensions}"}, alike=("input",))
+def _of_images(number: int, dimensions: str) -> dict[str, Takes]:
+    conv = Takes({"input": f"N in_channels {dimensions} | in_channels {dimensions}"}, alike=("input",))
+    norm = Takes({"input": f"N num_features {dimensions} | num_features {dimensions}"})
+    return {
+        f"Conv{number}d": conv,
+        f"ConvTranspose{number}d": conv,
+        f"InstanceNorm{number}d": norm,
+        f"BatchNorm{number}d": Takes({"input": f"N num_features {dimensions}"}),
+    }
 
 
 def _conv_function(dimensions: str) -> Takes:
@@ -99,23 +106,13 @@ LAYERS: dict[str, Takes] = {
     "Bilinear": Takes({"input1": "... in1_features", "input2": "... in2_features"}, alike=("input1", "input2")),
     "LayerNorm": _NORM,
     "RMSNorm": _NORM,
-    "Conv1d": _conv("L"),
-    "Conv2d": _conv("H W"),
-    "Conv3d": _conv("D H W"),
-    "ConvTranspose1d": _conv("L"),
-    "ConvTranspose2d": _conv("H W"),
-    "ConvTranspose3d": _conv("D H W"),
+    **_of_images(1, "L"),
+    **_of_images(2, "H W"),
+    **_of_images(3, "D H W"),
+    **dict.fromkeys(("MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d"), Takes({"input": "N C_ H W | C_ H W"})),
     "BatchNorm1d": Takes({"input": "N num_features L | N num_features"}),
-    "BatchNorm2d": Takes({"input": "N num_features H W"}),
-    "BatchNorm3d": Takes({"input": "N num_features D H W"}),
-    "InstanceNorm1d": Takes({"input": "N num_features L | num_features L"}),
-    "InstanceNorm2d": Takes({"input": "N num_features H W | num_features H W"}),
-    "InstanceNorm3d": Takes({"input": "N num_features D H W | num_features D H W"}),
     "GroupNorm": Takes({"input": "N num_channels ..."}),
     "MaxPool1d": Takes({"input": "N C_ L | C_ L"}),
-    "MaxPool2d": Takes({"input": "N C_ H W | C_ H W"}),
-    "AvgPool2d": Takes({"input": "N C_ H W | C_ H W"}),
-    "AdaptiveAvgPool2d": Takes({"input": "N C_ H W | C_ H W"}),
     "Embedding": Takes({"input": "..."}, integers=("input",), indices={"input": "num_embeddings"}),
     "EmbeddingBag": Takes(
         {"input": "N L | I", "offsets": "N", "per_sample_weights": "N L | I"},
@@ -196,3 +193,56 @@ FUNCTIONS: dict[str, Takes] = {
     "one_hot": Takes({"tensor": "..."}, integers=("tensor",), indices={"tensor": "num_classes"}),
 }
 """By name: functions of ``torch`` and ``torch.nn.functional``, and methods of tensors."""
+
+
+def _all(names: str, *parameters: str) -> dict[str, tuple[str, ...]]:
+    return dict.fromkeys(names.split(), parameters)
+
+
+BROADCAST = {
+    **_all("mse_loss l1_loss smooth_l1_loss huber_loss kl_div soft_margin_loss gaussian_nll_loss", "input", "target"),
+    **_all("triplet_margin_loss", "anchor", "positive", "negative"),
+    **_all("margin_ranking_loss", "input1", "input2", "target"),
+    **_all("pairwise_distance cosine_similarity", "x1", "x2"),
+    **_all("where", "condition", "input", "other"),
+    **_all("lerp", "input", "end", "weight"),
+    **_all("masked_fill masked_fill_", "input", "mask"),
+    **_all("addcmul", "input", "tensor1", "tensor2"),
+    **_all("add sub mul div pow maximum minimum eq ne lt le gt ge logical_and logical_or", "input", "other"),
+    **_all("add_ sub_ mul_ div_", "input", "other"),
+}
+"""Functions whose arguments are broadcast against each other."""
+
+EQUAL = _all("binary_cross_entropy binary_cross_entropy_with_logits poisson_nll_loss", "input", "target")
+"""Losses whose ``input`` and ``target`` must be of one shape."""
+
+BY_INDEX = {
+    **_all("gather index_select", "input", "dim", "index"),
+    **_all("take_along_dim", "input", "index", "dim"),
+    **_all("scatter scatter_ scatter_add scatter_add_", "input", "dim", "index", "src"),
+    **_all("index_add index_copy", "input", "dim", "index", "source"),
+}
+"""Functions that are given an index along a dimension."""
+
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    **_all("linear", "input", "weight", "bias"),
+    **_all("bilinear", "input1", "input2", "weight", "bias"),
+    **_all("embedding", "weight", "input"),
+    **_all("layer_norm", "input", "normalized_shape", "weight", "bias"),
+    **_all("conv1d conv2d conv3d", "input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    **_all("scaled_dot_product_attention", "query", "key", "value", "attn_mask"),
+    **_all("bmm mm", "input", "mat2"),
+    **_all("mv", "input", "vec"),
+    **_all("dot", "input", "tensor"),
+    **_all("addmm", "input", "mat1", "mat2"),
+    **_all("baddbmm", "input", "batch1", "batch2"),
+    **_all("cdist", "x1", "x2"),
+    **_all("one_hot", "tensor", "num_classes"),
+    **_all("cat concat stack", "tensors", "dim"),
+    **_all("matmul", "input", "other"),
+    **_all("masked_scatter masked_scatter_", "input", "mask", "source"),
+    **_all("masked_select", "input", "mask"),
+    **BROADCAST,
+    **BY_INDEX,
+}
+"""The parameters of functions that are written in C++, in their order; a method's own tensor comes first."""
