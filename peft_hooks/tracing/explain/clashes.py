@@ -5,12 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from ..leaves import Leaf
-from .blame import blame, is_odd, owner_of, trail
 from .failure import Bound, Finding
-from .operands import Operand
+from .ghosts import Operand, kind_of_dimension
 from .operations import Clash, clash_of, clash_of_loss
 from .origins import is_float, is_wide
-from .promises import changed, kind_of, kind_of_dimension
+from .promises import blame, changed, is_odd, kind_of, owner_of, trail
 from .scene import Owned, Scene
 from .sites import expressions
 from .table import BROADCAST, EQUAL

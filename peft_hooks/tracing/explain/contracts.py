@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import math
 
-from .blame import Blame, blame, is_odd
 from .clashes import inputs_disagree
 from .failure import Bound, Finding
-from .operands import Operand
+from .ghosts import Operand
 from .patterns import Mismatch, Repair, check, repairs
+from .promises import Blame, blame, is_odd
 from .scene import Scene
 from .sites import Site
 from .texts import virtual_tokens
@@ -17,11 +17,11 @@ from .texts import virtual_tokens
 
 def broken_contract(site: Site) -> Finding | None:
     """Return that an argument's shape is not what the table says, and what would fit."""
-    found = check(site.takes, site.shapes, site.number)
+    found = check(site, site.shapes)
     if found is None:
         return None
     operand = site.operands[found.parameter]
-    fitting = [one for one in repairs(site.takes, site.shapes, site.number, found, site.same) if _likely(site, one)]
+    fitting = [one for one in repairs(site, found) if _likely(site, one)]
     if found.dimension is None:
         return _rank(site, found, operand, fitting)
     bounds = (site.scene.bound(operand, found.dimension), _other(site, found), *_parts(site.scene, operand))
@@ -50,7 +50,7 @@ def broken_contract(site: Site) -> Finding | None:
     if first.kind == "turn":
         words, fix = _turn(site, found, first)
         return Finding("transposed", f"{cause}; {words}{scene.on(culprit)}", fix, bounds, culprit)
-    return Finding(_kind(found), cause, _fix_of(site, first), bounds, culprit)
+    return Finding(_kind(found), cause, _fix_of(site, first, found.wanted[0]), bounds, culprit)
 
 
 def _parts(scene: Scene, operand: Operand) -> list[Bound]:
@@ -156,21 +156,16 @@ def _culprit(scene: Scene, operand: Operand, place: int) -> str | None:
 
 def _batch_first(site: Site) -> tuple[str, str]:
     main = site.operands[next(name for name in site.takes.patterns if name in site.shapes)]
-    words = (
-        f"made without batch_first=True, {site.where} takes dimension 1 of {main.name}, the {main.shape[1]}, for the"
-    )
-    return f"{words} batch; the batch is in dimension 0", f"batch_first=True in {site.where}: then everything fits"
+    takes = f"{site.where} takes dimension 1 of {main.name}, the {main.shape[1]}, for the batch"
+    words = f"made without batch_first=True, {takes}; the batch is in dimension 0"
+    return words, f"batch_first=True in {site.where}: then everything fits"
 
 
 def _turn(site: Site, found: Mismatch, repair: Repair) -> tuple[str, str]:
     one, other = repair.dimensions
     operand, place = site.operands[repair.parameters[0]], found.dimension or 0
-    away, name, rank, of_layer = (
-        other if place == one else one,
-        operand.name,
-        len(operand.shape),
-        found.fixed.dimension is None,
-    )
+    away, name = other if place == one else one, operand.name
+    rank, of_layer = len(operand.shape), found.fixed.dimension is None
     words = f"the {found.wanted[0]} are in dimension {away} of {name}: exchanged, everything fits"
     call = f"{name}.transpose({one}, {other})"
     if rank > 3 and of_layer:  # of images: height and width keep their order
@@ -182,13 +177,13 @@ def _turn(site: Site, found: Mismatch, repair: Repair) -> tuple[str, str]:
     return words, f"{call} before {site.where}{back}{norm}"
 
 
-def _fix_of(site: Site, repair: Repair) -> str:
+def _fix_of(site: Site, repair: Repair, wanted: int) -> str:
     name, place = site.operands[repair.parameters[0]].name, next(iter(repair.dimensions), 0)
     call = f"{name}.{repair.kind}({', '.join(map(str, repair.dimensions))})"
     if repair.kind == "mask":
         call = f"{name}[:, None, None, :]"
     elif repair.kind == "repeat":
-        call = f"repeat or expand {name} to {repair.shape[place]} in dimension {place}"
+        call = f"repeat or expand {name} to {wanted} in dimension {place}"
     return f"{call}: then everything fits"
 
 
@@ -215,7 +210,7 @@ def _rank(site: Site, found: Mismatch, operand: Operand, fitting: list[Repair]) 
     has = f"{operand} has {found.size} dimension{'s' * (found.size != 1)}"
     cause = f"{has}, {site.where} takes {wanted}, {found.pattern}" + ": the batch dimension is missing" * no_batch
     many = f"{wanted} dimension{'s' * (found.wanted != (1,))}"
-    fix = _fix_of(site, fitting[0]) if fitting else f"give {operand.name} {many}, {found.pattern}"
+    fix = _fix_of(site, fitting[0], found.wanted[0]) if fitting else f"give {operand.name} {many}, {found.pattern}"
     origin = scene.origin(operand)
     culprit = None if origin is None else origin.maker
     return Finding("rank", cause + scene.on(culprit), fix, scene.bounds(operand), culprit)

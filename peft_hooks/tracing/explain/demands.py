@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .failure import Finding
-from .ghosts import flat_of, shape_of
-from .operands import Operand, text_of
+from .ghosts import Operand, flat_of, shape_of
+from .operands import text_of
 from .scene import Scene
 from .sites import Expression, expressions
-from .steps import Step
 from .table import BY_INDEX
+from .tracebacks import Step
 
 _SIMPLE = (int, float, str, bool, tuple, list)
 _WITH_DIM = frozenset((

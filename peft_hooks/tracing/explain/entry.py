@@ -15,8 +15,9 @@ from ..records import Row, find_adapters, find_peft_models
 from ..trace import ShapeTrace
 from .failure import Failure, Finding
 from .find import find_cause, is_of_tensors, is_own
+from .operands import ModuleCall, module_calls
 from .scene import Scene
-from .tracebacks import ModuleCall, Raised, module_calls, read
+from .tracebacks import Raised, read
 
 logger = logging.getLogger("peft_hooks")
 

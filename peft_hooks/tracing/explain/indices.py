@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .failure import Bound, Finding
-from .ghosts import shape_of
-from .operands import Operand
+from .ghosts import Operand, shape_of
 from .scene import Scene
 from .sites import Expression, Site, expressions
 from .table import BY_INDEX

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..._format import dtype_of
 from .failure import Finding
-from .operands import Operand
+from .ghosts import Operand
 from .origins import Origin, is_float
 from .scene import Scene, is_autocast, with_article
 from .sites import Site, expressions
@@ -40,16 +40,12 @@ def _on_another(
     one = next((one for one in known if usual is not None and one.device != usual), None)
     if one is None:
         return None
-    owner = scene.owner(one)
-    if owner is not None:
-        cause = (
-            f"the {owner.kind} {owner.name!r} of {scene.where(owner.module)} is on {one.device}, the rest on {usual}"
-        )
-        fix = _materialise(scene, owner.module) if _on_meta(one) else f"move it with .to({str(usual)!r})"
-        return Finding("device", cause, fix, culprit=scene.path(owner.module))
     rest = "the rest is" if own is None else f"the parameters of {where} are"
     found = _odd(scene, one, "device", f"is on {one.device}, but {rest} on {usual}", f".to({str(usual)!r})")
-    return replace(found, fix=f"make {one.name} on {usual}: on meta it has no values") if _on_meta(one) else found
+    owner = scene.owner(one)
+    fix = f"make {one.name} on {usual}: on meta it has no values"
+    fix = fix if owner is None else _materialise(scene, owner.module)
+    return replace(found, fix=fix) if _on_meta(one) else found
 
 
 def _on_meta(one: Operand) -> bool:

@@ -13,8 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..leaves import identity_of
 from ..records import Row
 from .failure import Finding
-from .ghosts import Ghost
-from .operands import Operand
+from .ghosts import Ghost, Operand
 from .operations import parts
 from .origins import returned_none
 from .scene import Scene, with_article

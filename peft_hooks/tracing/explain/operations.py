@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .ghosts import Ghost, flat_of, shape_of, sliced
-from .operands import Operand
+from .ghosts import Operand, flat_of, shape_of, worked_out
 from .sites import Expression
 from .table import BROADCAST, EQUAL
 
@@ -60,8 +60,9 @@ def _first_unlike(operands: Sequence[Operand], rule: str = _RULE) -> Clash | Non
     return next((clash for clash in (_unlike(*pair, rule) for pair in pairs) if clash is not None), None)
 
 
-def _unlike(one: Operand, other: Operand, rule: str = _RULE) -> Clash | None:
-    for place in range(1, min(len(one.shape), len(other.shape)) + 1):
+def _unlike(one: Operand, other: Operand, rule: str = _RULE, last: int = 0) -> Clash | None:
+    """Return the first sizes, from the end but for the last ones, that cannot be broadcast against each other."""
+    for place in range(1 + last, min(len(one.shape), len(other.shape)) + 1):
         if one.shape[-place] != other.shape[-place] and 1 not in (one.shape[-place], other.shape[-place]):
             return Clash("sizes", one, len(one.shape) - place, other, len(other.shape) - place, rule)
     return None
@@ -108,10 +109,7 @@ def _matmul(expression: Expression) -> Clash | None:
     inner = len(right.shape) - 2 if len(right.shape) > 1 else 0
     if left.shape[-1] != right.shape[inner]:
         return Clash("sizes", left, len(left.shape) - 1, right, inner, "must be of one size there to be multiplied")
-    one = Operand(left.text, Ghost(left.shape[:-2], left.value.dtype, left.value.device), left)
-    other = Operand(right.text, Ghost(right.shape[:-2], right.value.dtype, right.value.device), right)
-    clash = _unlike(one, other)
-    return clash and Clash("sizes", left, clash.place, right, clash.other, clash.rule)
+    return _unlike(left, right, last=2)
 
 
 def _view(expression: Expression) -> Clash | None:
@@ -122,18 +120,11 @@ def _view(expression: Expression) -> Clash | None:
     if not sizes or not all(isinstance(size, int) for size in sizes):
         return None
     known, total = math.prod(size for size in sizes if size != -1), math.prod(one.shape)
-    if -1 in sizes and not (known and total % known == 0):
-        return Clash(
-            "view",
-            one,
-            0,
-            None,
-            0,
-            f"has {total} numbers, which {sizes} cannot hold: {total} is no multiple of {known}",
-        )
-    if -1 not in sizes and known != total:
-        return Clash("view", one, 0, None, 0, f"has {total} numbers, {sizes} holds {known}")
-    return None
+    rule = f"has {total} numbers, {sizes} holds {known}"
+    if -1 in sizes:
+        rule = f"has {total} numbers, which {sizes} cannot hold: {total} is no multiple of {known}"
+    fits = known != 0 and total % known == 0 if -1 in sizes else known == total
+    return None if fits else Clash("view", one, 0, None, 0, rule)
 
 
 def _expand(expression: Expression) -> Clash | None:
@@ -184,7 +175,7 @@ def _index(expression: Expression) -> Clash | None:
                 return Clash("sizes", one, place, selects, place, "must be of one size there, as a mask selects")
     if expression.name != "setitem":
         return None
-    values, target = expression.operands["value"], sliced(one.value, index)
+    values, target = expression.operands["value"], worked_out(operator.getitem, [one.value, index])
     if target is not None and values.is_tensor:
         places = Operand(ast.unparse(expression.node) if expression.node else "", target, one)
         rule = "are what is set and its values, which must be of one size there, or the values 1"

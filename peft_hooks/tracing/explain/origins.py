@@ -69,6 +69,7 @@ class History:
     def __init__(self, rows: Sequence[Row], forward: int) -> None:
         self.rows = rows
         self.forward = forward
+        self._by_index = {row.index: row for row in rows}
         self.own = [row for row in rows if row.forward == forward]
         self.events = list(_events(self.own))
         self._seen: dict[tuple[object, ...], list[tuple[int, bool]]] = {}
@@ -94,7 +95,11 @@ class History:
     def at(self, when: int, made: bool, leaf: Leaf) -> Origin:
         """Return an event as the origin of a tensor."""
         row = self.events[when].row
-        return Origin(when, row, made, leaf, None if row.parent is None else self.rows[row.parent])
+        return Origin(when, row, made, leaf, self.around(row))
+
+    def around(self, row: Row) -> Row | None:
+        """Return the recorded call around another."""
+        return None if row.parent is None else self._by_index.get(row.parent)
 
     def origin_of(self, tensor: Tensor) -> Origin | None:
         """Return where a tensor that is at hand was seen first, or the tensor that it is a view of."""
@@ -137,12 +142,10 @@ class History:
         if len(set(self.batch_and_length)) < 2:
             return None
         for when, event in enumerate(self.events):
-            if event.side == "out":
-                for leaf in event.leaves:
-                    shape = leaf.shape or ()
-                    given = [(other.shape or ())[:2] for other in event.row.came]
-                    if shape[1::-1] == self.batch_and_length in given:
-                        return self.at(when, True, leaf)
+            given = [(other.shape or ())[:2] for other in event.row.came]
+            for leaf in event.leaves if event.side == "out" else ():
+                if (leaf.shape or ())[1::-1] == self.batch_and_length in given:
+                    return self.at(when, True, leaf)
         return None
 
     @property

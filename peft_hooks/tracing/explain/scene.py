@@ -14,10 +14,10 @@ from ...compat import sentence_transformers as releases
 from ..records import Row
 from ..trace import ShapeTrace
 from .failure import Bound
-from .ghosts import Ghost
-from .operands import Names, Operand
+from .ghosts import Ghost, Operand
+from .operands import Names, assigned, assigns, module_calls
 from .origins import History, Origin, is_float, is_wide, returned_none
-from .tracebacks import Raised, foreign_hooks, module_calls
+from .tracebacks import Raised, foreign_hooks
 from .values import UNKNOWN
 
 
@@ -75,7 +75,7 @@ class Scene:
         ran = {id(step.module) for step in self.steps}
         around = row
         while around is not None and id(self.modules[around.path]) not in ran:
-            around = None if around.parent is None else self.history.rows[around.parent]
+            around = self.history.around(around)
         return around or row
 
     def returned(self, module: nn.Module) -> Any:
@@ -153,10 +153,10 @@ class Scene:
             parts = [*step.module]
             places = [number for number, one in enumerate(parts) if one is step.locals.get("module")]
             return parts[places[0] - 1] if len(places) == 1 and places[0] else None
-        made = step.assigned(node.id)
+        made = assigned(step, node.id)
         if made is not None:
             return self._maker(place, made, left - 1)
-        found = None if step.assigns(node.id) else self.names.argument(place, node.id)
+        found = None if assigns(step, node.id) else self.names.argument(place, node.id)
         return None if found is None else self._maker(*found, left - 1)
 
     def origin(self, operand: Operand) -> Origin | None:

@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .ghosts import Ghost, Shape, shape_of
-from .operands import Names, Operand
+from .ghosts import Operand, Shape, is_tensor, shape_of
+from .operands import Names
 from .scene import Scene
-from .table import ANY_TENSOR, FUNCTIONS, LAYERS, PARAMETERS, Takes
+from .table import ANY_TENSOR, CLASSIFY, FUNCTIONS, LAYERS, PARAMETERS, Takes
 from .values import UNKNOWN, attribute
 
 _LETTERS = ["N", "C", "A", "B", "D", "F"]
-_CLASSIFY = ("cross_entropy", "nll_loss", "multi_margin_loss")
 
 
 class Expression:
@@ -57,33 +56,31 @@ class Expression:
 
     def _read(self, node: ast.AST | None) -> None:
         if isinstance(node, (ast.BinOp, ast.AugAssign)):
-            left = node.left if isinstance(node, ast.BinOp) else node.target
-            right = node.right if isinstance(node, ast.BinOp) else node.value
-            self.name = "matmul" if isinstance(node.op, ast.MatMult) else "add"
-            self.operands = {"input": self.operand(left), "other": self.operand(right)}
+            left, right = (node.left, node.right) if isinstance(node, ast.BinOp) else (node.target, node.value)
+            self._set("matmul" if isinstance(node.op, ast.MatMult) else "add", input=left, other=right)
         elif isinstance(node, ast.Compare):
-            self.name = "eq"
-            self.operands = {"input": self.operand(node.left), "other": self.operand(node.comparators[0])}
+            self._set("eq", input=node.left, other=node.comparators[0])
         elif isinstance(node, ast.Subscript):
-            self.name = "getitem"
-            self.operands = {"input": self.operand(node.value), "index": self.operand(node.slice)}
             statement = self.step.running[1]
             if isinstance(node.ctx, ast.Store) and isinstance(statement, (ast.Assign, ast.AugAssign)):
-                self.name = "setitem"
-                self.operands["value"] = self.operand(statement.value)
+                self._set("setitem", input=node.value, index=node.slice, value=statement.value)
+            else:
+                self._set("getitem", input=node.value, index=node.slice)
         elif isinstance(node, ast.Call):
             self._read_call(node)
 
+    def _set(self, name: str, **parts: ast.expr) -> None:
+        self.name, self.operands = name, {parameter: self.operand(part) for parameter, part in parts.items()}
+
     def _read_call(self, node: ast.Call) -> None:
-        owner = None
-        if isinstance(node.func, ast.Attribute):
-            one = self.operand(node.func.value)
-            owner = one if isinstance(one.value, (Tensor, Ghost)) else None
-        self.target = None if owner is not None else self.step.values(node.func)
+        given = [self.operand(one) for one in node.args]
+        owner = self.operand(node.func.value) if isinstance(node.func, ast.Attribute) else None
         self.name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if owner is None and self.target is not UNKNOWN:
-            self.name = getattr(self.target, "__name__", self.name)
-        given = ([] if owner is None else [owner]) + [self.operand(one) for one in node.args]
+        if owner is not None and is_tensor(owner.value):
+            given = [owner, *given]
+        else:
+            self.target = self.step.values(node.func)
+            self.name = self.name if self.target is UNKNOWN else getattr(self.target, "__name__", self.name)
         names = PARAMETERS.get(self.name, ())
         for number, one in enumerate(given):
             self.operands[names[number] if number < len(names) else f"args.{number}"] = one
@@ -190,7 +187,7 @@ def _function(scene: Scene, name: str, given: dict[str, Operand]) -> Site:
     for parameter, one in given.items():  # a list of numbers will do where a tensor of one dimension does
         if isinstance(one.value, list) and one.value and all(type(number) is int for number in one.value):
             given = {**given, parameter: replace(one, value=torch.tensor(one.value))}
-    if name in _CLASSIFY and given.get("input") is not None:
+    if name in CLASSIFY and given.get("input") is not None:
         takes = _for_classes(takes, given)
     return Site(scene, name, takes, None, given)
 
@@ -198,7 +195,7 @@ def _function(scene: Scene, name: str, given: dict[str, Operand]) -> Site:
 def _for_classes(takes: Takes, given: dict[str, Operand]) -> Takes:
     """Return what a loss over classes takes: a target with the classes' dimension left out, or probabilities."""
     rank, target = len(given["input"].shape), given.get("target")
-    if target is not None and target.shape == given["input"].shape and target.dtype and target.dtype.is_floating_point:
+    if target is not None and target.shape == given["input"].shape and target.is_float:
         return Takes({"input": takes.patterns["input"]})
     if rank < 2 or rank > len(_LETTERS):
         return takes

@@ -67,30 +67,24 @@ def _recurrent(state: dict[str, str]) -> Takes:
     return Takes({"input": "(L N) input_size | L input_size", **state}, "batch_first", alike=("input",))
 
 
+def _attention(heads: str, **masks: str) -> dict[str, str]:
+    """Return what masks are: two letters, of which the second is the length of what is attended to."""
+    own = {name: f"{' '.join(two)} | N*{heads} {' '.join(two)}" for name, two in masks.items()}
+    padding = {f"{name.removesuffix('mask')}key_padding_mask": f"N {two[1]} | {two[1]}" for name, two in masks.items()}
+    return {**own, **padding}
+
+
 def _encoder(mask: str, layer: str = "") -> Takes:
-    return Takes(
-        {
-            "src": f"(L N) {layer}self_attn.embed_dim | L {layer}self_attn.embed_dim",
-            mask: f"L L | N*{layer}self_attn.num_heads L L",
-            "src_key_padding_mask": "N L | L",
-        },
-        f"{layer}self_attn.batch_first",
-    )
+    width, heads = f"{layer}self_attn.embed_dim", f"{layer}self_attn.num_heads"
+    masks = {mask: f"L L | N*{heads} L L", "src_key_padding_mask": "N L | L"}
+    return Takes({"src": f"(L N) {width} | L {width}", **masks}, f"{layer}self_attn.batch_first")
 
 
 def _decoder(layer: str = "") -> Takes:
-    width = f"{layer}self_attn.embed_dim"
-    return Takes(
-        {
-            "memory": f"(S N) {layer}multihead_attn.kdim | S {layer}multihead_attn.kdim",
-            "tgt": f"(T N) {width} | T {width}",
-            "tgt_mask": f"T T | N*{layer}self_attn.num_heads T T",
-            "memory_mask": f"T S | N*{layer}self_attn.num_heads T S",
-            "tgt_key_padding_mask": "N T | T",
-            "memory_key_padding_mask": "N S | S",
-        },
-        f"{layer}self_attn.batch_first",
-    )
+    width, source = f"{layer}self_attn.embed_dim", f"{layer}multihead_attn.kdim"
+    masks = _attention(f"{layer}self_attn.num_heads", tgt_mask="TT", memory_mask="TS")
+    inputs = {"memory": f"(S N) {source} | S {source}", "tgt": f"(T N) {width} | T {width}"}
+    return Takes({**inputs, **masks}, f"{layer}self_attn.batch_first")
 
 
 _STATE = "layers N hidden_size | layers hidden_size"
@@ -144,19 +138,14 @@ LAYERS: dict[str, Takes] = {
         {
             "src": "(S N) d_model | S d_model",
             "tgt": "(T N) d_model | T d_model",
-            "src_mask": "S S | N*nhead S S",
-            "tgt_mask": "T T | N*nhead T T",
-            "memory_mask": "T S | N*nhead T S",
-            "src_key_padding_mask": "N S | S",
-            "tgt_key_padding_mask": "N T | T",
-            "memory_key_padding_mask": "N S | S",
+            **_attention("nhead", src_mask="SS", tgt_mask="TT", memory_mask="TS"),
         },
         "batch_first",
     ),
 }
 """By the name of a class of ``torch.nn``; a subclass takes what its class takes."""
 
-_SAME = Takes({"input": "A ...", "target": "A ..."})
+CLASSIFY = ("cross_entropy", "nll_loss", "multi_margin_loss")
 _INDEXED = {"input": "N C ... | C", "target": "N ... | "}
 
 FUNCTIONS: dict[str, Takes] = {
@@ -169,9 +158,7 @@ FUNCTIONS: dict[str, Takes] = {
     "conv1d": _conv_function("L"),
     "conv2d": _conv_function("H W"),
     "conv3d": _conv_function("D H W"),
-    "cross_entropy": Takes(_INDEXED, integers=("target",), indices={"target": "C"}),
-    "nll_loss": Takes(_INDEXED, integers=("target",), indices={"target": "C"}),
-    "multi_margin_loss": Takes(_INDEXED, integers=("target",), indices={"target": "C"}),
+    **dict.fromkeys(CLASSIFY, Takes(_INDEXED, integers=("target",), indices={"target": "C"})),
     "cosine_embedding_loss": Takes({"input1": "N E | E", "input2": "N E | E", "target": "N | "}),
     "ctc_loss": Takes(
         {"log_probs": "T N C | T C", "targets": "N S | K", "input_lengths": "N", "target_lengths": "N"},

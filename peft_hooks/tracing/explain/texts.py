@@ -10,9 +10,9 @@ from torch import nn
 from ...compat import sentence_transformers as releases
 from ..records import Adapter
 from .failure import Bound, Finding
-from .operands import Operand
+from .ghosts import Operand
 from .scene import Scene
-from .steps import CALLS
+from .tracebacks import CALLS
 
 
 def virtual_tokens(
