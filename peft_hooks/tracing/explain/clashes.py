@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import nn
 
 from ..leaves import Leaf
 from .failure import Bound, Finding
-from .ghosts import Operand, kind_of_dimension
+from .ghosts import Operand, first, kind_of_dimension, many
 from .operations import Clash, clash_of, clash_of_loss
 from .origins import is_float, is_wide
 from .promises import blame, changed, is_odd, kind_of, owner_of, trail
@@ -30,7 +32,7 @@ def broken_loss(scene: Scene) -> Finding | None:
 
 def broken_expression(scene: Scene) -> Finding | None:
     """Find what does not go together in the expression that raised, the innermost that is known first."""
-    clash = next((clash for clash in map(clash_of, expressions(scene)) if clash is not None), None)
+    clash = first(map(clash_of, expressions(scene)))
     return None if clash is None else _of_clash(scene, clash)
 
 
@@ -70,35 +72,27 @@ def inputs_disagree(scene: Scene, pair: tuple[int, int]) -> Finding | None:
     rows = [event.row for event in scene.history.events[:1]] + ([] if scene.row is None else [scene.row])
     for row in rows:
         known = [leaf for leaf in row.came if leaf.key in _TOGETHER and len(leaf.shape or ()) > 1]
-        for number, other in enumerate(known):
-            for one in known[:number]:
-                for place, (a, b) in enumerate(zip((one.shape or ())[:2], (other.shape or ())[:2])):
-                    if {a, b} == set(pair) and a != b:
-                        return _not_of_one(scene, row.where, (one, other), place)
+        for one, other in itertools.combinations(known, 2):
+            for place, (a, b) in enumerate(zip((one.shape or ())[:2], (other.shape or ())[:2])):
+                if {a, b} == set(pair) and a != b:
+                    return _not_of_one(scene, row.where, (one, other), place)
     return None
 
 
 def _not_of_one(scene: Scene, where: str, pair: tuple[Leaf, Leaf], place: int) -> Finding:
     kind = kind_of_dimension(place, 3)
     words = " and ".join(f"{leaf.name} {list(leaf.shape or ())}" for leaf in pair)
-    origins = [scene.history.origin(leaf) for leaf in pair]
-    bounds = tuple(
-        Bound(
-            (leaf.shape or ())[place],
-            leaf.name,
-            leaf.shape or (),
-            place,
-            "" if origin is None else origin.source,
-            None if origin is None else origin.maker,
-        )
-        for leaf, origin in zip(pair, origins)
-    )
+    bounds = []
+    for leaf in pair:
+        shape, origin = leaf.shape or (), scene.history.origin(leaf)
+        source, path = ("", None) if origin is None else (origin.source, origin.maker)
+        bounds.append(Bound(shape[place], leaf.name, shape, place, source, path))
     births = [scene.history.birth(leaf.shape or (), place, is_float(leaf), is_wide(leaf)) for leaf in pair]
     odd = max((birth for birth in births if birth), key=lambda birth: birth.when, default=None)
     made = None if odd is None else odd.maker
     fix = f"give the model tensors of one {kind}" if made is None else f"look at what {made!r} returns"
     cause = f"{where} was given {words}, which are not of one {kind}"
-    return Finding(kind, cause + scene.on(made), fix, bounds, made)
+    return Finding(kind, cause + scene.on(made), fix, tuple(bounds), made)
 
 
 def _too_short(scene: Scene, clash: Clash, bounds: tuple[Bound, ...]) -> Finding | None:
@@ -123,11 +117,8 @@ def _owned(scene: Scene, owner: Owned, one: Operand) -> str:
     shape = list(owner.tensor.shape)
     where = f"the {owner.kind} {owner.name!r} {shape} of {scene.where(owner.module)}"
     same = one.text.rpartition(".")[2] == owner.name and list(one.shape) == shape
-    return (
-        where
-        if same or one.text == f"self.{owner.name}"
-        else f"{where}, of which {one.name} {list(one.shape)} is made,"
-    )
+    named = same or one.text == f"self.{owner.name}"
+    return where if named else f"{where}, of which {one.name} {list(one.shape)} is made,"
 
 
 def _too_long(scene: Scene, owner: Owned, one: Operand, size: int, length: int, bounds: tuple[Bound, ...]) -> Finding:
@@ -174,13 +165,10 @@ def _view(scene: Scene, clash: Clash) -> Finding:
     """A view whose sizes do not multiply to the numbers that there are."""
     one = clash.left
     births = [birth for place in range(len(one.shape)) if (birth := scene.birth(one, place)) is not None and birth.made]
-    words, culprit = next(
-        ((said, birth.row.path) for birth in births if (said := changed(scene, birth, one))), ("", None)
-    )
-    cause = f"{one.name} {list(one.shape)} {clash.rule}" + (f"; {words}" if words else "")
-    return Finding(
-        "view", cause + scene.on(culprit), "ask for sizes that multiply to as many", scene.bounds(one), culprit
-    )
+    told = {birth.row.path: words for birth in births if (words := changed(scene, birth, one))}
+    culprit = next(iter(told), None)
+    cause = f"{one.name} {list(one.shape)} {clash.rule}" + (f"; {told[culprit]}{scene.on(culprit)}" if culprit else "")
+    return Finding("view", cause, "ask for sizes that multiply to as many", scene.bounds(one), culprit)
 
 
 def _select(scene: Scene, clash: Clash) -> Finding:
@@ -196,8 +184,8 @@ def _rank(scene: Scene, clash: Clash) -> Finding:
     rest = f": {clash.rule}, {clash.other}"
     if clash.right is not None:
         rest = f", {clash.right} has {clash.other}: they {clash.rule}"
-    cause = f"{clash.left} has {clash.place} dimensions{rest}"
-    return Finding("rank", cause, f"give {clash.left.name} {clash.other} dimensions", scene.bounds(clash.left))
+    fix = f"give {clash.left.name} {many(clash.other)}"
+    return Finding("rank", f"{clash.left} has {many(clash.place)}{rest}", fix, scene.bounds(clash.left))
 
 
 def _unequal(scene: Scene, clash: Clash) -> Finding:
@@ -220,6 +208,5 @@ def _fix(clash: Clash) -> str | None:
     last = len(right.shape) - 1
     if clash.rule.endswith("multiplied") and last > 0 and right.shape[last] == left.shape[-1]:
         return f"{right.name}.transpose({last - 1}, {last}): then they can be multiplied"
-    return (
-        f"bring {left.name} and {right.name} to one size there, {left.shape[clash.place]} or {right.shape[clash.other]}"
-    )
+    sizes = f"{left.shape[clash.place]} or {right.shape[clash.other]}"
+    return f"bring {left.name} and {right.name} to one size there, {sizes}"

@@ -7,7 +7,7 @@ import math
 
 from .clashes import inputs_disagree
 from .failure import Bound, Finding
-from .ghosts import Operand
+from .ghosts import Operand, many
 from .patterns import Mismatch, Repair, check, repairs
 from .promises import Blame, blame, is_odd
 from .scene import Scene
@@ -207,10 +207,10 @@ def _rank(site: Site, found: Mismatch, operand: Operand, fitting: list[Repair]) 
     """Say that an argument has too many or too few dimensions."""
     wanted, scene = " or ".join(map(str, found.wanted)), site.scene
     no_batch = bool(fitting) and (fitting[0].kind, fitting[0].dimensions) == ("unsqueeze", (0,))
-    has = f"{operand} has {found.size} dimension{'s' * (found.size != 1)}"
-    cause = f"{has}, {site.where} takes {wanted}, {found.pattern}" + ": the batch dimension is missing" * no_batch
-    many = f"{wanted} dimension{'s' * (found.wanted != (1,))}"
-    fix = _fix_of(site, fitting[0], found.wanted[0]) if fitting else f"give {operand.name} {many}, {found.pattern}"
+    cause = f"{operand} has {many(found.size)}, {site.where} takes {wanted}, {found.pattern}"
+    cause += ": the batch dimension is missing" * no_batch
+    fix = f"give {operand.name} {wanted} dimension{'s' * (found.wanted != (1,))}, {found.pattern}"
+    fix = _fix_of(site, fitting[0], found.wanted[0]) if fitting else fix
     origin = scene.origin(operand)
     culprit = None if origin is None else origin.maker
     return Finding("rank", cause + scene.on(culprit), fix, scene.bounds(operand), culprit)

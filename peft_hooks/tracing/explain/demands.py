@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .failure import Finding
-from .ghosts import Operand, flat_of, shape_of
+from .ghosts import Operand, first, flat_of, many, shape_of
 from .operands import text_of
 from .scene import Scene
 from .sites import Expression, expressions
 from .table import BY_INDEX
-from .tracebacks import Step
+from .tracebacks import FUNCTIONS, Step
 
 _SIMPLE = (int, float, str, bool, tuple, list)
 _WITH_DIM = frozenset((
@@ -38,10 +38,10 @@ def unmet_demand(scene: Scene) -> Finding | None:
         one = next(iter(expression.operands.values()), None)
         if one is None or not one.is_tensor:
             continue
-        for rule in (_no_such_dimension, _permuted, _not_in_order, _not_floating, _no_index):
-            found = rule(scene, expression, one)
-            if found is not None:
-                return found
+        rules = (_no_such_dimension, _permuted, _not_in_order, _not_floating, _no_index)
+        found = first(rule(scene, expression, one) for rule in rules)
+        if found is not None:
+            return found
     return _one_value(scene) or _no_probability(scene) or _too_small(scene)
 
 
@@ -55,8 +55,8 @@ def _no_such_dimension(scene: Scene, expression: Expression, one: Operand) -> Fi
     wrong = next((dim for dim in dims if not -rank <= dim < rank), None)
     if wrong is None or rank == 0:
         return None
-    many = f"{len(one.shape)} dimension{'s' * (len(one.shape) != 1)}"
-    cause = f"{one} has {many}, 0 to {len(one.shape) - 1}; {expression.name}() is asked for dimension {wrong}"
+    has = f"{one} has {many(len(one.shape))}, 0 to {len(one.shape) - 1}"
+    cause = f"{has}; {expression.name}() is asked for dimension {wrong}"
     return Finding("rank", cause, f"a dimension from 0 to {rank - 1}, or {one.name} with more", scene.bounds(one))
 
 
@@ -66,7 +66,7 @@ def _permuted(scene: Scene, expression: Expression, one: Operand) -> Finding | N
     dims = flat_of([part.value for part in [*expression.operands.values()][1:]])
     if len(dims) == len(one.shape) or not all(isinstance(dim, int) for dim in dims):
         return None
-    cause = f"{one} has {len(one.shape)} dimensions, permute() is given {len(dims)}"
+    cause = f"{one} has {many(len(one.shape))}, permute() is given {len(dims)}"
     return Finding("rank", cause, f"name each of the {len(one.shape)} dimensions once", scene.bounds(one))
 
 
@@ -110,9 +110,8 @@ def _one_value(scene: Scene) -> Finding | None:
         of_norm = step.in_torch and step.name == "batch_norm" and step.locals.get("training")
         if of_norm and len(shape) > 1 and math.prod(shape) == shape[1]:
             one = scene.names.of_parameter(place, "input", given)
-            cause = (
-                f"{one} has one value for each of its {shape[1]} channels: in training a batch norm needs more than one"
-            )
+            cause = f"{one} has one value for each of its {shape[1]} channels"
+            cause += ": in training a batch norm needs more than one"
             fix = "a batch of two or more (drop_last=True), or model.eval()"
             return Finding("batch", cause, fix, scene.bounds(one))
     return None
@@ -171,14 +170,8 @@ def guarded(scene: Scene) -> Finding | None:
     if not step.raises:
         return None
     tests = list(_tests(step))
-    asking = itertools.takewhile(
-        lambda test: not _others(step, test) and _asks_for_none(test), (one for one, _ in tests)
-    )
-    return _missing(scene, step, place, list(asking)) or _checked(scene, step, tests)
-
-
-def _asks_for_none(test: ast.AST) -> bool:
-    return any(isinstance(one.ops[0], (ast.Is, ast.IsNot)) for one in _comparisons(test))
+    asking = itertools.takewhile(lambda one: _asks_for_none(one[0]) and not _others(step, one[0]), tests)
+    return _missing(scene, step, place, [test for test, _ in asking]) or _checked(scene, step, tests)
 
 
 def _tests(step: Step) -> Iterator[tuple[ast.expr, bool]]:
@@ -186,7 +179,7 @@ def _tests(step: Step) -> Iterator[tuple[ast.expr, bool]]:
     statement: Any = step.running[1]
     if isinstance(statement, ast.Assert):
         yield statement.test, True
-    while statement is not None and not isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
+    while statement is not None and not isinstance(statement, FUNCTIONS):
         parent = getattr(statement, "parent", None)
         if isinstance(parent, ast.If):
             yield parent.test, statement in parent.body
@@ -194,8 +187,8 @@ def _tests(step: Step) -> Iterator[tuple[ast.expr, bool]]:
 
 
 def _missing(scene: Scene, step: Step, place: int, tests: list[ast.expr]) -> Finding | None:
-    asks = (one for test in tests for one in _comparisons(test) if isinstance(one.ops[0], (ast.Is, ast.IsNot)))
-    asked = list(dict.fromkeys(one.left.id for one in asks if isinstance(one.left, ast.Name)))
+    asks = (one.left for test in tests for one in _asks_for_none(test))
+    asked = list(dict.fromkeys(one.id for one in asks if isinstance(one, ast.Name)))
     if not asked or any(step.values.names.get(name, 0) is not None for name in asked):
         return None
     names = dict.fromkeys(_first_name(scene, place, name) for name in asked)
@@ -219,6 +212,10 @@ def _first_name(scene: Scene, place: int, name: str) -> str:
 
 def _comparisons(test: ast.AST) -> list[ast.Compare]:
     return [one for one in ast.walk(test) if isinstance(one, ast.Compare)]
+
+
+def _asks_for_none(test: ast.AST) -> list[ast.Compare]:
+    return [one for one in _comparisons(test) if isinstance(one.ops[0], (ast.Is, ast.IsNot))]
 
 
 def _others(step: Step, test: ast.AST) -> list[tuple[str, Any]]:

@@ -19,8 +19,9 @@ from .clashes import broken_expression, broken_loss
 from .contracts import broken_contract
 from .demands import guarded, unmet_demand
 from .failure import Finding
+from .ghosts import many
 from .indices import bad_index, out_of_range
-from .kinds import mixed_devices, mixed_dtypes, wrong_device, wrong_dtype
+from .kinds import mixed_devices, wrong_device, wrong_dtype
 from .objects import is_none, missing_feature, wrong_object, wrong_operand
 from .promises import broken_promise
 from .scene import Scene
@@ -118,9 +119,8 @@ def _unpacked(scene: Scene) -> Finding | None:
     owner = scene.names.of_expression(place, of_size.value)
     origin = scene.origin(owner)
     culprit = None if origin is None else origin.maker
-    has = f"{owner} has {len(value)} dimension{'s' * (len(value) != 1)}"
-    cause = f"{has}, the code unpacks {len(names)}{scene.on(culprit)}"
-    return Finding("rank", cause, f"give {owner.name} {len(names)} dimensions", scene.bounds(owner), culprit)
+    cause = f"{owner} has {many(len(value))}, the code unpacks {len(names)}{scene.on(culprit)}"
+    return Finding("rank", cause, f"give {owner.name} {many(len(names))}", scene.bounds(owner), culprit)
 
 
 def _wrong_arguments(scene: Scene) -> Finding | None:
@@ -177,7 +177,6 @@ _RULES: tuple[Callable[[Scene], Finding | None], ...] = (
     wrong_operand,
     bad_index,
     broken_expression,
-    mixed_dtypes,
     unmet_demand,
     _unpacked,
     guarded,

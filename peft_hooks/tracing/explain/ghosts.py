@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..._format import dtype_of
 
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,16 @@ class Operand:
         """Its text, set apart if it is more than a name."""
         plain = all(part.isidentifier() for part in self.text.split("."))
         return self.text if plain else f"`{self.text}`"
+
+
+def many(count: int, noun: str = "dimension") -> str:
+    """Say how many there are: ``"1 dimension"``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def first(found: Iterable[T | None]) -> T | None:
+    """Return the first of what was found that is not None."""
+    return next((one for one in found if one is not None), None)
 
 
 def flat_of(args: Sequence[Any]) -> list[Any]:
@@ -208,7 +219,7 @@ def what_changed(known: Shape, shape: Shape, wide: bool = True) -> tuple[str, st
     """Compare two shapes: transposed, or one dimension changed; None if they are the same or have little in common."""
     if len(known) != len(shape):
         if set(known) - {1} and len(known) and len(shape):
-            return "rank", f"{len(shape)} dimensions in place of {len(known)}"
+            return "rank", f"{many(len(shape))} in place of {len(known)}"
         return None
     if known == shape:
         return None
@@ -224,4 +235,4 @@ def what_changed(known: Shape, shape: Shape, wide: bool = True) -> tuple[str, st
     if after == 2 * before:
         return kind, f"its {noun}s are doubled"
     count = abs(after - before)
-    return kind, f"{count} {noun}{'' if count == 1 else 's'} {'more' if after > before else 'fewer'}"
+    return kind, f"{many(count, noun)} {'more' if after > before else 'fewer'}"

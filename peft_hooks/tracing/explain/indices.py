@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .failure import Bound, Finding
-from .ghosts import Operand, shape_of
+from .ghosts import Operand, first, many, shape_of
 from .scene import Scene
 from .sites import Expression, Site, expressions
 from .table import BY_INDEX
@@ -33,7 +33,7 @@ class Range(NamedTuple):
     at: tuple[int, ...]
     start: int | None
 
-    def first(self, operand: Operand) -> str:
+    def bad_at(self, operand: Operand) -> str:
         """Say which index is the first that is wrong, and where."""
         name = operand.text if operand.text.isidentifier() else "it"
         return f"{self.bad} (the first, at {name}[{', '.join(map(str, self.at))}])"
@@ -93,7 +93,7 @@ def _labels(site: Site, operand: Operand, found: Range, classes: int) -> Finding
     bounds = () if logits is None or not logits.shape else (site.scene.bound(logits, int(len(logits.shape) > 1)),)
     cause = (
         f"the labels, {name}, go from {found.low} to {found.high}; there are {classes} classes, 0 to {classes - 1}:"
-        f" {found.first(operand)} is out of range"
+        f" {found.bad_at(operand)} is out of range"
     )
     if found.bad < 0:
         return Finding("index", cause, f"labels from 0 to {classes - 1}, or ignore_index={found.bad}", bounds)
@@ -104,7 +104,7 @@ def _labels(site: Site, operand: Operand, found: Range, classes: int) -> Finding
 
 def _lookup(site: Site, operand: Operand, found: Range, rows: int) -> Finding:
     """Indices beyond the rows of a table."""
-    scene, name, first = site.scene, operand.text, found.first(operand)
+    scene, name, bad = site.scene, operand.text, found.bad_at(operand)
     weight = site.operands.get("weight") if site.module is None else None
     owner = None if weight is None else scene.owner(weight)
     table = site.module if owner is None else owner.module
@@ -119,12 +119,12 @@ def _lookup(site: Site, operand: Operand, found: Range, rows: int) -> Finding:
         if makes and is_optional(scene, operand):
             kind = type(scene.model).__name__
             fix = f"leave {name} out: {kind} makes it from labels; or put the pad token's id there"
-        return Finding("index", f"{cause}: {first} is what losses ignore in labels, no index", fix, bounds)
+        return Finding("index", f"{cause}: {bad} is what losses ignore in labels, no index", fix, bounds)
     if found.bad < 0:
-        return Finding("index", f"{cause}: {first} is negative", f"no negative number in {name}", bounds)
+        return Finding("index", f"{cause}: {bad} is negative", f"no negative number in {name}", bounds)
     if found.counts(operand):
         return _positions(scene, operand, found, rows, where)
-    cause += f", 0 to {rows - 1}: {first} is out of range"
+    cause += f", 0 to {rows - 1}: {bad} is out of range"
     fix = f"{name} from 0 to {rows - 1}, or {counted}={found.high + 1} in {site.where}"
     return Finding("index", cause, _of_tokens(scene, operand, found, rows, table) or fix, bounds)
 
@@ -161,12 +161,8 @@ def _positions(scene: Scene, operand: Operand, found: Range, rows: int, where: s
 
 def bad_index(scene: Scene) -> Finding | None:
     """Find an index out of range in what raised: ``gather``, ``index_select``, ``x[:, ids]``, ``x[7]``."""
-    for expression in expressions(scene):
-        found = _item(scene, expression) if expression.name in ("getitem", "setitem") else None
-        found = found or (_by_index(scene, expression) if expression.name in BY_INDEX else None)
-        if found is not None:
-            return found
-    return None
+    rules = {**dict.fromkeys(BY_INDEX, _by_index), "getitem": _item, "setitem": _item}
+    return first(rules[one.name](scene, one) for one in expressions(scene) if one.name in rules)
 
 
 def _by_index(scene: Scene, expression: Expression) -> Finding | None:
@@ -175,8 +171,8 @@ def _by_index(scene: Scene, expression: Expression) -> Finding | None:
         return None
     rank = len(table.shape)
     if len(index.shape) != rank and expression.name not in ("index_select", "index_add", "index_copy"):
-        cause = f"{index} has {len(index.shape)} dimensions, {table} has {rank}: {expression.name}() takes as many"
-        fix = f"unsqueeze and expand {index.name} to {rank} dimensions"
+        cause = f"{index} has {many(len(index.shape))}, {table} has {rank}: {expression.name}() takes as many"
+        fix = f"unsqueeze and expand {index.name} to {many(rank)}"
         return Finding("rank", cause, fix, scene.bounds(index))
     found = _read(index.value, table.shape[dim.value % rank])
     return None if found is None else _along(scene, table, index, dim.value % rank, found)
@@ -190,7 +186,7 @@ def _along(scene: Scene, table: Operand, index: Operand, along: int, found: Rang
         return _positions(scene, index, found, rows, where)
     cause = (
         f"{index.name} {list(index.shape)} goes from {found.low} to {found.high}, {table} has {rows} in dimension"
-        f" {along}, 0 to {rows - 1}: {found.first(index)} is out of range"
+        f" {along}, 0 to {rows - 1}: {found.bad_at(index)} is out of range"
     )
     return Finding("index", cause, f"{index.name} from 0 to {rows - 1}", (scene.bound(table, along),))
 
@@ -198,15 +194,15 @@ def _along(scene: Scene, table: Operand, index: Operand, along: int, found: Rang
 def _item(scene: Scene, expression: Expression) -> Finding | None:
     table, index = expression.operands["input"], expression.value("index")
     if isinstance(table.value, (list, tuple, nn.ModuleList, nn.Sequential)) and isinstance(index, int):
-        many = len(table.value)
-        cause = f"{table.name} has {many} {'entry' if many == 1 else 'entries'}, {index} is asked for"
-        return None if -many <= index < many else Finding("index", cause)
+        length = len(table.value)
+        cause = f"{table.name} has {length} {'entry' if length == 1 else 'entries'}, {index} is asked for"
+        return None if -length <= index < length else Finding("index", cause)
     parts = list(index) if isinstance(index, tuple) else [index]
     if not table.is_tensor or any(part is ... or part is None for part in parts):
         return None
     if len(parts) > len(table.shape):
-        cause = f"{table} has {len(table.shape)} dimensions, {len(parts)} are indexed"
-        return Finding("rank", cause, f"give {table.name} {len(parts)} dimensions", scene.bounds(table))
+        cause = f"{table} has {many(len(table.shape))}, {len(parts)} are indexed"
+        return Finding("rank", cause, f"give {table.name} {many(len(parts))}", scene.bounds(table))
     for place, (part, size) in enumerate(zip(parts, table.shape)):
         if isinstance(part, int) and not isinstance(part, bool) and not -size <= part < size:
             cause = f"{table} has {size} in dimension {place}, 0 to {size - 1}; {part} is asked for, out of range"

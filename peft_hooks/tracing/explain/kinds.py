@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..._format import dtype_of
 from .failure import Finding
-from .ghosts import Operand
+from .ghosts import Operand, first
 from .origins import Origin, is_float
 from .scene import Scene, is_autocast, with_article
 from .sites import Site, expressions
@@ -28,8 +28,7 @@ def wrong_device(site: Site) -> Finding | None:
 def mixed_devices(scene: Scene) -> Finding | None:
     """Find operands of an expression that are not on one device."""
     outwards = reversed([*expressions(scene)])  # PyTorch's own names tell less than those of the code that called it
-    found = (_on_another(scene, expression.tensors()) for expression in outwards)
-    return next((finding for finding in found if finding is not None), None)
+    return first(_on_another(scene, expression.tensors()) for expression in outwards)
 
 
 def _on_another(
@@ -73,7 +72,7 @@ def wrong_dtype(site: Site) -> Finding | None:
     """Return that an operand is not of the dtype that a layer or function takes."""
     for parameter in site.takes.integers:
         one = site.operands.get(parameter)
-        if one is not None and one.dtype is not None and (one.dtype.is_floating_point or one.dtype == torch.bool):
+        if one is not None and (one.is_float or one.dtype == torch.bool):
             loss = "weight" not in site.takes.patterns and site.module is None
             what = "takes class numbers" if loss else "looks up integers"
             name = f"{site.name}()" if site.module is None else with_article(type(site.module).__name__)
@@ -126,17 +125,9 @@ def _alike(site: Site) -> Finding | None:
     for one in alike:
         if own is not None and own.is_floating_point() and one.dtype not in (None, own.dtype):
             what = f"is {one.short}, but the parameters of {site.where} are {dtype_of(own.dtype)}"
-            return _odd(
-                site.scene, one, "dtype", what, f".to({own.dtype!s})", f"bring {site.where} and it to one dtype"
-            )
+            more = f"bring {site.where} and it to one dtype"
+            return _odd(site.scene, one, "dtype", what, f".to({own.dtype!s})", more)
     return None
-
-
-def mixed_dtypes(scene: Scene) -> Finding | None:
-    """Find operands of a product that are not of one dtype."""
-    products = (one for one in expressions(scene) if one.name in ("matmul", "einsum"))
-    found = (_of_one_dtype(scene, expression.tensors()) for expression in products)
-    return next((finding for finding in found if finding is not None), None)
 
 
 def _of_one_dtype(scene: Scene, operands: Sequence[Operand]) -> Finding | None:
@@ -174,11 +165,11 @@ def _odd(scene: Scene, one: Operand, kind: str, what: str, call: str, more: str 
 def _became(scene: Scene, one: Operand, kind: str) -> Origin | None:
     """Return where a tensor came to be of its dtype or device: where it was first seen so, if it was only handed on."""
     origin = scene.origin(one)
-    first = scene.history.first(lambda leaf: getattr(leaf, kind) == getattr(one, kind))
+    earliest = scene.history.first(lambda leaf: getattr(leaf, kind) == getattr(one, kind))
     if origin is None:
-        return first if scene.row is not None and first is not None and first.made else None
-    handed_on = not origin.made or getattr(one, kind) in [
-        getattr(leaf, kind) for leaf in origin.row.came if is_float(leaf)
-    ]
-    inside = first is not None and first.when < origin.when and first.row.path.startswith(f"{origin.row.path}.")
-    return first or origin if handed_on or inside else origin
+        return earliest if scene.row is not None and earliest is not None and earliest.made else None
+    kinds = [getattr(leaf, kind) for leaf in origin.row.came if is_float(leaf)]
+    handed_on = not origin.made or getattr(one, kind) in kinds
+    path = f"{origin.row.path}."
+    inside = earliest is not None and earliest.when < origin.when and earliest.row.path.startswith(path)
+    return earliest or origin if handed_on or inside else origin

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..leaves import identity_of
 from ..records import Row
 from .failure import Finding
-from .ghosts import Ghost, Operand
+from .ghosts import Ghost, Operand, many
 from .operations import parts
 from .origins import returned_none
 from .scene import Scene, with_article
@@ -145,10 +145,8 @@ def _other(scene: Scene, one: Operand, but: str) -> Finding:
         return Finding("object", what, _tensor_in(one))
     outputs = [leaf.name for leaf in row.outputs if leaf.shape is not None]
     names = ", ".join(outputs[:4]) + (", ..." if len(outputs) > 4 else "")
-    cause, fix = (
-        f"returned {kind} of {len(outputs)} tensors, {names}",
-        f"take one of them, as the first: [0] of what {row.where} returns",
-    )
+    cause = f"returned {kind} of {many(len(outputs), 'tensor')}, {names}"
+    fix = f"take one of them, as the first: [0] of what {row.where} returns"
     if isinstance(value, str):
         cause = f"returned a dict-like output of {names}, and unpacking or iterating it gives the names"
         fix = f"read it by name, .{value} or [{value!r}], or return_dict=False"

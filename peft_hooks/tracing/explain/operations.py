@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .ghosts import Operand, flat_of, shape_of, worked_out
+from .ghosts import Operand, first, flat_of, shape_of, worked_out
 from .sites import Expression
 from .table import BROADCAST, EQUAL
 
@@ -56,8 +57,7 @@ def clash_of_loss(name: str, given: Sequence[Operand]) -> Clash | None:
 
 def _first_unlike(operands: Sequence[Operand], rule: str = _RULE) -> Clash | None:
     """Return the first two operands that cannot be broadcast against each other."""
-    pairs = ((other, one) for number, one in enumerate(operands) for other in operands[:number])
-    return next((clash for clash in (_unlike(*pair, rule) for pair in pairs) if clash is not None), None)
+    return first(_unlike(*pair, rule) for pair in itertools.combinations(operands, 2))
 
 
 def _unlike(one: Operand, other: Operand, rule: str = _RULE, last: int = 0) -> Clash | None:
@@ -89,16 +89,16 @@ def _join(expression: Expression) -> Clash | None:
     given = [one for one in parts(expression) if one.is_tensor]
     dim, stacks = expression.value("dim"), expression.name == "stack"
     for one in given[1:]:
-        first = given[0]
-        if len(one.shape) != len(first.shape):
-            if (0,) in (one.shape, first.shape) and not stacks:
+        rank, other = len(one.shape), given[0]
+        if rank != len(other.shape):
+            if (0,) in (one.shape, other.shape) and not stacks:
                 continue
-            return Clash("rank", one, len(one.shape), first, len(first.shape), "must have as many dimensions")
-        along = None if stacks else (dim if isinstance(dim, int) else 0) % len(one.shape)
-        for place, (a, b) in enumerate(zip(first.shape, one.shape)):
+            return Clash("rank", one, rank, other, len(other.shape), "must have as many dimensions")
+        along = None if stacks else (dim if isinstance(dim, int) else 0) % rank
+        for place, (a, b) in enumerate(zip(other.shape, one.shape)):
             if a != b and place != along:
                 but = "" if stacks else f" but for dimension {along}"
-                return Clash("sizes", first, place, one, place, f"must be of one shape{but}")
+                return Clash("sizes", other, place, one, place, f"must be of one shape{but}")
     return None
 
 
@@ -155,9 +155,9 @@ def _einsum(expression: Expression) -> Clash | None:
         if len(letters) != len(one.shape):
             return Clash("rank", one, len(one.shape), None, len(letters), f"{letters!r} in {equation!r} needs as many")
         for place, letter in enumerate(letters):
-            first, before = seen.setdefault(letter, (one, place))
-            if 1 not in (first.shape[before], one.shape[place]) and first.shape[before] != one.shape[place]:
-                return Clash("sizes", first, before, one, place, f"are both {letter!r} in {equation!r}")
+            other, before = seen.setdefault(letter, (one, place))
+            if 1 not in (other.shape[before], one.shape[place]) and other.shape[before] != one.shape[place]:
+                return Clash("sizes", other, before, one, place, f"are both {letter!r} in {equation!r}")
     return None
 
 

@@ -19,7 +19,7 @@ from ...compat.torch_internals import has_children
 from ..leaves import Leaf
 from ..records import Row
 from .failure import Bound, Finding
-from .ghosts import Ghost, Operand, Shape, is_tensor, kind_of_dimension, on_meta, what_changed, worked_out
+from .ghosts import Ghost, Operand, Shape, first, is_tensor, kind_of_dimension, on_meta, what_changed, worked_out
 from .operands import assigned
 from .origins import Origin
 from .scene import Owned, Scene, is_autocast
@@ -65,8 +65,7 @@ def changed(scene: Scene, birth: Origin, operand: Operand) -> str:
 
 def broken_promise(scene: Scene) -> Finding | None:
     """Find the first call in this forward whose output is not what its layer's class promises."""
-    found = (_promise(scene, event.row) for event in scene.history.events if event.side == "out")
-    return next((finding for finding in found if finding is not None), None)
+    return first(_promise(scene, event.row) for event in scene.history.events if event.side == "out")
 
 
 def _promise(scene: Scene, row: Row) -> Finding | None:

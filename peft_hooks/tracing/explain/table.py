@@ -177,6 +177,8 @@ FUNCTIONS: dict[str, Takes] = {
     "baddbmm": Takes({"batch2": "B K J", "batch1": "B I K"}, alike=("batch1", "batch2")),
     "cdist": Takes({"x1": "... K", "x2": "... K"}, alike=("x1", "x2")),
     "pack_padded_sequence": Takes({"input": "(T N) ...", "lengths": "N"}, "batch_first"),
+    "matmul": Takes(alike=("input", "other")),
+    "einsum": Takes(alike=("args.1", "args.2", "args.3")),
     "one_hot": Takes({"tensor": "..."}, integers=("tensor",), indices={"tensor": "num_classes"}),
 }
 """By name: functions of ``torch`` and ``torch.nn.functional``, and methods of tensors."""
