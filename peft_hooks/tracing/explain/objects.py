@@ -182,9 +182,11 @@ def _returned(scene: Scene, one: Operand) -> Row | None:
     held = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
     tensors = {identity_of(part) for part in held if isinstance(part, Tensor)}
     for row in scene.history.ended():
+        # A call that returned one tensor by itself did not return what the code made of it.
+        bare = [leaf.name for leaf in row.outputs if leaf.shape is not None] == ["output"]
         if maker is not None and scene.modules.get(row.path) is maker:
-            return row
-        has_all = bool(tensors) and tensors <= {leaf.identity for leaf in row.outputs}
+            return None if bare else row
+        has_all = bool(tensors) and not bare and tensors <= {leaf.identity for leaf in row.outputs}
         named = isinstance(value, str) and value in {leaf.name for leaf in row.outputs}
         if maker is None and (has_all or named):
             return row
