@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..leaves import Leaf, Raw, as_leaf, collect
+from ..leaves import Leaf, Raw, as_leaf, collect, tensors_of
 from ..records import Row, find_adapters, find_peft_models
 from ..trace import ShapeTrace
 from .failure import Failure, Finding
@@ -109,8 +109,8 @@ def _outside(scene: Scene, raised: Raised, where: str) -> Failure:
         row = _row(scene.paths[id(ours[-1])], type(ours[-1]).__name__, history.forward)
         return _failure(scene, raised, row, find_cause(scene))
     where = type(scene.calls[-1].module).__name__ if scene.calls else where
-    outputs = tuple(leaf for row in history.own[:1] for leaf in row.outputs if leaf.shape is not None)
-    row = _row("", where, history.forward, 0, outputs)
+    outputs = history.own[0].outputs if history.own else ()
+    row = _row("", where, history.forward, 0, tensors_of(outputs))
     return _failure(scene, raised, row, find_cause(scene), outside=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..leaves import identity_of
+from ..leaves import identity_of, tensors_of
 from ..records import Row
 from .failure import Finding
 from .ghosts import Ghost, Operand, many
@@ -143,7 +143,7 @@ def _other(scene: Scene, one: Operand, but: str) -> Finding:
     row = _returned(scene, one)
     if row is None:
         return Finding("object", what, _tensor_in(one))
-    outputs = [leaf.name for leaf in row.outputs if leaf.shape is not None]
+    outputs = [leaf.name for leaf in tensors_of(row.outputs)]
     names = ", ".join(outputs[:4]) + (", ..." if len(outputs) > 4 else "")
     cause = f"returned {kind} of {many(len(outputs), 'tensor')}, {names}"
     fix = f"take one of them, as the first: [0] of what {row.where} returns"
@@ -183,7 +183,7 @@ def _returned(scene: Scene, one: Operand) -> Row | None:
     tensors = {identity_of(part) for part in held if isinstance(part, Tensor)}
     for row in scene.history.ended():
         # A call that returned one tensor by itself did not return what the code made of it.
-        bare = [leaf.name for leaf in row.outputs if leaf.shape is not None] == ["output"]
+        bare = [leaf.name for leaf in tensors_of(row.outputs)] == ["output"]
         if maker is not None and scene.modules.get(row.path) is maker:
             return None if bare else row
         has_all = bool(tensors) and not bare and tensors <= {leaf.identity for leaf in row.outputs}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..leaves import Leaf, identity_of
+from ..leaves import Leaf, identity_of, tensors_of
 from ..records import Row
 from .ghosts import Shape
 
@@ -21,9 +21,7 @@ class Event(NamedTuple):
     @property
     def leaves(self) -> tuple[Leaf, ...]:
         """The tensors that went in, or came out."""
-        return tuple(
-            leaf for leaf in (self.row.inputs if self.side == "in" else self.row.outputs) if leaf.shape is not None
-        )
+        return self.row.came if self.side == "in" else tensors_of(self.row.outputs)
 
 
 class Origin(NamedTuple):

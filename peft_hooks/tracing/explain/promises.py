@@ -16,7 +16,7 @@ from torch import nn
 
 from ..._format import dtype_of
 from ...compat.torch_internals import has_children
-from ..leaves import Leaf
+from ..leaves import Leaf, tensors_of
 from ..records import Row
 from .failure import Bound, Finding
 from .ghosts import Ghost, Operand, Shape, first, is_tensor, kind_of_dimension, on_meta, what_changed, worked_out
@@ -70,7 +70,7 @@ def broken_promise(scene: Scene) -> Finding | None:
 
 def _promise(scene: Scene, row: Row) -> Finding | None:
     module = scene.modules.get(row.path)
-    tensors = [leaf for leaf in (*row.inputs, *row.outputs) if leaf.shape is not None]
+    tensors = tensors_of((*row.inputs, *row.outputs))
     if module is None or row.state != "done" or [len(row.inputs), len(row.outputs), len(tensors)] != [1, 1, 2]:
         return None
     came, went = tensors
