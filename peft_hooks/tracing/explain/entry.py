@@ -15,7 +15,7 @@ from ..records import Row, find_adapters, find_peft_models
 from ..trace import ShapeTrace
 from .failure import Failure, Finding
 from .find import find_cause, is_of_tensors, is_own
-from .operands import ModuleCall, module_calls
+from .operands import module_calls
 from .scene import Scene
 from .tracebacks import Raised, read
 
@@ -66,7 +66,10 @@ def explain_traceback(error: BaseException) -> Failure | None:
     raised = read(error)
     calls = module_calls(raised.steps)
     model = calls[0].module if calls else nn.Module()
-    given = _tensors(calls[0]) if calls else []  # kept to the end: the id of a reference in it tells tensors apart
+    given: list[Raw] = []  # kept to the end: the id of a reference in it tells tensors apart
+    for name, value in calls[0].given.items() if calls else ():
+        if isinstance(value, Tensor):  # what is in a dict may have come into it since
+            collect(given, name, value)
     with _scene_of(_trace_of(model, given, bool(calls)), model, error, raised, 0) as scene:
         if not scene.steps or is_own(scene) or not (calls or is_of_tensors(scene)):
             return None
@@ -77,15 +80,6 @@ def explain_traceback(error: BaseException) -> Failure | None:
         if failure.kind == "unknown" and last.raises and not last.in_torch:  # on purpose, by code of a library
             return None
     return dataclasses.replace(failure, finding=_UNTRACED) if failure.kind == "unknown" else failure
-
-
-def _tensors(call: ModuleCall) -> list[Raw]:
-    """Return the tensors that a module was called with. What is in a dict may have come into it since."""
-    found: list[Raw] = []
-    for name, value in call.given.items():
-        if isinstance(value, Tensor):
-            collect(found, name, value)
-    return found
 
 
 def _trace_of(model: nn.Module, given: list[Raw], began: bool) -> ShapeTrace:

@@ -173,16 +173,6 @@ def _nested(scene: Scene) -> Finding | None:
 
 
 _RULES: tuple[Callable[[Scene], Finding | None], ...] = (
-    broken_loss,
-    wrong_operand,
-    bad_index,
-    broken_expression,
-    unmet_demand,
-    _unpacked,
-    guarded,
-    _wrong_arguments,
-    _key,
-    mixed_devices,
-    _nested,
-    virtual_tokens_inside,
-)
+    broken_loss, wrong_operand, bad_index, broken_expression, unmet_demand, _unpacked, guarded, _wrong_arguments, _key,
+    mixed_devices, _nested, virtual_tokens_inside,
+)  # fmt: skip

@@ -27,13 +27,6 @@ class Names:
     def __init__(self, steps: Sequence[Step]) -> None:
         self.steps = steps
 
-    def caller(self, place: int) -> int | None:
-        """Return the step that called the function of a step, past PyTorch's own calling of modules."""
-        for before in range(place - 1, -1, -1):
-            if self.steps[before].file != CALLS:
-                return before
-        return None
-
     def of_expression(self, place: int, node: ast.AST) -> Operand:
         """Return the operand that an expression of a step is."""
         value = self.steps[place].values(node)
@@ -50,10 +43,8 @@ class Names:
             return Operand(parameter, value, None, place)
         before, node = found
         if isinstance(node, ast.Name):
-            known = self.steps[before].values(node)
-            if known is value:
-                return self.outward(before, node.id, value, node)
-            return Operand(parameter, value, None, place)
+            same = self.steps[before].values(node) is value
+            return self.outward(before, node.id, value, node) if same else Operand(parameter, value, None, place)
         made = self.of_expression(before, node)
         if len(made.text) > _LONGEST or self.steps[before].in_torch:
             return Operand(parameter, value, made.base, place)
@@ -61,31 +52,31 @@ class Names:
 
     def outward(self, place: int, name: str, value: Any, node: ast.AST | None = None) -> Operand:
         """Follow a name to the functions further out, as long as it is a parameter that was only handed on."""
-        step = self.steps[place]
+        step, plain = self.steps[place], Operand(name, value, None, place, node)
         found = self.argument(place, name) if name in step.parameters else None
         if found is None or value is UNKNOWN or value is None:
-            return Operand(name, value, None, place, node)
+            return plain
         before, outer = found
         if self.steps[before].in_torch and not step.in_torch:
-            return Operand(name, value, None, place, node)  # PyTorch's own names tell no more
+            return plain  # PyTorch's own names tell no more
         if isinstance(outer, ast.Name):
             known = self.steps[before].values(outer)
             if known is value or _same_numbers(known, value):
                 further = self.outward(before, outer.id, known, outer)
                 base = further.base if further.shape == shape_of(value) else further
                 return replace(further, value=value, base=base)
-            return Operand(name, value, None, place, node)
+            return plain
         made = self.of_expression(before, outer)
         same = made.value is value or (made.is_tensor and made.shape == shape_of(value))
         if step.in_torch and same and len(made.text) <= _LONGEST:
             return Operand(made.text, value, made.base, before, outer)
-        return Operand(name, value, None, place, node)
+        return plain
 
     def argument(self, place: int, parameter: str) -> tuple[int, ast.expr] | None:
         """Return the expression that was given for a parameter of the function of a step, and where it stands."""
         own = self.steps[place].positional
-        before = self.caller(place)
-        while before is not None:
+        callers = [before for before in range(place) if self.steps[before].file != CALLS]  # PyTorch's own say nothing
+        for before in reversed(callers):
             node = self.steps[before].node
             if not isinstance(node, ast.Call):
                 return None
@@ -95,7 +86,6 @@ class Names:
             handed_on = self.steps[before].locals  # a wrapper: def wrapped(self, *args, **kwargs)
             if "kwargs" not in handed_on and "args" not in handed_on:
                 return None
-            before = self.caller(before)
         return None
 
 
