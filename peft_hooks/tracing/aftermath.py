@@ -52,13 +52,11 @@ def explain_afterwards(error: BaseException) -> Failure | None:
 
 def _explain(error: BaseException) -> Failure | None:
     """Explain one exception by itself."""
-    from .explain.entry import add_explanation, is_explained
-    from .explain.untraced import explain_traceback
-    from .tap import Tap
+    from .explain.entry import add_explanation, explain_traceback, is_explained
 
     if not isinstance(error, Exception) or isinstance(error, PeftHooksError) or is_explained(error):
         return None
-    failure = explain_traceback(error, Tap)
+    failure = explain_traceback(error)
     if failure is not None:
         add_explanation(error, failure)
     return failure

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .leaves import Leaf
+from .leaves import Leaf, tensors_of
 from .records import Row
 
 if TYPE_CHECKING:
@@ -161,7 +161,10 @@ def _aliases(key: tuple[int, str, int]) -> Iterator[tuple[int, str, int]]:
 
 
 def _changes(before: Row, after: Row) -> Iterator[Change]:
-    for side, old, new in (("in", before.came, after.came), ("out", _out(before), _out(after))):
+    for side, old, new in (
+        ("in", before.came, after.came),
+        ("out", tensors_of(before.outputs), tensors_of(after.outputs)),
+    ):
         if side == "out" and after.state != "done":
             return  # it did not get so far
         known, now = {leaf.name: leaf for leaf in old}, {leaf.name: leaf for leaf in new}
@@ -170,10 +173,6 @@ def _changes(before: Row, after: Row) -> Iterator[Change]:
             if a is None or b is None or (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
                 size = (None if a is None else a.size, None if b is None else b.size)
                 yield Change(after.path, after.module, after.call, side, name, *size, _sizes(a, b))
-
-
-def _out(row: Row) -> tuple[Leaf, ...]:
-    return tuple(leaf for leaf in row.outputs if leaf.shape is not None)
 
 
 def _sizes(a: Leaf | None, b: Leaf | None) -> tuple[tuple[int, int, int], ...]:

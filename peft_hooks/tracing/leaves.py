@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -97,6 +97,11 @@ class Leaf:
         if self.stats is not None:
             data["stats"] = self.stats._asdict()
         return data
+
+
+def tensors_of(leaves: Iterable[Leaf]) -> tuple[Leaf, ...]:
+    """Return those that are tensors."""
+    return tuple(leaf for leaf in leaves if leaf.shape is not None)
 
 
 def as_leaf(raw: Raw) -> Leaf:

@@ -113,12 +113,12 @@ class Recorder:
         if failing is not None and self.frames and self.frames[-1].forward == forward:
             self._explain(error, forward, failing)
         else:
-            self._explain_with(error, lambda trace, model: explain_outside(trace, model, error, Tap))
+            self._explain_with(error, lambda trace, model: explain_outside(trace, model, error))
 
     def _explain(self, error: BaseException, forward: int, failing: int | None) -> None:
         from .explain.entry import explain
 
-        self._explain_with(error, lambda trace, model: explain(trace, model, error, forward, failing, Tap))
+        self._explain_with(error, lambda trace, model: explain(trace, model, error, forward, failing))
 
     def _explain_with(self, error: BaseException, explain: Callable[[ShapeTrace, nn.Module], Failure | None]) -> None:
         from .explain.entry import add_explanation

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..compat import sentence_transformers as releases
-from .leaves import Leaf, as_leaf
+from .leaves import Leaf, as_leaf, tensors_of
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,13 @@ class Row:
     @property
     def came(self) -> tuple[Leaf, ...]:
         """The tensors that went in."""
-        return tuple(leaf for leaf in self.inputs if leaf.shape is not None)
+        return tensors_of(self.inputs)
 
     @property
     def went(self) -> tuple[Leaf, ...]:
         """The tensors that came out and did not go in under the same key, with the same shape and dtype."""
         known = {(leaf.key, leaf.shape, leaf.dtype) for leaf in self.came}
-        return tuple(
-            leaf for leaf in self.outputs if leaf.shape is not None and (leaf.key, leaf.shape, leaf.dtype) not in known
-        )
+        return tuple(leaf for leaf in tensors_of(self.outputs) if (leaf.key, leaf.shape, leaf.dtype) not in known)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as what JSON can hold."""

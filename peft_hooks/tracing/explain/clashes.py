@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import nn
 
 from ..leaves import Leaf
-from .blame import blame, changed, is_odd, kind_of, trail
-from .expressions import Expression
 from .failure import Bound, Finding
-from .operands import Operand
-from .operations import Clash, clash_of
-from .origins import Owned, is_float, is_wide
-from .promises import kind_of_dimension
-from .scene import Scene
-from .virtual import virtual_tokens
+from .ghosts import Operand, first, kind_of_dimension, many
+from .operations import Clash, clash_of, clash_of_loss
+from .origins import is_float, is_wide
+from .promises import blame, changed, is_odd, kind_of, owner_of, trail
+from .scene import Owned, Scene
+from .sites import expressions
+from .table import BROADCAST, EQUAL
+from .texts import room, virtual_tokens
+
+
+def broken_loss(scene: Scene) -> Finding | None:
+    """Find a loss whose tensors must be of one shape, or broadcast, and are not."""
+    for place, step in enumerate(scene.steps):
+        names = BROADCAST.get(step.name) or EQUAL.get(step.name) or ()
+        if names and step.in_torch and step.module is None:
+            given = [scene.names.of_parameter(place, one, step.locals[one]) for one in names if one in step.locals]
+            clash = clash_of_loss(step.name, [one for one in given if one.is_tensor])
+            if clash is not None:
+                return _of_clash(scene, clash)
+    return None
 
 
 def broken_expression(scene: Scene) -> Finding | None:
     """Find what does not go together in the expression that raised, the innermost that is known first."""
-    for place in scene.last_places():
-        expression = Expression(scene.names, place)
-        clash = clash_of(expression)
-        if clash is not None:
-            return of_clash(scene, clash)
-    return None
+    clash = first(map(clash_of, expressions(scene)))
+    return None if clash is None else _of_clash(scene, clash)
 
 
-def of_clash(scene: Scene, clash: Clash) -> Finding:
+def _of_clash(scene: Scene, clash: Clash) -> Finding:
     """Say what a clash is."""
-    if clash.kind == "view":
-        return _view(scene, clash)
-    if clash.kind == "few" and clash.right is not None:
-        cause = f"{clash.right} selects {clash.other} places, {clash.left} has {clash.place} numbers for them"
-        fix = f"as many places in {clash.right.name} as numbers in {clash.left.name}: {clash.other} and {clash.place}"
-        return Finding("index", cause, fix, (scene.bound(clash.left, 0),))
-    if clash.kind == "select":
-        return _select(scene, clash)
-    if clash.kind == "rank":
-        return _rank(scene, clash)
+    if clash.kind != "sizes":
+        return {"view": _view, "select": _select, "rank": _rank, "equal": _unequal}[clash.kind](scene, clash)
     left, right = clash.left, clash.right
-    bounds = [scene.bound(left, clash.place)]
-    if right is not None:
-        bounds.append(scene.bound(right, clash.other))
+    sides = [(left, clash.place)] + ([] if right is None else [(right, clash.other)])
+    bounds = tuple(scene.bound(*side) for side in sides)
     pair = (left.shape[clash.place], clash.other if right is None else right.shape[clash.other])
-    special = virtual_tokens(scene, [left, *([right] if right else [])], pair, tuple(bounds))
-    special = special or inputs_disagree(scene, pair) or too_short(scene, clash, tuple(bounds))
-    return special or _odd_one(scene, clash, pair, tuple(bounds))
+    special = virtual_tokens(scene, [one for one, _ in sides], pair, bounds)
+    special = special or inputs_disagree(scene, pair) or _too_short(scene, clash, bounds)
+    if special is not None:
+        return special
+    found = blame(scene, sides, pair)
+    cause = _both(clash) + (f"; {found.words}" if found.words else "")
+    fix = f"look at what {found.where} returns" if is_odd(scene, found) else _fix(clash)
+    return Finding(found.kind or kind_of(left, clash.place), cause + scene.on(found.path), fix, bounds, found.path)
 
 
 def _both(clash: Clash) -> str:
@@ -66,86 +72,76 @@ def inputs_disagree(scene: Scene, pair: tuple[int, int]) -> Finding | None:
     rows = [event.row for event in scene.history.events[:1]] + ([] if scene.row is None else [scene.row])
     for row in rows:
         known = [leaf for leaf in row.came if leaf.key in _TOGETHER and len(leaf.shape or ()) > 1]
-        for number, other in enumerate(known):
-            for one in known[:number]:
-                for place, (a, b) in enumerate(zip((one.shape or ())[:2], (other.shape or ())[:2])):
-                    if {a, b} == set(pair) and a != b:
-                        return _not_of_one(scene, row.where, (one, other), place)
+        for one, other in itertools.combinations(known, 2):
+            for place, (a, b) in enumerate(zip((one.shape or ())[:2], (other.shape or ())[:2])):
+                if {a, b} == set(pair) and a != b:
+                    return _not_of_one(scene, row.where, (one, other), place)
     return None
 
 
 def _not_of_one(scene: Scene, where: str, pair: tuple[Leaf, Leaf], place: int) -> Finding:
     kind = kind_of_dimension(place, 3)
     words = " and ".join(f"{leaf.name} {list(leaf.shape or ())}" for leaf in pair)
-    origins = [scene.history.origin(leaf) for leaf in pair]
-    bounds = tuple(
-        Bound(
-            (leaf.shape or ())[place],
-            leaf.name,
-            leaf.shape or (),
-            place,
-            "" if origin is None else origin.source(scene.history.rows),
-            origin.row.path if origin is not None and origin.made else None,
-        )
-        for leaf, origin in zip(pair, origins)
-    )
+    bounds = []
+    for leaf in pair:
+        shape, origin = leaf.shape or (), scene.history.origin(leaf)
+        source, path = ("", None) if origin is None else (origin.source, origin.maker)
+        bounds.append(Bound(shape[place], leaf.name, shape, place, source, path))
     births = [scene.history.birth(leaf.shape or (), place, is_float(leaf), is_wide(leaf)) for leaf in pair]
     odd = max((birth for birth in births if birth), key=lambda birth: birth.when, default=None)
-    made = odd.row.path if odd is not None and odd.made else None
+    made = None if odd is None else odd.maker
     fix = f"give the model tensors of one {kind}" if made is None else f"look at what {made!r} returns"
     cause = f"{where} was given {words}, which are not of one {kind}"
-    return Finding(kind, cause + scene.on(made), fix, bounds, made)
+    return Finding(kind, cause + scene.on(made), fix, tuple(bounds), made)
 
 
-def too_short(scene: Scene, clash: Clash, bounds: tuple[Bound, ...]) -> Finding | None:
+def _too_short(scene: Scene, clash: Clash, bounds: tuple[Bound, ...]) -> Finding | None:
     """A parameter or buffer that is too short for the rest."""
     sides = [(clash.left, clash.place, clash.right, clash.other)]
     if clash.right is not None:
         sides.append((clash.right, clash.other, clash.left, clash.place))
     for one, place, other, elsewhere in sides:
-        owner = scene.owner_of(one, one.shape[place])
-        rest = None if other is None else scene.owner(other.value) or scene.owner(other.root.value)
-        if owner is not None and rest is None:
-            wanted = elsewhere if other is None else other.shape[elsewhere]
-            return _of_owner(scene, owner, one, place, wanted, bounds, other)
+        owner = owner_of(scene, one, one.shape[place])
+        if owner is None or (other is not None and (scene.owner(other) or scene.owner(other.root))):
+            continue
+        size, wanted = one.shape[place], elsewhere if other is None else other.shape[elsewhere]
+        long = scene.history.batch_and_length[1:] == (wanted,)
+        if long and wanted > size:
+            return _too_long(scene, owner, one, size, wanted, bounds)
+        return _of_owner(scene, owner, one, place, wanted, bounds, other)
     return None
+
+
+def _owned(scene: Scene, owner: Owned, one: Operand) -> str:
+    """Name a parameter or buffer, and what was made of it."""
+    shape = list(owner.tensor.shape)
+    where = f"the {owner.kind} {owner.name!r} {shape} of {scene.where(owner.module)}"
+    same = one.text.rpartition(".")[2] == owner.name and list(one.shape) == shape
+    named = same or one.text == f"self.{owner.name}"
+    return where if named else f"{where}, of which {one.name} {list(one.shape)} is made,"
+
+
+def _too_long(scene: Scene, owner: Owned, one: Operand, size: int, length: int, bounds: tuple[Bound, ...]) -> Finding:
+    virtual, offset, cut = room(scene, size, _offset(owner, size))
+    cause = f"{_owned(scene, owner, one)} has {size} positions, the text has {length}{virtual}: it is too long{offset}"
+    return Finding("length", cause, f"{cut}, or make {owner.name!r} longer", bounds)
 
 
 def _of_owner(
     scene: Scene, owner: Owned, one: Operand, place: int, wanted: int, bounds: tuple[Bound, ...], other: Operand | None
 ) -> Finding:
     size = one.shape[place]
-    path = scene.paths.get(id(owner.module))
-    where = f"the {owner.kind} {owner.name!r} {list(owner.tensor.shape)} of {scene.where(owner.module)}"
-    same = one.text.rpartition(".")[2] == owner.name and one.shape == tuple(owner.tensor.shape)
-    made = "" if one.text == f"self.{owner.name}" else f", of which {one.name} {list(one.shape)} is made,"
-    named = "" if same else made
-    what = "" if other is None else f" {other.name} {list(other.shape)}"
-    length = _length_of(scene)
-    if (wanted > size and wanted == length and place < max(len(one.shape) - 1, 1)) or (
-        wanted == length and size < wanted
-    ):
-        left, more = size - _offset(owner, size), ""
-        start = f": they begin at {size - left}, so that {left} are left for tokens" if left < size else ""
-        for adapter in scene.adapters:
-            left, more = (
-                left - adapter.virtual_tokens,
-                f", {adapter.virtual_tokens} of them virtual tokens of {adapter}",
-            )
-        cause = f"{where}{named} has {size} positions, the text has {wanted}{more}: it is too long{start}"
-        fix = f"model.max_seq_length = {left}" if scene.pipeline else f"truncate the text to at most {left} tokens"
-        return Finding("length", cause, f"{fix}, or make {owner.name!r} longer", bounds)
-    asked = f"where{what} has {wanted}" if other else f"but {wanted} are asked for"
-    cause = f"{where}{named} has {size} in dimension {place}, {asked}"
+    asked = f"where {other.name} {list(other.shape)} has {wanted}" if other else f"but {wanted} are asked for"
+    cause = f"{_owned(scene, owner, one)} has {size} in dimension {place}, {asked}"
     fix = f"{one.name} expanded to {wanted} there" if size == 1 else f"make {owner.name!r} with {wanted} there"
-    if other is not None and _is_product(scene):
-        layer = f"with a Linear({wanted}, {size}) for instance"
-        fix = f"project {other.name} from {wanted} to {size} first, {layer}, or {fix}"
-    origin = None if other is None else scene.origin(other)
-    culprit = origin.row.path if origin is not None and origin.made else path
+    culprit = scene.path(owner.module)
     if other is not None:
-        birth = scene.birth(other, [*other.shape].index(wanted))
-        birth = trail(scene, other, [*other.shape].index(wanted), size) or birth
+        if _is_product(scene):
+            layer = f"with a Linear({wanted}, {size}) for instance"
+            fix = f"project {other.name} from {wanted} to {size} first, {layer}, or {fix}"
+        origin, where = scene.origin(other), [*other.shape].index(wanted)
+        culprit = origin.row.path if origin is not None and origin.made else culprit
+        birth = trail(scene, other, where, size) or scene.birth(other, where)
         if birth is not None and birth.made:
             culprit, words = birth.row.path, changed(scene, birth, other)
             cause += f"; {words}" if words else ""
@@ -161,70 +157,48 @@ def _offset(owner: Owned, size: int) -> int:
 
 
 def _is_product(scene: Scene) -> bool:
-    return Expression(scene.names, [*scene.last_places()][-1]).name in (
-        "matmul",
-        "mm",
-        "addmm",
-        "bmm",
-        "linear",
-        "einsum",
-    )
-
-
-def _length_of(scene: Scene) -> int | None:
-    """Return how long the text is that the forward was called with."""
-    for leaf in scene.history.given:
-        if leaf.shape is not None and len(leaf.shape) > 1:
-            return leaf.shape[1]
-    return None
+    names = [expression.name for expression in expressions(scene)]
+    return names[-1] in ("matmul", "mm", "addmm", "bmm", "linear", "einsum")
 
 
 def _view(scene: Scene, clash: Clash) -> Finding:
     """A view whose sizes do not multiply to the numbers that there are."""
     one = clash.left
-    origin = scene.origin(one)
-    culprit = None
-    for place in range(len(one.shape)):
-        birth = scene.birth(one, place)
-        if birth is not None and birth.made and changed(scene, birth, one):
-            origin, culprit = birth, birth.row.path
-            break
-    source = "" if origin is None else f"; {changed(scene, origin, one)}" if culprit else ""
-    bounds = (scene.bound(one, 0),) if one.shape else ()
-    cause = f"{one.name} {list(one.shape)} {clash.rule}{source}"
-    return Finding("view", cause + scene.on(culprit), "ask for sizes that multiply to as many", bounds, culprit)
+    births = [birth for place in range(len(one.shape)) if (birth := scene.birth(one, place)) is not None and birth.made]
+    told = {birth.row.path: words for birth in births if (words := changed(scene, birth, one))}
+    culprit = next(iter(told), None)
+    cause = f"{one.name} {list(one.shape)} {clash.rule}" + (f"; {told[culprit]}{scene.on(culprit)}" if culprit else "")
+    return Finding("view", cause, "ask for sizes that multiply to as many", scene.bounds(one), culprit)
 
 
 def _select(scene: Scene, clash: Clash) -> Finding:
+    """A mask that selects more places, or other places, than there are values."""
     values, mask = clash.left, clash.right
     assert mask is not None
-    count, rows = clash.other, values.shape[0]
-    cause = f"{mask.name} {list(mask.shape)} selects {count} places, but there are {rows} rows of values in {values}"
-    fix = f"as many places in {mask.name} as rows of values: {count} and {rows} must be the same number"
-    return Finding("index", cause, fix, (scene.bound(values, 0),))
+    cause = f"{mask} selects {clash.other} places, {values} has {clash.place} {clash.rule} for them"
+    fix = f"as many places in {mask.name} as {clash.rule} in {values.name}: {clash.other} and {clash.place}"
+    return Finding("index", cause, fix, scene.bounds(values))
 
 
 def _rank(scene: Scene, clash: Clash) -> Finding:
-    cause = f"{clash.left} has {clash.place} dimensions"
+    rest = f": {clash.rule}, {clash.other}"
     if clash.right is not None:
-        cause += f", {clash.right} has {clash.other}: they {clash.rule}"
-    else:
-        cause += f": {clash.rule}, {clash.other}"
-    return Finding("rank", cause, f"give {clash.left.name} {clash.other} dimensions", (scene.bound(clash.left, 0),))
+        rest = f", {clash.right} has {clash.other}: they {clash.rule}"
+    fix = f"give {clash.left.name} {many(clash.other)}"
+    return Finding("rank", f"{clash.left} has {many(clash.place)}{rest}", fix, scene.bounds(clash.left))
 
 
-def _odd_one(scene: Scene, clash: Clash, pair: tuple[int, int], bounds: tuple[Bound, ...]) -> Finding:
-    """Say which of two sides is the odd one, if the trace tells."""
-    sides = [(clash.left, clash.place)] + ([] if clash.right is None else [(clash.right, clash.other)])
-    found = blame(scene, sides, pair)
-    cause = _both(clash) + (f"; {found.words}" if found.words else "")
-    fix = f"look at what {found.where} returns" if is_odd(scene, found) else _fix(clash)
-    kind = found.kind or _kind(clash)
-    return Finding(kind, cause + scene.on(found.path), fix, bounds, found.path)
-
-
-def _kind(clash: Clash) -> str:
-    return kind_of(clash.left, clash.place)
+def _unequal(scene: Scene, clash: Clash) -> Finding:
+    left, right = clash.left, clash.right
+    assert right is not None
+    longer, shorter = (left, right) if len(left.shape) > len(right.shape) else (right, left)
+    fix = f"bring them to one shape, {list(left.shape)} or {list(right.shape)}"
+    for place, size in enumerate(longer.shape):
+        if size == 1 and longer.shape[:place] + longer.shape[place + 1 :] == shorter.shape:
+            fix = f"{longer.name}.squeeze({place}), or {shorter.name}.unsqueeze({place}): then they are of one shape"
+            break
+    kind = "length" if len(left.shape) == len(right.shape) else "rank"
+    return Finding(kind, f"{clash.rule}: {left}, {right}", fix, scene.bounds(left) + scene.bounds(right))
 
 
 def _fix(clash: Clash) -> str | None:
@@ -234,6 +208,5 @@ def _fix(clash: Clash) -> str | None:
     last = len(right.shape) - 1
     if clash.rule.endswith("multiplied") and last > 0 and right.shape[last] == left.shape[-1]:
         return f"{right.name}.transpose({last - 1}, {last}): then they can be multiplied"
-    return (
-        f"bring {left.name} and {right.name} to one size there, {left.shape[clash.place]} or {right.shape[clash.other]}"
-    )
+    sizes = f"{left.shape[clash.place]} or {right.shape[clash.other]}"
+    return f"bring {left.name} and {right.name} to one size there, {sizes}"

@@ -5,25 +5,23 @@ from __future__ import annotations
 import ast
 import math
 
-from .blame import Blame, blame, is_odd
 from .clashes import inputs_disagree
 from .failure import Bound, Finding
-from .operands import Operand
+from .ghosts import Operand, many
 from .patterns import Mismatch, Repair, check, repairs
+from .promises import Blame, blame, is_odd
 from .scene import Scene
 from .sites import Site
-from .virtual import virtual_tokens
-
-_LISTED = 3
+from .texts import virtual_tokens
 
 
 def broken_contract(site: Site) -> Finding | None:
     """Return that an argument's shape is not what the table says, and what would fit."""
-    found = check(site.takes, site.shapes, site.number)
+    found = check(site, site.shapes)
     if found is None:
         return None
     operand = site.operands[found.parameter]
-    fitting = [one for one in repairs(site.takes, site.shapes, site.number, found, site.same) if _likely(site, one)]
+    fitting = [one for one in repairs(site, found) if _likely(site, one)]
     if found.dimension is None:
         return _rank(site, found, operand, fitting)
     bounds = (site.scene.bound(operand, found.dimension), _other(site, found), *_parts(site.scene, operand))
@@ -35,28 +33,24 @@ def broken_contract(site: Site) -> Finding | None:
         if special is not None:
             return special
     first = fitting[0] if fitting else None
-    cause = _cause(site, found, operand)
-    if first is None or found.fixed.dimension is None:
-        guilty = _blame(site, found, operand)
-        if guilty.words:
-            kind = guilty.kind or _kind(found)
-            cause = f"{cause}; {guilty.words}{site.scene.on(guilty.path)}"
-            odd = is_odd(site.scene, guilty)
-            fix = f"look at what {guilty.where} returns" if odd else _without_repair(site, found, operand)
-            return Finding(kind, cause, fix, bounds, guilty.path)
-    culprit = _culprit(site.scene, operand, found.dimension)
+    cause, scene = _cause(site, found, operand), site.scene
+    of_layer = found.fixed.dimension is None
+    guilty = _blame(site, found, operand) if first is None or of_layer else Blame()
+    if guilty.words:
+        cause = f"{cause}; {guilty.words}{scene.on(guilty.path)}"
+        fix = f"look at what {guilty.where} returns" if is_odd(scene, guilty) else _without_repair(site, found, operand)
+        return Finding(guilty.kind or _kind(found), cause, fix, bounds, guilty.path)
     if first is None:
-        culprit = guilty.path if found.fixed.dimension is not None else culprit
-        return Finding(
-            _kind(found), cause + site.scene.on(culprit), _without_repair(site, found, operand), bounds, culprit
-        )
+        culprit = _culprit(scene, operand, found.dimension) if of_layer else guilty.path
+        return Finding(_kind(found), cause + scene.on(culprit), _without_repair(site, found, operand), bounds, culprit)
     if first.kind == "batch_first":
         words, fix = _batch_first(site)
         return Finding("transposed", f"{cause}: {words}", fix, bounds, site.path)
+    culprit = _culprit(scene, operand, found.dimension)
     if first.kind == "turn":
         words, fix = _turn(site, found, first)
-        return Finding("transposed", f"{cause}; {words}{site.scene.on(culprit)}", fix, bounds, culprit)
-    return Finding(_kind(found), cause, _fix_of(site, first), bounds, culprit)
+        return Finding("transposed", f"{cause}; {words}{scene.on(culprit)}", fix, bounds, culprit)
+    return Finding(_kind(found), cause, _fix_of(site, first, found.wanted[0]), bounds, culprit)
 
 
 def _parts(scene: Scene, operand: Operand) -> list[Bound]:
@@ -127,7 +121,7 @@ def _cause(site: Site, found: Mismatch, operand: Operand) -> str:
         attribute = f"its {short}" if site.module is not None and "*" not in short else short
         if place == len(operand.shape) - 1:
             origin = site.scene.origin(operand)
-            source = "" if origin is None else f", {origin.source(site.scene.history.rows)},"
+            source = "" if origin is None else f", {origin.source},"
             return f"{operand}{source} is {found.size} wide, but {site.where} takes {wanted} ({attribute})"
         return f"{operand} has {found.size} in dimension {place}, where {site.where} takes {wanted}, {attribute}"
     other = site.operands[found.fixed.name]
@@ -157,84 +151,66 @@ def _other(site: Site, found: Mismatch) -> Bound:
 
 def _culprit(scene: Scene, operand: Operand, place: int) -> str | None:
     origin = scene.origin(operand)
-    if origin is None or not origin.made:
-        origin = scene.birth(operand, place) or origin
-    return None if origin is None else origin.culprit(scene.history.rows, bool(scene.on(origin.row.path)))
+    return scene.culprit(origin if origin is not None and origin.made else scene.birth(operand, place) or origin)
 
 
 def _batch_first(site: Site) -> tuple[str, str]:
-    main = next(name for name in site.takes.patterns if name in site.shapes)
-    size = site.shapes[main][1]
-    words = (
-        f"made without batch_first=True, {site.where} takes dimension 1 of {site.operands[main].name}, the {size}, for"
-        " the batch; the batch is in dimension 0"
-    )
+    main = site.operands[next(name for name in site.takes.patterns if name in site.shapes)]
+    takes = f"{site.where} takes dimension 1 of {main.name}, the {main.shape[1]}, for the batch"
+    words = f"made without batch_first=True, {takes}; the batch is in dimension 0"
     return words, f"batch_first=True in {site.where}: then everything fits"
 
 
 def _turn(site: Site, found: Mismatch, repair: Repair) -> tuple[str, str]:
     one, other = repair.dimensions
-    operand = site.operands[repair.parameters[0]]
-    place = found.dimension or 0
-    away = other if place == one else one
-    words = f"the {found.wanted[0]} are in dimension {away} of {operand.name}: exchanged, everything fits"
-    name = operand.name
+    operand, place = site.operands[repair.parameters[0]], found.dimension or 0
+    away, name = other if place == one else one, operand.name
+    rank, of_layer = len(operand.shape), found.fixed.dimension is None
+    words = f"the {found.wanted[0]} are in dimension {away} of {name}: exchanged, everything fits"
     call = f"{name}.transpose({one}, {other})"
-    if len(operand.shape) > 3 and found.fixed.dimension is None:  # of images: height and width keep their order
-        order = [number for number in range(len(operand.shape)) if number != away]
+    if rank > 3 and of_layer:  # of images: height and width keep their order
+        order = [number for number in range(rank) if number != away]
         order.insert(place, away)
         call = f"{name}.permute({', '.join(map(str, order))})"
-    back = (
-        ", and back behind it if what follows takes it as it is now"
-        if found.fixed.dimension is None and len(operand.shape) > 2
-        else ""
-    )
+    back = ", and back behind it if what follows takes it as it is now" if of_layer and rank > 2 else ""
     norm = "; or a LayerNorm, which takes its features last" if site.name == "BatchNorm1d" else ""
     return words, f"{call} before {site.where}{back}{norm}"
 
 
-def _fix_of(site: Site, repair: Repair) -> str:
-    operand = site.operands[repair.parameters[0]]
-    name, place = operand.name, next(iter(repair.dimensions), 0)
+def _fix_of(site: Site, repair: Repair, wanted: int) -> str:
+    name, place = site.operands[repair.parameters[0]].name, next(iter(repair.dimensions), 0)
+    call = f"{name}.{repair.kind}({', '.join(map(str, repair.dimensions))})"
     if repair.kind == "mask":
-        return f"{name}[:, None, None, :]: then everything fits"
-    if repair.kind == "repeat":
-        size = repair.shape[place]
-        return f"repeat or expand {name} to {size} in dimension {place}: then everything fits"
-    return f"{name}.{repair.kind}({', '.join(map(str, repair.dimensions))}): then everything fits"
+        call = f"{name}[:, None, None, :]"
+    elif repair.kind == "repeat":
+        call = f"repeat or expand {name} to {wanted} in dimension {place}"
+    return f"{call}: then everything fits"
 
 
 def _without_repair(site: Site, found: Mismatch, operand: Operand) -> str | None:
     """Say what must be done where no exchange fits: nothing is proposed that was not compared with what is there."""
-    wanted, place = found.wanted[0], found.dimension or 0
-    owner = site.scene.owner(operand.root.value)
+    wanted, place, fixed = found.wanted[0], found.dimension or 0, found.fixed
+    owner, name = site.scene.owner(operand.root), operand.name
     if owner is not None:
         return f"make {owner.name!r} of {site.scene.where(owner.module)} with {wanted} in dimension {place}"
-    if found.fixed.dimension is not None:
-        other = site.operands[found.fixed.name]
-        return (
-            f"give {operand.name} {wanted} in dimension {place}, as many as {other.name} has in {found.fixed.dimension}"
-        )
-    if found.fixed.name in ("in_features", "in_channels", "num_features", "embed_dim", "input_size"):
-        layer = f"{found.fixed.name}={found.size} in {site.where}"
+    if fixed.dimension is not None:
+        other = site.operands[fixed.name].name
+        return f"give {name} {wanted} in dimension {place}, as many as {other} has in {fixed.dimension}"
+    if fixed.name in ("in_features", "in_channels", "num_features", "embed_dim", "input_size"):
         linear = ", with a Linear for instance" if place == len(operand.shape) - 1 else f" in dimension {place}"
-        return f"{layer}, or bring {operand.name} from {found.size} to {wanted} before it{linear}"
-    return f"bring {operand.name} from {found.size} to {wanted} in dimension {place} before {site.where}"
+        bring = f"bring {name} from {found.size} to {wanted} before it{linear}"
+        return f"{fixed.name}={found.size} in {site.where}, or {bring}"
+    return f"bring {name} from {found.size} to {wanted} in dimension {place} before {site.where}"
 
 
 def _rank(site: Site, found: Mismatch, operand: Operand, fitting: list[Repair]) -> Finding:
     """Say that an argument has too many or too few dimensions."""
-    wanted = " or ".join(map(str, found.wanted))
-    batch = (
-        ": the batch dimension is missing"
-        if fitting and fitting[0].dimensions == (0,) and fitting[0].kind == "unsqueeze"
-        else ""
-    )
-    noun = "dimension" if found.size == 1 else "dimensions"
-    cause = f"{operand} has {found.size} {noun}, {site.where} takes {wanted}, {found.pattern}{batch}"
-    many = f"{wanted} dimension{'s' * (found.wanted != (1,))}"
-    fix = _fix_of(site, fitting[0]) if fitting else f"give {operand.name} {many}, {found.pattern}"
-    origin = site.scene.origin(operand)
-    culprit = origin.culprit(site.scene.history.rows, False) if origin is not None and origin.made else None
-    bounds = (site.scene.bound(operand, 0),) if operand.shape else ()
-    return Finding("rank", cause + site.scene.on(culprit), fix, bounds, culprit)
+    wanted, scene = " or ".join(map(str, found.wanted)), site.scene
+    no_batch = bool(fitting) and (fitting[0].kind, fitting[0].dimensions) == ("unsqueeze", (0,))
+    cause = f"{operand} has {many(found.size)}, {site.where} takes {wanted}, {found.pattern}"
+    cause += ": the batch dimension is missing" * no_batch
+    fix = f"give {operand.name} {wanted} dimension{'s' * (found.wanted != (1,))}, {found.pattern}"
+    fix = _fix_of(site, fitting[0], found.wanted[0]) if fitting else fix
+    origin = scene.origin(operand)
+    culprit = None if origin is None else origin.maker
+    return Finding("rank", cause + scene.on(culprit), fix, scene.bounds(operand), culprit)

@@ -1,31 +1,36 @@
-"""The exception that leaves a traced forward gains a note: where, on what, why, and what helps."""
+"""An exception gains a note: where it was raised, on what, why, and what helps."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ...compat import sentence_transformers as releases
-from ..records import Row
+from ..leaves import Leaf, Raw, as_leaf, collect, tensors_of
+from ..records import Row, find_adapters, find_peft_models
 from ..trace import ShapeTrace
 from .failure import Failure, Finding
-from .find import find_cause, is_own
-from .origins import History
+from .find import find_cause, is_of_tensors, is_own
+from .operands import module_calls
 from .scene import Scene
-from .steps import Step, read_steps
-from .tracebacks import Raised, foreign_hooks, read
+from .tracebacks import Raised, read
 
 logger = logging.getLogger("peft_hooks")
 
+_NOTHING = ("unknown", "check")  # what says no more of code outside any forward than its message does
+_UNTRACED = Finding(
+    "unknown",
+    "not known: the traceback does not tell more than is said above",
+    "`with peft_hooks.trace_shapes(model):` around the call, which records what every module was given",
+)
 
-def explain(
-    trace: ShapeTrace, model: nn.Module, error: BaseException, forward: int, failing: int | None, own: type
-) -> Failure:
-    """Say why a forward raised.
+
+def explain(trace: ShapeTrace, model: nn.Module, error: BaseException, forward: int, failing: int | None) -> Failure:
+    """Say why a traced forward raised.
 
     Args:
         trace: The trace, up to the failure.
@@ -33,104 +38,86 @@ def explain(
         error: What the forward raised. It is not kept.
         forward: The number of the forward.
         failing: The index of the innermost recorded call that raised; None if it raised before a call was recorded.
-        own: The class whose bound methods are the trace's own hooks.
     """
-    rows = trace.rows
-    row = _in_traceback(trace, model, error, next((row for row in rows if row.index == failing), None))
     raised = read(error)
-    paths = {id(module): path for path, module in model.named_modules()}
-    if raised.hook is not None or row is None:
-        return _of_a_hook(rows, row, raised, paths, dict(model.named_modules(remove_duplicate=False)), error, forward)
-    with scene_of(trace, model, error, row, forward, own, raised) as scene:
-        module, inner = scene.modules[row.path], scene.inner
+    row = next((row for row in trace.rows if row.index == failing), None)
+    with _scene_of(trace, model, error, raised, forward, row) as scene:
+        if raised.hook is not None or scene.row is None:
+            return _of_a_hook(scene, raised)
+        module, inner = scene.modules[scene.row.path], scene.inner
         inside = None if inner is module or inner is None else scene.where(inner)
-        return failure_of(row, error, None, inside, raised, find_cause(scene))
+        return _failure(scene, raised, scene.row, find_cause(scene), inside=inside)
 
 
-def explain_outside(trace: ShapeTrace, model: nn.Module, error: BaseException, own: type) -> Failure | None:
-    """Say why code outside the model raised: a loss, or a line of the caller's. None if it raised by itself.
-
-    Args:
-        trace: The trace.
-        model: The traced model.
-        error: What was raised. It is not kept.
-        own: The class whose bound methods are the trace's own hooks.
-    """
+def explain_outside(trace: ShapeTrace, model: nn.Module, error: BaseException) -> Failure | None:
+    """Say why code outside the traced model raised: a loss, or a line of the caller's. None if it raised by itself."""
     forward = trace.rows[-1].forward if trace.rows else 0
     raised = read(error)
-    with scene_of(trace, model, error, None, forward, own, raised) as scene:
-        if not scene.steps or is_own(scene):
+    with _scene_of(trace, model, error, raised, forward) as scene:
+        return None if not scene.steps or is_own(scene) else _outside(scene, raised, "the code around it")
+
+
+def explain_traceback(error: BaseException) -> Failure | None:
+    """Say why an exception was raised that no trace has seen, from its traceback alone. It is not kept.
+
+    Returns:
+        None if the code raised it on purpose, or if neither a forward nor an operation on tensors did.
+    """
+    raised = read(error)
+    calls = module_calls(raised.steps)
+    model = calls[0].module if calls else nn.Module()
+    given: list[Raw] = []  # kept to the end: the id of a reference in it tells tensors apart
+    for name, value in calls[0].given.items() if calls else ():
+        if isinstance(value, Tensor):  # what is in a dict may have come into it since
+            collect(given, name, value)
+    with _scene_of(_trace_of(model, given, bool(calls)), model, error, raised, 0) as scene:
+        if not scene.steps or is_own(scene) or not (calls or is_of_tensors(scene)):
             return None
-        return _outside(trace.rows, scene, raised, forward)
+        failure = _outside(scene, raised, "code outside any forward")
+        last = scene.steps[-1]
+        if failure.kind in _NOTHING and not calls:
+            return None
+        if failure.kind == "unknown" and last.raises and not last.in_torch:  # on purpose, by code of a library
+            return None
+    return dataclasses.replace(failure, finding=_UNTRACED) if failure.kind == "unknown" else failure
 
 
-def _outside(rows: tuple[Row, ...], scene: Scene, raised: Raised, forward: int) -> Failure:
-    """Say why an error was raised that left no recorded call."""
-    error = scene.error
+def _trace_of(model: nn.Module, given: list[Raw], began: bool) -> ShapeTrace:
+    """Return a trace that has seen one call begin, that of the model, or nothing."""
+    kind = type(model).__name__
+    row = dataclasses.replace(_row("", kind, 0, inputs=tuple(map(as_leaf, given))), index=0)
+    rows = [row] if began else []
+    trace = ShapeTrace(kind, rows, {}, False)
+    trace._rows = tuple(rows)
+    trace.adapters = find_adapters(find_peft_models({module: (path,) for path, module in model.named_modules()}))
+    return trace
+
+
+def _outside(scene: Scene, raised: Raised, where: str) -> Failure:
+    """Say why an error was raised that left no recorded call; ``where`` if no module ran."""
     if raised.hook is not None and raised.hooked in scene.paths:
-        return _of_a_hook(rows, None, raised, scene.paths, dict(scene.modules), error, forward)
-    ran = [step.module for step in scene.steps if step.module is not None and step.name == "forward"]
-    ours = [module for module in ran if id(module) in scene.paths]
+        return _of_a_hook(scene, raised)
+    history = scene.history
+    ours = [call.module for call in scene.calls if id(call.module) in scene.paths]
     if ours:  # a forward that was called by itself ran no hooks
-        path, kind = scene.paths[id(ours[-1])], type(ours[-1]).__name__
-        row = Row(-1, path, kind, (), forward, 1, None, "", (), (), "raised")
-        return failure_of(row, error, None, None, raised, find_cause(scene))
-    last = next((row for row in rows if row.forward == forward), None)
-    outputs = () if last is None else tuple(leaf for leaf in last.outputs if leaf.shape is not None)
-    where = type(ran[-1]).__name__ if ran else "the code around it"
-    row = Row(-1, "", where, (), forward, 0, None, "", outputs, (), "raised")
-    return failure_of(row, error, None, None, raised, find_cause(scene), outside=True)
+        row = _row(scene.paths[id(ours[-1])], type(ours[-1]).__name__, history.forward)
+        return _failure(scene, raised, row, find_cause(scene))
+    where = type(scene.calls[-1].module).__name__ if scene.calls else where
+    outputs = history.own[0].outputs if history.own else ()
+    row = _row("", where, history.forward, 0, tensors_of(outputs))
+    return _failure(scene, raised, row, find_cause(scene), outside=True)
 
 
 @contextlib.contextmanager
-def scene_of(
-    trace: ShapeTrace,
-    model: nn.Module,
-    error: BaseException,
-    row: Row | None,
-    forward: int,
-    own: type,
-    raised: Raised,
+def _scene_of(
+    trace: ShapeTrace, model: nn.Module, error: BaseException, raised: Raised, forward: int, row: Row | None = None
 ) -> Iterator[Scene]:
     """Put together what is known for the length of a block, and let go of every frame after it."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    paths = {id(module): path for path, module in model.named_modules()}
-    inner = None
-    if row is not None:
-        inner = modules[paths[raised.inside[0]]] if raised.inside and raised.inside[0] in paths else modules[row.path]
-    steps = of_the_model(read_steps(error))
-    scene = Scene(
-        error=error,
-        steps=steps,
-        model=model,
-        row=row,
-        inner=inner,
-        history=History(trace.rows, forward),
-        modules=modules,
-        adapters=trace.adapters,
-        hooks_of=lambda path: foreign_hooks(modules[path], own),
-        pipeline=bool(releases.transformers_of(model)),
-    )
     try:
-        yield scene
+        yield Scene(trace, model, error, raised, forward, row)
     finally:
-        for step in steps:
+        for step in raised.steps:
             vars(step).clear()  # a step refers to its scene, which would keep the frames until the garbage is collected
-
-
-def _in_traceback(trace: ShapeTrace, model: nn.Module, error: BaseException, row: Row | None) -> Row | None:
-    """Return the call that an error left, or the one around it: an error that was caught may have had the same id."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    ran = {id(step.module) for step in read_steps(error)}
-    around, rows = row, {one.index: one for one in trace.rows}
-    while around is not None and id(modules[around.path]) not in ran:
-        around = rows.get(-1 if around.parent is None else around.parent)
-    return around or row
-
-
-def of_the_model(steps: Sequence[Step]) -> list[Step]:
-    """Leave out the steps of this library and of whatever opened the block."""
-    return [step for step in steps if not step.is_ours]
 
 
 def add_explanation(error: BaseException, failure: Failure) -> None:
@@ -151,40 +138,36 @@ def is_explained(error: BaseException) -> bool:
     return any(str(old).startswith("peft_hooks: ") for old in getattr(error, "__notes__", ()))
 
 
-def message_of(error: BaseException) -> str:
-    """Return the message of an exception."""
+def _message_of(error: BaseException) -> str:
     try:
         return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     except Exception:  # an exception of someone else's that cannot be printed
         return ""
 
 
-def _of_a_hook(
-    rows: tuple[Row, ...],
-    row: Row | None,
-    raised: Raised,
-    paths: dict[int, str],
-    modules: dict[str, nn.Module],
-    error: BaseException,
-    forward: int,
-) -> Failure:
-    path = paths.get(raised.hooked or 0, "" if row is None else row.path)
-    kind, message = type(modules[path]).__name__, message_of(error)
+def _of_a_hook(scene: Scene, raised: Raised) -> Failure:
+    error, message = scene.error, _message_of(scene.error)
+    path = scene.paths.get(raised.hooked or 0, "" if scene.row is None else scene.row.path)
     hook = raised.hook or "a hook that runs before the trace"
-    calls = [other for other in rows if other.path == path and other.forward == forward and other.state != "done"]
-    called = calls[-1] if calls else Row(-1, path, kind, (), forward, 1, None, "", (), (), "raised")
+    calls = [row for row in scene.history.own if row.path == path and row.state != "done"]
+    row = calls[-1] if calls else _row(path, type(scene.modules[path]).__name__, scene.history.forward)
     told = message and all(isinstance(one, str) for one in error.args)  # an object may print its values
     finding = Finding("hook", f"{hook} raised: {message.splitlines()[0] if told else type(error).__name__}")
-    return failure_of(called, error, hook, None, raised, finding)
+    return _failure(scene, raised, row, finding, hook=hook)
 
 
-def failure_of(
-    row: Row,
-    error: BaseException,
-    hook: str | None,
-    inside: str | None,
+def _row(path: str, module: str, forward: int, call: int = 1, inputs: tuple[Leaf, ...] = ()) -> Row:
+    """Return a row of a call that no trace has recorded."""
+    return Row(-1, path, module, (), forward, call, None, "", inputs, (), "raised")
+
+
+def _failure(
+    scene: Scene,
     raised: Raised,
+    row: Row,
     finding: Finding,
+    hook: str | None = None,
+    inside: str | None = None,
     outside: bool = False,
 ) -> Failure:
     """Put a failure together."""
@@ -195,8 +178,8 @@ def failure_of(
         call=row.call,
         row=None if row.index < 0 else row.index,
         inputs=row.inputs,
-        error=type(error).__name__,
-        message=message_of(error),
+        error=type(scene.error).__name__,
+        message=_message_of(scene.error),
         hook=hook,
         inside=inside,
         source=raised.source,

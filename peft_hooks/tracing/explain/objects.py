@@ -1,4 +1,4 @@
-"""Something else where a tensor goes: None, a tuple, a str, a model's output; a key or argument that is not there."""
+"""Something else where a tensor goes: None, a tuple, a str, a model's output; or a key that is not there."""
 
 from __future__ import annotations
 
@@ -10,40 +10,34 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..leaves import identity_of
+from ..leaves import identity_of, tensors_of
 from ..records import Row
-from .expressions import PARAMETERS, Expression
 from .failure import Finding
-from .ghosts import Ghost
-from .missing import missing_key
-from .operands import Operand
+from .ghosts import Ghost, Operand, many
 from .operations import parts
-from .scene import Scene
-from .sites import Site
+from .origins import returned_none
+from .scene import Scene, with_article
+from .sites import Expression, Site
+from .table import PARAMETERS
 from .values import UNKNOWN
+
+_KEYED = (nn.ModuleDict, nn.ParameterDict)
 
 
 def wrong_object(site: Site) -> Finding | None:
     """Return that a layer or function was given something else where it takes a tensor."""
     for parameter in site.takes.patterns:
         one = site.operands.get(parameter)
-        whole = parameter.partition(".")[0]
-        if one is None and whole != parameter and isinstance(getattr(site.operands.get(whole), "value", 0), Tensor):
-            return _no_pair(site, site.operands[whole])
+        pair = site.operands.get(parameter.partition(".")[0])
+        if one is None and pair is not None and isinstance(pair.value, Tensor):
+            cause = f"{pair} is a tensor, where {site.where} takes a pair of them, (h_0, c_0)"
+            fix = f"({pair.name}, torch.zeros_like({pair.name})), or none at all: then both are zeros"
+            return Finding("object", cause, fix, site.scene.bounds(pair))
         if one is not None and one.value is not None and _is_other(one.value):
-            return _other(site.scene, one, site.where)
-        first = parameter in ("input", "query", "src", "weight", "target")
-        if one is not None and one.value is None and first:
+            return _other(site.scene, one, f", where {site.where} takes a tensor")
+        if one is not None and one.value is None and parameter in ("input", "query", "src", "weight", "target"):
             return is_none(site.scene, one, site.where)
     return None
-
-
-def _no_pair(site: Site, one: Operand) -> Finding:
-    cause = f"{one} is a tensor, where {site.where} takes a pair of them, (h_0, c_0)"
-    bounds = (site.scene.bound(one, 0),) if one.shape else ()
-    return Finding(
-        "object", cause, f"({one.name}, torch.zeros_like({one.name})), or none at all: then both are zeros", bounds
-    )
 
 
 def _is_other(value: Any) -> bool:
@@ -54,64 +48,60 @@ def _is_other(value: Any) -> bool:
 def wrong_operand(scene: Scene) -> Finding | None:
     """Find that the expression that raised works on something that is no tensor."""
     step = scene.steps[-1]
-    if isinstance(step.module, (nn.ModuleDict, nn.ParameterDict)) and isinstance(scene.error, KeyError):
-        return missing_key(scene, Operand("", step.module), scene.error.args[0])
+    if isinstance(step.module, _KEYED) and isinstance(scene.error, KeyError):
+        return _missing_key(scene, Operand("", step.module), scene.error.args[0])
     asked = step.raises and step.name in ("__getattr__", "__getattribute__", "__getitem__")
     for place in [len(scene.steps) - 2] if asked and len(scene.steps) > 1 else scene.last_places():
-        found = _wrong_at(scene, place)
+        node = scene.steps[place].node
+        access = isinstance(node, (ast.Attribute, ast.Subscript))
+        found = _of_access(scene, place, node) if access else _of_operands(scene, Expression(scene.names, place))
         if found is not None:
             return found
     return None
 
 
-def _wrong_at(scene: Scene, place: int) -> Finding | None:
-    node = scene.steps[place].node
-    if isinstance(node, (ast.Attribute, ast.Subscript)):
-        one = scene.names.of_expression(place, node.value)
-        return _of_access(scene, place, node, one)
-    expression = Expression(scene.names, place)
-    operands = list(expression.operands.values())
+def _of_operands(scene: Scene, expression: Expression) -> Finding | None:
+    node, operands = expression.node, list(expression.operands.values())
     is_builtin = isinstance(expression.target, BuiltinFunctionType)
-    torch_takes_it = scene.steps[place].in_torch or is_builtin or any(one.is_tensor for one in operands)
+    torch_takes_it = expression.step.in_torch or is_builtin or any(one.is_tensor for one in operands)
     if not isinstance(scene.error, TypeError) or not torch_takes_it:
         return None
-    for one in parts(expression):
+    binary = isinstance(node, ast.BinOp)
+    needed = operands if binary or expression.name in PARAMETERS else operands[:1]
+    for one in (*parts(expression), *needed):
         if one.value is None:
-            return is_none(scene, one, ast.unparse(node) if node is not None else "")
-    for number, one in enumerate(operands):
-        if one.value is None and (number == 0 or isinstance(node, ast.BinOp) or expression.name in PARAMETERS):
-            return is_none(scene, one, ast.unparse(node) if node is not None else "")
+            return is_none(scene, one, "" if node is None else ast.unparse(node))
+    for one in operands:
         if isinstance(one.value, (str, Mapping)) or (_is_other(one.value) and expression.name == "add"):
-            what = "arithmetic with a tensor" if isinstance(node, ast.BinOp) else f"{expression.name}()"
-            return _other(scene, one, what)
+            what = "arithmetic with a tensor" if binary else f"{expression.name}()"
+            return _other(scene, one, f", where {what} takes a tensor")
     return None
 
 
-def _of_access(scene: Scene, place: int, node: ast.Attribute | ast.Subscript, one: Operand) -> Finding | None:
-    value = one.value
+def _of_access(scene: Scene, place: int, node: Any) -> Finding | None:
+    """Find that what an attribute, a key or indices are taken of has none."""
+    one = scene.names.of_expression(place, node.value)
+    value, error = one.value, scene.error
     if value is None:
         return is_none(scene, one, ast.unparse(node))
     if isinstance(node, ast.Subscript):
-        key = scene.steps[place].values(node.slice)
         if isinstance(node.slice, ast.Tuple) and _is_other(value) and not isinstance(value, str):
-            return _other(scene, one, f"`{ast.unparse(node)}`")
-        if isinstance(scene.error, KeyError) and isinstance(value, (Mapping, nn.ModuleDict, nn.ParameterDict)):
-            return missing_key(scene, one, scene.error.args[0] if scene.error.args else key)
+            return _other(scene, one, f", where `{ast.unparse(node)}` takes a tensor")
+        if isinstance(error, KeyError) and isinstance(value, (Mapping, *_KEYED)):
+            key = error.args[0] if error.args else scene.steps[place].values(node.slice)
+            return _missing_key(scene, one, key)
         return None
-    if not isinstance(scene.error, AttributeError) or value is UNKNOWN:
+    if not isinstance(error, AttributeError) or value is UNKNOWN:
         return None
     if _is_other(value):
-        return _other(scene, one, None, node.attr)
+        return _other(scene, one, f", which has no {node.attr!r}")
     kind = scene.where(value) if isinstance(value, nn.Module) else f"a {type(value).__name__}"
     return Finding("object", f"{one if one.is_tensor else one.name} is {kind}, which has no {node.attr!r}")
 
 
 def is_none(scene: Scene, one: Operand, where: str) -> Finding | None:
     """Say that something is None, and who returned it or did not give it."""
-    maker = scene.maker(one)
-    row = _returned_none(scene, maker)
-    if row is None and maker is None:
-        row = _returned_none(scene, None)
+    row = _returned_none(scene, scene.maker(one))
     if row is not None:
         cause = f"{row.where} returned None{scene.on(row.path)}"
         return Finding("none", cause, f"look at what {row.where} returns", culprit=row.path)
@@ -119,79 +109,53 @@ def is_none(scene: Scene, one: Operand, where: str) -> Finding | None:
         return None
     if isinstance(one.node, ast.Constant):
         return Finding("none", f"there is a None in `{where}`, where a tensor is needed")
-    step = scene.steps[one.place]
+    step, option = scene.steps[one.place], f"output_{one.text.rpartition('.')[2]}"
     owner = "" if step.module is None else f" in {scene.where(step.module)}"
-    fix = f"give it a tensor for {one.text!r}" if _is_name(one) else _asked_for(scene, one)
-    if one.text == "task_ids" and scene.pipeline:
+    fix = None
+    if one.text == "task_ids" and scene.transformers:
         fix = "peft_hooks.register_prompt_mask_hooks(model, task_id=0), with the number of the task"
+    elif one.node is None or isinstance(one.node, ast.Name):
+        fix = f"give it a tensor for {one.text!r}"
+    elif hasattr(getattr(scene.model, "config", None), option):  # a model of transformers left it out
+        fix = f"call the model with {option}=True"
     return Finding("none", f"{one.name} is None{owner}, where a tensor is needed", fix)
 
 
-def _is_name(one: Operand) -> bool:
-    return one.node is None or isinstance(one.node, ast.Name)
-
-
-def _asked_for(scene: Scene, one: Operand) -> str | None:
-    """Say what makes a model of transformers return what it left out."""
-    name, config = one.text.rpartition(".")[2], getattr(scene.model, "config", None)
-    if hasattr(config, f"output_{name}"):
-        return f"call the model with output_{name}=True"
-    return None
-
-
 def _returned_none(scene: Scene, module: nn.Module | None) -> Row | None:
-    """Return the last call that returned None: of a module, or of any."""
+    """Return the last call that returned None, of a module or of any; of calls inside each other the innermost."""
     for row in scene.history.ended():
-        same = module is None or scene.modules.get(row.path) is module
-        if same and [leaf.text for leaf in row.outputs] == ["None"]:
-            return _innermost(scene, row)
+        if returned_none(row) and (module is None or scene.modules.get(row.path) is module):
+            last: Row | None = row
+            while last is not None and returned_none(last):
+                row = last  # a module mostly returns what its last part returned
+                inside = [one for one in scene.history.rows if one.parent == row.index and one.state == "done"]
+                last = inside[-1] if inside else None
+            return row
     return None
 
 
-def _innermost(scene: Scene, row: Row) -> Row:
-    """Return the call inside that a None came from: a module mostly returns what its last part returned."""
-    inside = [other for other in scene.history.rows if other.parent == row.index and other.state == "done"]
-    if inside and [leaf.text for leaf in inside[-1].outputs] == ["None"]:
-        return _innermost(scene, inside[-1])
-    return row
-
-
-def _other(scene: Scene, one: Operand, where: str | None, attribute: str = "") -> Finding:
+def _other(scene: Scene, one: Operand, but: str) -> Finding:
     """Say what something is that is no tensor, and which module returned it."""
-    value = one.value
-    kind = type(value).__name__
-    article = "an" if kind[:1].lower() in "aeiou" else "a"
-    what = f"{one.name} is {article} {kind}"
-    if isinstance(value, str) and len(value) < 50:
-        what += f", {value!r}"
-    what += f", where {where} takes a tensor" if where else f", which has no {attribute!r}"
+    value, name = one.value, one.name
+    kind = with_article(type(value).__name__)
+    shown = f", {value!r}" if isinstance(value, str) and len(value) < 50 else ""
+    what = f"{name} is {kind}{shown}{but}"
     row = _returned(scene, one)
     if row is None:
         return Finding("object", what, _tensor_in(one))
-    outputs = [leaf.name for leaf in row.outputs if leaf.shape is not None]
+    outputs = [leaf.name for leaf in tensors_of(row.outputs)]
     names = ", ".join(outputs[:4]) + (", ..." if len(outputs) > 4 else "")
+    cause = f"returned {kind} of {many(len(outputs), 'tensor')}, {names}"
+    fix = f"take one of them, as the first: [0] of what {row.where} returns"
     if isinstance(value, str):
-        cause = (
-            f"{what}: {row.where} returned a dict-like output of {names}, and unpacking or iterating it gives the names"
-        )
-        return Finding(
-            "object", cause, f"read it by name, .{value} or [{value!r}], or return_dict=False", culprit=row.path
-        )
-    if isinstance(value, PackedSequence):
-        cause, fix = (
-            f"{what}: {row.where} was given packed rows, and packed they are returned",
-            (f"torch.nn.utils.rnn.pad_packed_sequence({one.name}, batch_first=...)[0] before it"),
-        )
-        return Finding("object", cause, fix, culprit=row.path)
-    cause = f"{what}: {row.where} returned {article} {kind} of {len(outputs)} tensors, {names}"
-    if isinstance(value, Mapping):
-        return Finding("object", cause, f"take one by name, .{outputs[0] if outputs else '...'}", culprit=row.path)
-    return Finding(
-        "object",
-        cause,
-        f"take one of them, as the first: [0] of what {row.where} returns",
-        culprit=row.path,
-    )
+        cause = f"returned a dict-like output of {names}, and unpacking or iterating it gives the names"
+        fix = f"read it by name, .{value} or [{value!r}], or return_dict=False"
+    elif isinstance(value, PackedSequence):
+        cause = "was given packed rows, and packed they are returned"
+        fix = f"torch.nn.utils.rnn.pad_packed_sequence({name}, batch_first=...)[0] before it"
+    elif isinstance(value, Mapping):
+        fix = f"take one by name, .{outputs[0] if outputs else '...'}"
+    return Finding("object", f"{what}: {row.where} {cause}", fix, culprit=row.path)
 
 
 def _tensor_in(one: Operand) -> str | None:
@@ -208,29 +172,62 @@ def _tensor_in(one: Operand) -> str | None:
         flat = [inner for part in flat for inner in part]
     if flat and all(isinstance(part, (int, float)) for part in flat):
         return f"torch.tensor({one.name})"
-    if not any(isinstance(part, Tensor) for part in flat):
-        return None
-    return f"one of the tensors in {one.name}, or torch.stack or torch.cat of them"
+    has_some = any(isinstance(part, Tensor) for part in flat)
+    return f"one of the tensors in {one.name}, or torch.stack or torch.cat of them" if has_some else None
 
 
 def _returned(scene: Scene, one: Operand) -> Row | None:
     """Return the call that returned an object: that the source names, or whose tensors are in it."""
-    maker = scene.maker(one)
-    value = one.value
-    tensors: list[Any] = []
-    if isinstance(value, (tuple, list, Mapping)):
-        tensors = [
-            part for part in (value.values() if isinstance(value, Mapping) else value) if isinstance(part, Tensor)
-        ]
+    maker, value = scene.maker(one), one.value
+    held = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    tensors = {identity_of(part) for part in held if isinstance(part, Tensor)}
     for row in scene.history.ended():
+        # A call that returned one tensor by itself did not return what the code made of it.
+        bare = [leaf.name for leaf in tensors_of(row.outputs)] == ["output"]
         if maker is not None and scene.modules.get(row.path) is maker:
-            return row
-        if (
-            maker is None
-            and tensors
-            and {identity_of(one) for one in tensors} <= {leaf.identity for leaf in row.outputs}
-        ):
-            return row
-        if maker is None and isinstance(value, str) and value in {leaf.name for leaf in row.outputs}:
+            return None if bare else row
+        has_all = bool(tensors) and not bare and tensors <= {leaf.identity for leaf in row.outputs}
+        named = isinstance(value, str) and value in {leaf.name for leaf in row.outputs}
+        if maker is None and (has_all or named):
             return row
     return None
+
+
+def _missing_key(scene: Scene, one: Operand, key: Any) -> Finding | None:
+    """Say which keys there are, and who made what lacks one."""
+    value = one.value
+    if isinstance(value, _KEYED):
+        keys, path = ", ".join(map(repr, value.keys())), scene.path(value)
+        name = one.text if path is None else f"{type(value).__name__} {path!r}"
+        cause = f"{name} has the keys {keys}, not {key!r}"
+        return Finding("key", cause, f"one of {keys}, or add {key!r} to it", culprit=path)
+    maker, own = scene.maker(one), {str(name) for name in value}
+    given = set() if scene.row is None else {leaf.key for leaf in scene.row.inputs}
+    if maker is None and (not own or own & given):
+        return missing_feature(scene, str(key))
+    keys = ", ".join(sorted(map(repr, own))[:8]) or "nothing"
+    made = "" if maker is None else f": {scene.where(maker)} returned it"
+    cause = f"{one.name} has the keys {keys}, {key!r} is missing{made}"
+    return Finding("key", cause, f"one of {keys}", culprit=scene.path(maker))
+
+
+def missing_feature(scene: Scene, key: str) -> Finding | None:
+    """Say that features lack a key, and which module gave it, or did not."""
+    failing = scene.row
+    if failing is None or key in {leaf.key for leaf in failing.inputs}:
+        return None
+    before = [row for row in reversed(scene.history.own) if row.index < failing.index]
+    given = ", ".join(sorted({leaf.key for leaf in failing.inputs})) or "nothing"
+    cause = f"{key!r} is missing: it is not among what {failing.where} was given ({given})"
+    had = next((row for row in before if key in {leaf.key for leaf in row.outputs}), None)
+    if had is not None:
+        fix = f"look at what happens to {key!r} after {had.where}"
+        return Finding("key", f"{cause}; it came out of {had.where}", fix, culprit=had.path)
+    # The step before it in a pipeline: a call that ended beside it, and returned a dict of features.
+    beside = (row for row in before if row.parent == failing.parent and row.state == "done" and len(row.outputs) > 1)
+    step = next(beside, None)
+    if step is None:
+        return Finding("key", cause, f"give {key!r} with the rest of the input")
+    cause += f"; {step.where}, which ran before it, gave {', '.join(leaf.key for leaf in step.outputs)}"
+    fix = f"{step.where} must set {key!r}, or a module that does must stand between it and {failing.where}"
+    return Finding("key", cause + scene.on(step.path), fix, culprit=step.path)

@@ -1,84 +1,20 @@
-"""The operands of what raised, by the names that a reader knows: those of the source, as far out as they go."""
+"""What was given to what, by the names that a reader knows: those of the source, as far out as they go."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from ..._format import dtype_of
-from .ghosts import Ghost, Shape, shape_of
-from .steps import CALLS, Step
+from .ghosts import Operand, is_tensor, shape_of
+from .tracebacks import CALLS, FUNCTIONS, Step
 from .values import UNKNOWN
 
 _LONGEST = 60
-
-
-@dataclass(frozen=True)
-class Operand:
-    """One thing that an expression worked on.
-
-    Attributes:
-        text: What it is called in the source.
-        value: The tensor, a ``Ghost`` of one that is not at hand, or another object.
-        base: The tensor that the expression made it of, if it made it.
-        place: The step that the text is from.
-        node: The expression.
-    """
-
-    text: str
-    value: Any
-    base: Operand | None = None
-    place: int = 0
-    node: ast.AST | None = None
-
-    @property
-    def shape(self) -> Shape:
-        """Its shape; empty if it has none."""
-        return shape_of(self.value) or ()
-
-    @property
-    def is_tensor(self) -> bool:
-        """Whether it is a tensor with a shape."""
-        return shape_of(self.value) is not None
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Its dtype."""
-        return self.value.dtype if isinstance(self.value, (Tensor, Ghost)) else None
-
-    @property
-    def device(self) -> torch.device | None:
-        """Its device."""
-        return self.value.device if isinstance(self.value, (Tensor, Ghost)) else None
-
-    @property
-    def short(self) -> str:
-        """Its dtype, ``"f32"``."""
-        return "" if self.dtype is None else dtype_of(self.dtype)
-
-    @property
-    def root(self) -> Operand:
-        """The tensor that it is made of in the end, or itself."""
-        return self if self.base is None else self.base.root
-
-    def __str__(self) -> str:
-        root = self.root
-        made = f" (made of {root.name} {list(root.shape)})" if root.shape != self.shape else ""
-        return f"{self.name} {list(self.shape)}{made}"
-
-    @property
-    def name(self) -> str:
-        """Its text, set apart if it is more than a name."""
-        return self.text if _is_name(self.text) else f"`{self.text}`"
-
-
-def _is_name(text: str) -> bool:
-    return all(part.isidentifier() for part in text.split("."))
 
 
 class Names:
@@ -91,14 +27,6 @@ class Names:
     def __init__(self, steps: Sequence[Step]) -> None:
         self.steps = steps
 
-    def caller(self, place: int) -> int | None:
-        """Return the step that called the function of a step, past PyTorch's own calling of modules."""
-        for before in range(place - 1, -1, -1):
-            step = self.steps[before]
-            if step.file != CALLS and not step.is_ours:
-                return before
-        return None
-
     def of_expression(self, place: int, node: ast.AST) -> Operand:
         """Return the operand that an expression of a step is."""
         value = self.steps[place].values(node)
@@ -106,7 +34,7 @@ class Names:
             return self.outward(place, node.id, value, node)
         inner = _made_of(node, self.steps[place])
         base = None if inner is None else self.of_expression(place, inner)
-        return Operand(_text(node), value, base if base is not None and base.is_tensor else None, place, node)
+        return Operand(text_of(node), value, base if base is not None and base.is_tensor else None, place, node)
 
     def of_parameter(self, place: int, parameter: str, value: Any) -> Operand:
         """Return what was given for a parameter of the function of a step, by its name where the call is."""
@@ -115,10 +43,8 @@ class Names:
             return Operand(parameter, value, None, place)
         before, node = found
         if isinstance(node, ast.Name):
-            known = self.steps[before].values(node)
-            if known is value:
-                return self.outward(before, node.id, value, node)
-            return Operand(parameter, value, None, place)
+            same = self.steps[before].values(node) is value
+            return self.outward(before, node.id, value, node) if same else Operand(parameter, value, None, place)
         made = self.of_expression(before, node)
         if len(made.text) > _LONGEST or self.steps[before].in_torch:
             return Operand(parameter, value, made.base, place)
@@ -126,34 +52,31 @@ class Names:
 
     def outward(self, place: int, name: str, value: Any, node: ast.AST | None = None) -> Operand:
         """Follow a name to the functions further out, as long as it is a parameter that was only handed on."""
-        step = self.steps[place]
-        code = step.frame.f_code
-        parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        found = self.argument(place, name) if name in parameters and name != "self" else None
+        step, plain = self.steps[place], Operand(name, value, None, place, node)
+        found = self.argument(place, name) if name in step.parameters else None
         if found is None or value is UNKNOWN or value is None:
-            return Operand(name, value, None, place, node)
+            return plain
         before, outer = found
         if self.steps[before].in_torch and not step.in_torch:
-            return Operand(name, value, None, place, node)  # PyTorch's own names tell no more
+            return plain  # PyTorch's own names tell no more
         if isinstance(outer, ast.Name):
             known = self.steps[before].values(outer)
             if known is value or _same_numbers(known, value):
                 further = self.outward(before, outer.id, known, outer)
                 base = further.base if further.shape == shape_of(value) else further
                 return replace(further, value=value, base=base)
-            return Operand(name, value, None, place, node)
+            return plain
         made = self.of_expression(before, outer)
         same = made.value is value or (made.is_tensor and made.shape == shape_of(value))
         if step.in_torch and same and len(made.text) <= _LONGEST:
             return Operand(made.text, value, made.base, before, outer)
-        return Operand(name, value, None, place, node)
+        return plain
 
     def argument(self, place: int, parameter: str) -> tuple[int, ast.expr] | None:
         """Return the expression that was given for a parameter of the function of a step, and where it stands."""
-        code = self.steps[place].frame.f_code
-        own = [name for name in code.co_varnames[: code.co_argcount] if name != "self"]
-        before = self.caller(place)
-        while before is not None:
+        own = self.steps[place].positional
+        callers = [before for before in range(place) if self.steps[before].file != CALLS]  # PyTorch's own say nothing
+        for before in reversed(callers):
             node = self.steps[before].node
             if not isinstance(node, ast.Call):
                 return None
@@ -163,7 +86,6 @@ class Names:
             handed_on = self.steps[before].locals  # a wrapper: def wrapped(self, *args, **kwargs)
             if "kwargs" not in handed_on and "args" not in handed_on:
                 return None
-            before = self.caller(before)
         return None
 
 
@@ -195,14 +117,92 @@ def _made_of(node: ast.AST, step: Step) -> ast.expr | None:
         if isinstance(step.values(node.func), nn.Module):
             return None
         owner = step.values(node.func.value)
-        inner = node.func.value if isinstance(owner, (Tensor, Ghost)) else next(iter(node.args), None)
-        if inner is not node.func.value and not isinstance(step.values(inner), (Tensor, Ghost)):
+        inner = node.func.value if is_tensor(owner) else next(iter(node.args), None)
+        if inner is not node.func.value and not is_tensor(step.values(inner)):
             return None
     elif isinstance(node, (ast.Subscript, ast.Attribute)):
         owner = step.values(node.value)
-        inner = node.value if isinstance(owner, (Tensor, Ghost)) else None
+        inner = node.value if is_tensor(owner) else None
     return inner
 
 
-def _text(node: ast.AST) -> str:
+def text_of(node: ast.AST) -> str:
+    """Return the source of an expression."""
     return ast.unparse(node).replace("'", '"')
+
+
+def assigned(step: Step, name: str) -> ast.expr | None:
+    """Return what was last assigned to a name before the line that raised, in code that surely ran.
+
+    Only statements of the blocks around the line count. None if the name is assigned in a block beside them, too.
+    """
+    statement, found = step.running[1], None
+    while statement is not None:
+        parent = getattr(statement, "parent", None)
+        for block in ("body", "orelse", "finalbody"):
+            before = getattr(parent, block, ())
+            if isinstance(before, list) and statement in before:
+                for one in reversed(before[: before.index(statement)]):
+                    found = _assigned_by(one, name)
+                    if found is not None:
+                        return found or None
+        if isinstance(parent, (*FUNCTIONS, ast.For, ast.While)):
+            return None  # what a loop did before cannot be told
+        statement = parent
+    return None
+
+
+def assigns(step: Step, name: str) -> bool:
+    """Tell whether the function assigns to a name anywhere, or cannot be read."""
+    node: Any = step.running[1]
+    while node is not None and not isinstance(node, FUNCTIONS):
+        node = getattr(node, "parent", None)
+    return node is None or name in _stored(node)
+
+
+def _assigned_by(statement: ast.stmt, name: str) -> Any:
+    """Return what a statement assigns to a name, None if nothing, False if that cannot be told."""
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+            names = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
+            if any(isinstance(one, ast.Name) and one.id == name for one in names):
+                return statement.value
+        return None
+    return False if name in _stored(statement) else None
+
+
+def _stored(node: ast.AST) -> set[str]:
+    """Return the names that are assigned to anywhere inside."""
+    return {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+
+
+class ModuleCall(NamedTuple):
+    """A call of a module in a traceback.
+
+    Attributes:
+        place: The number of the step that the module's own code begins at.
+        module: The module.
+        given: What it was given, by parameter.
+    """
+
+    place: int
+    module: nn.Module
+    given: dict[str, Any]
+
+
+def module_calls(steps: Sequence[Step]) -> list[ModuleCall]:
+    """Return the calls of modules among the steps, outermost first, also where ``forward`` was called by itself."""
+    found: list[ModuleCall] = []
+    for place, step in enumerate(steps):
+        module = step.module
+        if module is None or step.file == CALLS or step.name != "forward":
+            continue
+        around = itertools.takewhile(lambda one: one.module is module, reversed(steps[:place]))  # noqa: B023
+        given = next((one.locals for one in around if one.file == CALLS and "args" in one.locals), None)
+        found.append(ModuleCall(place, module, step.given if given is None else _bound(step, given)))
+    return found
+
+
+def _bound(step: Step, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments by parameter as they came in."""
+    return {**dict(zip(step.positional, given["args"])), **given.get("kwargs", {})}

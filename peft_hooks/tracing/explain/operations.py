@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from .expressions import BROADCAST, Expression
-from .ghosts import Ghost, broadcast, shape_of, sliced
-from .operands import Operand
+from .ghosts import Operand, first, flat_of, shape_of, worked_out
+from .sites import Expression
+from .table import BROADCAST, EQUAL
 
 
-@dataclass(frozen=True)
-class Clash:
+class Clash(NamedTuple):
     """Two sizes of an operation's operands that do not go together.
 
     Attributes:
-        kind: ``"broadcast"``, ``"join"``, ``"product"``, ``"view"``, ``"expand"``, ``"select"`` or ``"rank"``.
+        kind: ``"sizes"`` of two dimensions; or ``"rank"``, ``"equal"``, ``"select"`` or ``"view"``.
         left: An operand.
-        place: Which of its dimensions.
+        place: Which of its dimensions; how many it has (``"rank"``), or how much there is in it (``"select"``).
         right: The other operand, if there is one.
-        other: Which of its dimensions.
+        other: The same of it, or what there must be if there is none.
         rule: What must be so.
     """
 
@@ -38,39 +39,39 @@ class Clash:
 
 def clash_of(expression: Expression) -> Clash | None:
     """Return the sizes that do not go together in an expression, or None if all do."""
-    work = _WORK.get(expression.name)
-    if work is None and expression.name in BROADCAST:
-        work = _broadcast
+    work = _WORK.get(expression.name, _broadcast if expression.name in BROADCAST else None)
     return None if work is None else work(expression)
 
 
 _RULE = "must be of one size there, or one of them 1"
 
 
-def broadcast_clash(operands: Sequence[Operand], rule: str = _RULE) -> Clash | None:
+def clash_of_loss(name: str, given: Sequence[Operand]) -> Clash | None:
+    """Return the sizes that do not go together in a loss or function that is written in Python."""
+    words = f"are {' and '.join(BROADCAST.get(name) or EQUAL[name])} of {name}(), which must be of one size there"
+    clash = _first_unlike(given, words)
+    if clash is None and name in EQUAL and len(given) == 2 and given[0].shape != given[1].shape:
+        return Clash("equal", given[0], 0, given[1], 0, f"{name}() takes two tensors of one shape")
+    return clash
+
+
+def _first_unlike(operands: Sequence[Operand], rule: str = _RULE) -> Clash | None:
     """Return the first two operands that cannot be broadcast against each other."""
-    for number, one in enumerate(operands):
-        for other in operands[:number]:
-            clash = _unlike(other, one, rule)
-            if clash is not None:
-                return clash
-    return None
+    return first(_unlike(*pair, rule) for pair in itertools.combinations(operands, 2))
 
 
-def _unlike(one: Operand, other: Operand, rule: str = _RULE) -> Clash | None:
-    if broadcast(one.shape, other.shape) is not None:
-        return None
-    for place in range(1, min(len(one.shape), len(other.shape)) + 1):
+def _unlike(one: Operand, other: Operand, rule: str = _RULE, last: int = 0) -> Clash | None:
+    """Return the first sizes, from the end but for the last ones, that cannot be broadcast against each other."""
+    for place in range(1 + last, min(len(one.shape), len(other.shape)) + 1):
         if one.shape[-place] != other.shape[-place] and 1 not in (one.shape[-place], other.shape[-place]):
-            places = len(one.shape) - place, len(other.shape) - place
-            return Clash("broadcast", one, places[0], other, places[1], rule)
+            return Clash("sizes", one, len(one.shape) - place, other, len(other.shape) - place, rule)
     return None
 
 
 def _broadcast(expression: Expression) -> Clash | None:
     names = BROADCAST.get(expression.name, ())
     known = [expression.operands[name] for name in names if name in expression.operands]
-    return broadcast_clash([one for one in known if one.is_tensor])
+    return _first_unlike([one for one in known if one.is_tensor])
 
 
 def parts(expression: Expression) -> list[Operand]:
@@ -86,18 +87,18 @@ def parts(expression: Expression) -> list[Operand]:
 
 def _join(expression: Expression) -> Clash | None:
     given = [one for one in parts(expression) if one.is_tensor]
-    dim = expression.value("dim")
-    along = dim if isinstance(dim, int) else 0
+    dim, stacks = expression.value("dim"), expression.name == "stack"
     for one in given[1:]:
-        first = given[0]
-        if len(one.shape) != len(first.shape):
-            if (0,) in (one.shape, first.shape) and expression.name != "stack":
+        rank, other = len(one.shape), given[0]
+        if rank != len(other.shape):
+            if (0,) in (one.shape, other.shape) and not stacks:
                 continue
-            return Clash("rank", one, len(one.shape), first, len(first.shape), "must have as many dimensions")
-        for place, (a, b) in enumerate(zip(first.shape, one.shape)):
-            if a != b and (expression.name == "stack" or place != along % len(one.shape)):
-                except_one = "" if expression.name == "stack" else f" but for dimension {along % len(one.shape)}"
-                return Clash("join", first, place, one, place, f"must be of one shape{except_one}")
+            return Clash("rank", one, rank, other, len(other.shape), "must have as many dimensions")
+        along = None if stacks else (dim if isinstance(dim, int) else 0) % rank
+        for place, (a, b) in enumerate(zip(other.shape, one.shape)):
+            if a != b and place != along:
+                but = "" if stacks else f" but for dimension {along}"
+                return Clash("sizes", other, place, one, place, f"must be of one shape{but}")
     return None
 
 
@@ -107,35 +108,23 @@ def _matmul(expression: Expression) -> Clash | None:
         return None
     inner = len(right.shape) - 2 if len(right.shape) > 1 else 0
     if left.shape[-1] != right.shape[inner]:
-        return Clash("product", left, len(left.shape) - 1, right, inner, "must be of one size there to be multiplied")
-    one = Operand(left.text, Ghost(left.shape[:-2], left.value.dtype, left.value.device), left)
-    other = Operand(right.text, Ghost(right.shape[:-2], right.value.dtype, right.value.device), right)
-    clash = _unlike(one, other)
-    return clash and Clash("broadcast", left, clash.place, right, clash.other, clash.rule)
+        return Clash("sizes", left, len(left.shape) - 1, right, inner, "must be of one size there to be multiplied")
+    return _unlike(left, right, last=2)
 
 
 def _view(expression: Expression) -> Clash | None:
     one = next(iter(expression.operands.values()), None)
     if one is None or not one.is_tensor:
         return None
-    values = [other.value for other in list(expression.operands.values())[1:]]
-    sizes = list(values[0]) if len(values) == 1 and isinstance(values[0], (tuple, list)) else values
+    sizes = flat_of([other.value for other in list(expression.operands.values())[1:]])
     if not sizes or not all(isinstance(size, int) for size in sizes):
         return None
-    known = 1
-    for size in sizes:
-        known *= size if size != -1 else 1
-    total = 1
-    for size in one.shape:
-        total *= size
-    if (known and total % known == 0 and -1 in sizes) or (known == total and -1 not in sizes):
-        return None
-    asked = "[" + ", ".join(map(str, sizes)) + "]"
+    known, total = math.prod(size for size in sizes if size != -1), math.prod(one.shape)
+    rule = f"has {total} numbers, {sizes} holds {known}"
     if -1 in sizes:
-        rule = f"has {total} numbers, which {asked} cannot hold: {total} is no multiple of {known}"
-    else:
-        rule = f"has {total} numbers, {asked} holds {known}"
-    return Clash("view", one, 0, None, 0, rule)
+        rule = f"has {total} numbers, which {sizes} cannot hold: {total} is no multiple of {known}"
+    fits = known != 0 and total % known == 0 if -1 in sizes else known == total
+    return None if fits else Clash("view", one, 0, None, 0, rule)
 
 
 def _expand(expression: Expression) -> Clash | None:
@@ -143,14 +132,14 @@ def _expand(expression: Expression) -> Clash | None:
     if not operands or not operands[0].is_tensor:
         return None
     one, values = operands[0], [other.value for other in operands[1:]]
-    sizes: Any = values[0] if len(values) == 1 and isinstance(values[0], (tuple, list)) else values
-    if expression.name == "expand_as" and shape_of(values[0]) is not None:
-        sizes = shape_of(values[0])
+    sizes = shape_of(values[0]) if expression.name == "expand_as" else flat_of(values)
+    if sizes is None:
+        return None
     offset = len(sizes) - len(one.shape)
     for place, size in enumerate(one.shape):
         wanted = sizes[place + offset] if place + offset >= 0 else size
         if isinstance(wanted, int) and wanted != -1 and size not in (1, wanted):
-            return Clash("expand", one, place, None, wanted, f"is to be expanded to {wanted} there")
+            return Clash("sizes", one, place, None, wanted, f"is to be expanded to {wanted} there")
     return None
 
 
@@ -166,9 +155,9 @@ def _einsum(expression: Expression) -> Clash | None:
         if len(letters) != len(one.shape):
             return Clash("rank", one, len(one.shape), None, len(letters), f"{letters!r} in {equation!r} needs as many")
         for place, letter in enumerate(letters):
-            first, before = seen.setdefault(letter, (one, place))
-            if 1 not in (first.shape[before], one.shape[place]) and first.shape[before] != one.shape[place]:
-                return Clash("product", first, before, one, place, f"are both {letter!r} in {equation!r}")
+            other, before = seen.setdefault(letter, (one, place))
+            if 1 not in (other.shape[before], one.shape[place]) and other.shape[before] != one.shape[place]:
+                return Clash("sizes", other, before, one, place, f"are both {letter!r} in {equation!r}")
     return None
 
 
@@ -178,32 +167,25 @@ def _index(expression: Expression) -> Clash | None:
     if not one.is_tensor:
         return None
     masks = list(index) if isinstance(index, tuple) else [index]
-    shape, place = shape_of(masks[0]), 0
-    if len(masks) == 1 and shape is not None and str(masks[0].dtype) == "torch.bool":
-        mask = expression.operands["index"]
+    shape = shape_of(masks[0])
+    if len(masks) == 1 and shape is not None and masks[0].dtype == torch.bool:
         for place, (a, b) in enumerate(zip(one.shape, shape)):
             if a != b:
-                return Clash("broadcast", one, place, mask, place, "must be of one size there, as a mask selects")
+                selects = expression.operands["index"]
+                return Clash("sizes", one, place, selects, place, "must be of one size there, as a mask selects")
     if expression.name != "setitem":
         return None
-    values, target = expression.operands["value"], sliced(one.value, index)
+    values, target = expression.operands["value"], worked_out(operator.getitem, [one.value, index])
     if target is not None and values.is_tensor:
         places = Operand(ast.unparse(expression.node) if expression.node else "", target, one)
-        return _unlike(
-            places, values, "are what is set and its values, which must be of one size there, or the values 1"
-        )
-    return places_clash(expression, masks[0], values)
-
-
-def places_clash(expression: Expression, mask: Any, values: Operand) -> Clash | None:
-    """Return that a mask selects another number of places than there are rows of values."""
-    one = expression.operands["input"]
-    if not isinstance(mask, Tensor) or str(mask.dtype) != "torch.bool" or not values.shape:
+        rule = "are what is set and its values, which must be of one size there, or the values 1"
+        return _unlike(places, values, rule)
+    mask = masks[0]
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not values.shape:
         return None
-    count, rest = int(mask.sum()), one.shape[mask.dim() :]
-    selected = Operand(expression.operands["index" if "index" in expression.operands else "mask"].text, mask)
-    if len(values.shape) == len(rest) + 1 and values.shape[0] not in (1, count):
-        return Clash("select", values, 0, selected, count, f"{values.shape[0]} rows for {count} places")
+    count = int(mask.sum())  # a mask of some places, and a row of values for each
+    if len(values.shape) == len(one.shape) - mask.dim() + 1 and values.shape[0] not in (1, count):
+        return Clash("select", values, values.shape[0], Operand(expression.operands["index"].text, mask), count, "rows")
     return None
 
 
@@ -216,23 +198,15 @@ def _scattered(expression: Expression) -> Clash | None:
     if clash is not None:
         return clash
     count, numbers = int(mask.value.expand(one.shape).sum()), math.prod(source.shape)
-    return Clash("few", source, numbers, mask, count) if numbers < count else None
+    return Clash("select", source, numbers, mask, count, "numbers") if numbers < count else None
 
 
 _WORK: dict[str, Callable[[Expression], Clash | None]] = {
-    "cat": _join,
-    "concat": _join,
-    "stack": _join,
-    "hstack": _join,
-    "vstack": _join,
+    **dict.fromkeys(("cat", "concat", "stack"), _join),
     "matmul": _matmul,
-    "view": _view,
-    "reshape": _view,
-    "expand": _expand,
-    "expand_as": _expand,
+    **dict.fromkeys(("view", "reshape"), _view),
+    **dict.fromkeys(("expand", "expand_as"), _expand),
     "einsum": _einsum,
-    "masked_scatter": _scattered,
-    "masked_scatter_": _scattered,
-    "getitem": _index,
-    "setitem": _index,
+    **dict.fromkeys(("masked_scatter", "masked_scatter_"), _scattered),
+    **dict.fromkeys(("getitem", "setitem"), _index),
 }

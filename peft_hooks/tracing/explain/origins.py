@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..leaves import Leaf, identity_of
+from ..leaves import Leaf, identity_of, tensors_of
 from ..records import Row
 from .ghosts import Shape
 
@@ -22,45 +21,39 @@ class Event(NamedTuple):
     @property
     def leaves(self) -> tuple[Leaf, ...]:
         """The tensors that went in, or came out."""
-        if self.side == "in":
-            return self.row.came
-        return tuple(leaf for leaf in self.row.outputs if leaf.shape is not None)
+        return self.row.came if self.side == "in" else tensors_of(self.row.outputs)
 
 
 class Origin(NamedTuple):
-    """The event that a tensor was first seen in, and when.
+    """The call that a tensor was first seen at, and when.
 
-    ``made`` tells whether the call made it: whether it came out of a call that it had not gone into.
+    Attributes:
+        when: The number of the event.
+        row: The call.
+        made: Whether the call made it: whether it came out of a call that it had not gone into.
+        leaf: The tensor.
+        around: The call around that one, or None.
     """
 
     when: int
-    event: Event
+    row: Row
     made: bool
     leaf: Leaf
+    around: Row | None
 
     @property
-    def row(self) -> Row:
-        """The call."""
-        return self.event.row
+    def maker(self) -> str | None:
+        """The path of the module that made the tensor, or None."""
+        return self.row.path if self.made else None
 
-    def culprit(self, rows: Sequence[Row], hooked: bool) -> str | None:
-        """Return the path of the module that made the tensor, or changed it on its way in; None if it was given so.
-
-        Args:
-            rows: The rows of the trace.
-            hooked: Whether someone has a hook on the module that it was first seen at.
-        """
-        if self.made or hooked:
-            return self.row.path
-        return None if self.row.parent is None else rows[self.row.parent].path
-
-    def source(self, rows: Sequence[Row]) -> str:
-        """Say where that was, as text."""
+    @property
+    def source(self) -> str:
+        """Where that was, as text."""
         if self.made:
             return f"which came out of {self.row.where}"
-        if self.row.parent is None:
+        if self.around is None:
             return f"which came in with the call of {self.row.where}"
-        return f"which was made in {rows[self.row.parent].where} before it called {self.row.where}"
+        return f"which was made in {self.around.where} before it called {self.row.where}"
 
 
 class History:
@@ -73,7 +66,10 @@ class History:
 
     def __init__(self, rows: Sequence[Row], forward: int) -> None:
         self.rows = rows
-        self.events = list(_events([row for row in rows if row.forward == forward]))
+        self.forward = forward
+        self._by_index = {row.index: row for row in rows}
+        self.own = [row for row in rows if row.forward == forward]
+        self.events = list(_events(self.own))
         self._seen: dict[tuple[object, ...], list[tuple[int, bool]]] = {}
         began: dict[int, int] = {}
         for when, event in enumerate(self.events):
@@ -92,8 +88,16 @@ class History:
         seen = self._seen.get((leaf.identity, *_looks(leaf)))
         if not seen:
             return None
-        when, made = next((one for one in reversed(seen) if one[1]), seen[0])
-        return Origin(when, self.events[when], made, leaf)
+        return self.at(*next((one for one in reversed(seen) if one[1]), seen[0]), leaf)
+
+    def at(self, when: int, made: bool, leaf: Leaf) -> Origin:
+        """Return an event as the origin of a tensor."""
+        row = self.events[when].row
+        return Origin(when, row, made, leaf, self.around(row))
+
+    def around(self, row: Row) -> Row | None:
+        """Return the recorded call around another."""
+        return None if row.parent is None else self._by_index.get(row.parent)
 
     def origin_of(self, tensor: Tensor) -> Origin | None:
         """Return where a tensor that is at hand was seen first, or the tensor that it is a view of."""
@@ -123,12 +127,12 @@ class History:
 
         return self.first(alike)
 
-    def first(self, wanted: Callable[[Leaf], bool], side: str | None = None) -> Origin | None:
+    def first(self, wanted: Callable[[Leaf], bool]) -> Origin | None:
         """Return where a tensor of some kind was seen first."""
         for when, event in enumerate(self.events):
-            for leaf in event.leaves if side in (None, event.side) else ():
+            for leaf in event.leaves:
                 if wanted(leaf):
-                    return Origin(when, event, event.side == "out", leaf)
+                    return self.at(when, event.side == "out", leaf)
         return None
 
     def turned(self) -> Origin | None:
@@ -136,19 +140,16 @@ class History:
         if len(set(self.batch_and_length)) < 2:
             return None
         for when, event in enumerate(self.events):
-            if event.side == "out":
-                for leaf in event.leaves:
-                    shape = leaf.shape or ()
-                    given = [(other.shape or ())[:2] for other in event.row.came]
-                    if shape[1::-1] == self.batch_and_length in given:
-                        return Origin(when, event, True, leaf)
+            given = [(other.shape or ())[:2] for other in event.row.came]
+            for leaf in event.leaves if event.side == "out" else ():
+                if (leaf.shape or ())[1::-1] == self.batch_and_length in given:
+                    return self.at(when, True, leaf)
         return None
 
     @property
     def batch_and_length(self) -> tuple[int, ...]:
         """The first two sizes of what the forward was called with; empty if that is no batch of texts."""
-        given = (leaf.shape or () for event in self.events[:1] for leaf in event.leaves)
-        return next((shape[:2] for shape in given if len(shape) > 1), ())
+        return next((leaf.shape[:2] for leaf in self.given if leaf.shape is not None and len(leaf.shape) > 1), ())
 
     @property
     def given(self) -> tuple[Leaf, ...]:
@@ -160,6 +161,11 @@ class History:
         for event in reversed(self.events):
             if event.side == "out" and event.row.state == "done":
                 yield event.row
+
+
+def returned_none(row: Row) -> bool:
+    """Tell whether a call returned None."""
+    return [leaf.text for leaf in row.outputs] == ["None"]
 
 
 def is_float(leaf: Leaf) -> bool:
@@ -190,32 +196,3 @@ def _events(rows: Sequence[Row]) -> Iterator[Event]:
             yield Event("out", row)
 
     return walk(None)
-
-
-@dataclass(frozen=True)
-class Owned:
-    """A parameter or buffer of a module."""
-
-    kind: str
-    name: str
-    module: nn.Module
-    tensor: Tensor
-
-
-def owned_by(modules: Iterable[nn.Module]) -> Iterator[Owned]:
-    for module in modules:
-        for name, tensor in vars(module).get("_parameters", {}).items():
-            if tensor is not None:
-                yield Owned("parameter", name, module, tensor)
-        for name, tensor in vars(module).get("_buffers", {}).items():
-            if isinstance(tensor, Tensor):
-                yield Owned("buffer", name, module, tensor)
-
-
-def place_of(tensor: Tensor) -> tuple[Any, int] | None:
-    """Return where a tensor's numbers are kept; None if that cannot be told, or there are none."""
-    try:
-        place = tensor.untyped_storage().data_ptr()
-    except Exception:  # some tensors have no storage
-        return None
-    return (tensor.device, place) if place else None

@@ -1,4 +1,4 @@
-"""Layers that broke their own promise: a Dropout that changed a shape, a Linear whose output is not its width.
+"""Which module a wrong size came out of: a layer that broke its promise, or the last to make it of another.
 
 PyTorch's layers say by their class and their sizes what they return. If one returned something else before the forward
 failed, a hook changed it, or someone replaced its forward.
@@ -6,128 +6,89 @@ failed, a hook changed it, or someone replaced its forward.
 
 from __future__ import annotations
 
-from typing import Any
+import ast
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from ..._format import dtype_of
-from ..leaves import Leaf
+from ...compat.torch_internals import has_children
+from ..leaves import Leaf, tensors_of
 from ..records import Row
 from .failure import Bound, Finding
-from .ghosts import Shape
-from .scene import Scene
-
-_KEEPING = (
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.LayerNorm, nn.Identity, nn.GELU, nn.ReLU,
-    nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Softmax, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
-    nn.GroupNorm, nn.Hardtanh, nn.ReLU6, nn.Mish, nn.PReLU,
-)  # fmt: skip
+from .ghosts import Ghost, Operand, Shape, first, is_tensor, kind_of_dimension, on_meta, what_changed, worked_out
+from .operands import assigned
+from .origins import Origin
+from .scene import Owned, Scene, is_autocast
 
 
-def due(module: nn.Module, shape: Shape) -> Shape | None:
-    """Return the shape that a layer must return for an input of ``shape``, or None if its class does not tell."""
-    if type(module) is nn.Linear:
-        return (*shape[:-1], module.out_features)
-    if type(module) is nn.Embedding:
-        return (*shape, module.embedding_dim)
-    if type(module) in _CONVOLUTIONS and len(shape) == len(module.weight.shape):  # type: ignore[arg-type]
-        return _convolved(module, shape)
-    if type(module) is nn.AdaptiveAvgPool2d and isinstance(module.output_size, int):
-        return (*shape[:-2], module.output_size, module.output_size)
-    return shape if type(module) in _KEEPING else None
+def due(module: nn.Module, given: Leaf) -> Ghost | None:
+    """Return what a layer of PyTorch's must return for a tensor, or None if its class does not tell.
 
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def _convolved(module: Any, shape: Shape) -> Shape | None:
-    if isinstance(module.padding, str):
-        return None
-    sizes = []
-    settings = zip(shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, module.output_padding)
-    for size, kernel, stride, padding, dilation, more in settings:
-        reach = dilation * (kernel - 1)
-        if module.transposed:
-            sizes.append((size - 1) * stride - 2 * padding + reach + more + 1)
-        else:
-            sizes.append((size + 2 * padding - reach - 1) // stride + 1)
-    return (shape[0], module.out_channels, *sizes)
-
-
-def kind_of_dimension(dimension: int, rank: int, wide: bool = False) -> str:
-    """Name a dimension of a tensor ``[batch, length, width]``; what has four dimensions ends in two lengths.
-
-    Args:
-        dimension: Which dimension.
-        rank: How many the tensor has.
-        wide: Whether a tensor of two dimensions ends in its width, as embeddings do and masks do not.
+    Its forward runs on the meta device, on a copy whose parameters have no values and that has no hooks.
     """
-    if dimension == 0 and rank > 1:
-        return "batch"
-    return "width" if dimension == rank - 1 and (rank in (1, 3) or (rank == 2 and wide)) else "length"
+    layer = type(module)
+    if not layer.__module__.startswith("torch.nn.modules") or has_children(module) or given.dtype is None:
+        return None
+    held = {name: vars(module).get(name, {}) for name in ("_parameters", "_buffers")}
+    own = {name: {key: one if one is None else on_meta(one) for key, one in held[name].items()} for name in held}
+    copy = object.__new__(layer)
+    vars(copy).update(vars(module), **own)
+    given_one = Ghost(given.shape or (), given.dtype, given.device or torch.device("cpu"))
+    made = worked_out(functools.partial(layer.forward, copy), [given_one])
+    return made if isinstance(made, Ghost) else None
 
 
-def what_changed(known: Shape, shape: Shape, wide: bool = True) -> tuple[str, str] | None:
-    """Compare two shapes: transposed, or one dimension changed; None if they are the same or have little in common."""
-    if len(known) != len(shape):
-        if set(known) - {1} and len(known) and len(shape):
-            return "rank", f"{len(shape)} dimensions in place of {len(known)}"
-        return None
-    if known == shape:
-        return None
-    if sorted(known) == sorted(shape):
-        return "transposed", "its dimensions are transposed"
-    changed = [place for place, (a, b) in enumerate(zip(known, shape)) if a != b]
-    if len(changed) != 1:
-        return None
-    place = changed[0]
-    kind = kind_of_dimension(place, len(shape), wide)
-    noun = {"batch": "row", "length": "position", "width": "column"}[kind]
-    before, after = known[place], shape[place]
-    if after == 2 * before:
-        return kind, f"its {noun}s are doubled"
-    count = abs(after - before)
-    return kind, f"{count} {noun}{'' if count == 1 else 's'} {'more' if after > before else 'fewer'}"
+def kind_of(operand: Operand, place: int) -> str:
+    """Name a dimension of an operand."""
+    return kind_of_dimension(place, len(operand.shape), operand.is_float and not operand.text.endswith("mask"))
+
+
+def changed(scene: Scene, birth: Origin, operand: Operand) -> str:
+    """Say what a call made of what it was given, if one size of it changed there."""
+    module = scene.modules.get(birth.row.path)
+    if not birth.made or module is None:
+        return ""
+    made = birth.leaf.shape or ()
+    for other in birth.row.came:
+        change = what_changed(other.shape or (), made, operand.is_float) if other.dtype == operand.dtype else None
+        if change is not None and change[0] == "width" and any(one.dim() > 1 for one in module.parameters()):
+            continue  # another width is what such a module is for
+        must = due(module, other)
+        if change is not None and change[0] != "rank" and (must is None or must.shape != made):
+            return f"{birth.row.where} turned {other.name} {list(other.shape or ())} into {list(made)}: {change[1]}"
+    return ""
 
 
 def broken_promise(scene: Scene) -> Finding | None:
     """Find the first call in this forward whose output is not what its layer's class promises."""
-    for event in scene.history.events:
-        finding = _promise(scene, event.row) if event.side == "out" else None
-        if finding is not None:
-            return finding
-    return None
+    return first(_promise(scene, event.row) for event in scene.history.events if event.side == "out")
 
 
 def _promise(scene: Scene, row: Row) -> Finding | None:
-    came, went = _only(row.came[:1]), _only(row.outputs)
-    module: Any = scene.modules.get(row.path)
-    if module is None or came is None or went is None or row.state != "done":
+    module = scene.modules.get(row.path)
+    tensors = tensors_of((*row.inputs, *row.outputs))
+    if module is None or row.state != "done" or [len(row.inputs), len(row.outputs), len(tensors)] != [1, 1, 2]:
         return None
-    shape = due(module, came.shape or ())
-    if shape is None:
+    came, went = tensors
+    made = due(module, came)
+    if made is None:
         return None
-    parameter = next(iter(module.parameters(recurse=False)), None)
-    device = came.device if parameter is None else parameter.device
-    same = came.device is not None and device is not None and came.device.type == device.type
-    if same and went.device is not None and device is not None and went.device.type != device.type:
+    own = next(iter(module.parameters(recurse=False)), None)
+    device = came.device if own is None else own.device
+    types = [None if one is None else one.type for one in (came.device, device, went.device)]
+    if None not in types and types[0] == types[1] != types[2]:
         return _finding(scene, row, "device", f"is on {went.device}, but {device} is due")
-    dtypes = [came.dtype] if parameter is None else [came.dtype, parameter.dtype]
-    dtypes = (
-        [parameter.dtype]
-        if isinstance(module, (nn.Linear, nn.Embedding, *_CONVOLUTIONS)) and parameter is not None
-        else dtypes
-    )
-    if went.dtype not in dtypes and not _autocast():
-        names = [dtype_of(one) for one in dict.fromkeys(dtypes) if one is not None]
-        assert went.dtype is not None
-        return _finding(scene, row, "dtype", f"is {dtype_of(went.dtype)}, but {' or '.join(names)} is due")
-    if went.shape == shape:
+    if went.dtype is not None and went.dtype != made.dtype and not is_autocast():
+        return _finding(scene, row, "dtype", f"is {dtype_of(went.dtype)}, but {dtype_of(made.dtype)} is due")
+    if went.shape == made.shape:
         return None
-    kind, words = what_changed(shape, went.shape or ()) or ("rank", "another shape")
-    what = f"is {list(went.shape or ())}, but {list(shape)} is due: {words}"
-    return _finding(scene, row, kind, what, _difference(row, went.shape or (), shape))
+    kind, words = what_changed(made.shape, went.shape or ()) or ("rank", "another shape")
+    what = f"is {list(went.shape or ())}, but {list(made.shape)} is due: {words}"
+    return _finding(scene, row, kind, what, _difference(row, went.shape or (), made.shape))
 
 
 def _finding(scene: Scene, row: Row, kind: str, what: str, bounds: tuple[Bound, ...] = ()) -> Finding:
@@ -144,10 +105,132 @@ def _difference(row: Row, shape: Shape, wanted: Shape) -> tuple[Bound, ...]:
     return ()
 
 
-def _autocast() -> bool:
-    return torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu")
+class Blame(NamedTuple):
+    """Which module a wrong size first came out of, and what it did."""
+
+    words: str = ""
+    path: str | None = None
+    where: str = ""
+    kind: str = ""
 
 
-def _only(leaves: tuple[Leaf, ...]) -> Leaf | None:
-    """Return the one tensor among ``leaves``, or None if there are none or several."""
-    return leaves[0] if len(leaves) == 1 and leaves[0].shape is not None else None
+def blame(scene: Scene, sides: Sequence[tuple[Operand, int]], pair: Sequence[int]) -> Blame:
+    """Find what happened to the side whose size was seen later, and that nothing asks for."""
+    if scene.row is None:
+        return Blame()
+    turned = scene.history.turned()
+    if turned is not None and set(pair) == set(scene.history.batch_and_length):
+        words = f"{turned.row.where} returned {list(turned.leaf.shape or ())}: batch and length are transposed"
+        return Blame(words, turned.row.path, turned.row.where, "transposed")
+    known = _by_trail(scene, sides, pair) or _by_change(scene, sides)
+    if known is not None:
+        return known
+    births = [(birth, *side) for side in sides if (birth := scene.birth(*side)) is not None]
+    if not births:
+        return Blame()
+    birth, operand, place = max(births, key=lambda one: (not _is_due(scene, one[1], one[2]), one[0].when))
+    return _of_origin(scene, birth, operand, place, scene.culprit(birth))
+
+
+def _of_origin(scene: Scene, origin: Origin, operand: Operand, place: int, path: str | None) -> Blame:
+    return Blame(changed(scene, origin, operand), path, origin.row.where, kind_of(operand, place))
+
+
+def is_odd(scene: Scene, found: Blame) -> bool:
+    """Tell whether what a module returned is to be looked at: it returned, and is no layer that does as it should."""
+    ended = scene.row is None or found.path != scene.row.path
+    return bool(found.words and ended and (scene.on(found.path) or not scene.is_torch(found.path)))
+
+
+def _by_trail(scene: Scene, sides: Sequence[tuple[Operand, int]], pair: Sequence[int]) -> Blame | None:
+    for number, (operand, place) in enumerate(sides):
+        wanted = next((size for size in pair if size != operand.shape[place]), None)
+        source = None if wanted is None else trail(scene, operand, place, wanted)
+        if source is not None and not (number == 0 and len(sides) > 1 and _is_due(scene, operand, place)):
+            return _of_origin(scene, source, operand, place, source.row.path)
+    return None
+
+
+def _by_change(scene: Scene, sides: Sequence[tuple[Operand, int]]) -> Blame | None:
+    for operand, place in sides:
+        seen = scene.origin(operand) or scene.birth(operand, place) or owner_of(scene, operand, operand.shape[place])
+        if seen is None:
+            made = None if _is_new(scene, operand) else _made_inside(scene, operand, place)
+            if made is not None:
+                return made
+    return None
+
+
+def owner_of(scene: Scene, operand: Operand, size: int) -> Owned | None:
+    """Return the parameter or buffer that an operand is, or got a size from."""
+    root = operand.root
+    owner = scene.owner(operand) or scene.owner(root)
+    step = scene.steps[root.place]
+    made = assigned(step, root.node.id) if owner is None and isinstance(root.node, ast.Name) else None
+    for node in () if made is None else ast.walk(made):
+        value = step.values(node) if isinstance(node, (ast.Name, ast.Attribute)) else root.value
+        other = None if value is root.value else scene.owner(Operand("", value))
+        if other is not None and size in other.tensor.shape:
+            return other
+    return owner
+
+
+def _is_new(scene: Scene, operand: Operand) -> bool:
+    """Tell whether the source makes a tensor of no other, as ``torch.zeros(2, 5)`` does."""
+    step, node = scene.steps[operand.root.place], operand.root.node
+    made = assigned(step, node.id) if isinstance(node, ast.Name) else node
+    if not isinstance(made, ast.Call):
+        return False
+    return not any(is_tensor(step.values(one)) for one in ast.walk(made) if one is not made)
+
+
+def trail(scene: Scene, operand: Operand, place: int, wanted: int) -> Origin | None:
+    """Go back from call to call, by the tensors themselves, to the one that made a size of another.
+
+    Args:
+        scene: What is known.
+        operand: The tensor with the size.
+        place: In which dimension.
+        wanted: The size that it was, or should have been, before.
+    """
+    size = operand.shape[place]
+    origin = scene.origin(operand)
+    if origin is None or not origin.made:
+        origin = scene.made(operand, size)
+    while origin is not None and origin.made:
+        shape = origin.leaf.shape or ()
+        at = place if len(shape) == len(operand.shape) else [*shape, size].index(size)
+        if shape[at : at + 1] != (size,):
+            return None
+        given = [leaf for leaf in origin.row.came if len(leaf.shape or ()) == len(shape)]
+        same = [leaf for leaf in given if (leaf.shape or ())[at] == size]
+        if not same:
+            return origin if any((leaf.shape or ())[at] == wanted for leaf in given) else None
+        before = scene.history.origin(same[0])
+        if before is None or before.when >= origin.when:
+            return None
+        origin = before
+    return None
+
+
+def _made_inside(scene: Scene, operand: Operand, place: int) -> Blame | None:
+    """Find that a tensor has a size that the trace never saw: the code that failed made it of what it was given."""
+    assert scene.row is not None
+    for leaf in scene.row.came:
+        shape = leaf.shape or ()
+        others = shape[:place] + shape[place + 1 :] == operand.shape[:place] + operand.shape[place + 1 :]
+        if len(shape) == len(operand.shape) and others and shape != operand.shape:
+            words = f"{scene.row.where} was given {leaf.name} {list(shape)} and made it {list(operand.shape)}"
+            return Blame(words, scene.row.path, scene.row.where, kind_of(operand, place))
+    return None
+
+
+def _is_due(scene: Scene, operand: Operand, place: int) -> bool:
+    """Tell whether a size is right: the length of the texts, or the width of the layer that the tensor came out of."""
+    if kind_of(operand, place) == "length" and scene.history.batch_and_length[1:] == (operand.shape[place],):
+        return True
+    origin = scene.origin(operand)
+    module = None if origin is None or not origin.made else scene.modules.get(origin.row.path)
+    weight = getattr(module, "weight", None)
+    last = place == len(operand.shape) - 1
+    return last and weight is not None and operand.shape[-1] in tuple(weight.shape)[:1]

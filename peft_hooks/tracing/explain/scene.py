@@ -4,57 +4,84 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from ..records import Adapter, Row
+from ...compat import sentence_transformers as releases
+from ..records import Row
+from ..trace import ShapeTrace
 from .failure import Bound
-from .ghosts import Ghost, Shape
-from .operands import Names, Operand
-from .origins import History, Origin, Owned, is_float, is_wide, owned_by, place_of
-from .steps import ModuleCall, Step, module_calls
+from .ghosts import Ghost, Operand
+from .operands import Names, assigned, assigns, module_calls
+from .origins import History, Origin, is_float, is_wide, returned_none
+from .tracebacks import Raised, foreign_hooks
 from .values import UNKNOWN
 
 
-@dataclass(frozen=True)
+class Owned(NamedTuple):
+    """A parameter or buffer of a module."""
+
+    kind: str
+    name: str
+    module: nn.Module
+    tensor: Tensor
+
+
 class Scene:
     """What is known when something has been raised.
 
-    Attributes:
-        error: The exception.
-        steps: The frames that it has left, outermost first.
+    Args:
+        trace: What was recorded.
         model: The traced model.
+        error: The exception.
+        raised: Its traceback.
+        forward: The number of the forward that failed, or of the last one.
         row: The innermost recorded call that raised; None if the error was raised outside of the model.
+
+    Attributes:
+        steps: The frames that the error has left, outermost first.
         inner: The innermost module that was running, recorded or not.
-        history: What happened in this forward, or in the last one.
+        history: What happened in the forward.
         modules: The model's modules by path.
+        paths: The path of each module, by its ``id``.
         adapters: The active adapters that learn prompts.
-        hooks_of: Returns the hooks that others have on the module at a path.
-        pipeline: Whether the model is one of Sentence Transformers'.
+        names: What tensors are called.
+        calls: The calls of modules in the traceback, outermost first.
+        transformers: The modules of a Sentence Transformers model that hold one of transformers.
     """
 
-    error: BaseException
-    steps: Sequence[Step]
-    model: nn.Module
-    row: Row | None
-    inner: nn.Module | None
-    history: History
-    modules: Mapping[str, nn.Module]
-    adapters: Sequence[Adapter]
-    hooks_of: Callable[[str], list[str]]
-    pipeline: bool
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self, trace: ShapeTrace, model: nn.Module, error: BaseException, raised: Raised, forward: int, row: Row | None
+    ) -> None:
+        self.model, self.error, self.steps = model, error, raised.steps
+        self.history = History(trace.rows, forward)
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.paths = {id(module): path for path, module in reversed(self.modules.items())}
+        self.row = self._in_traceback(row)
+        inner = self.paths.get(raised.inner or 0)
+        self.inner = None if self.row is None else self.modules[self.row.path if inner is None else inner]
+        self.adapters = trace.adapters
+        self.names = Names(self.steps)
+        self.calls = module_calls(self.steps)
+        self.transformers = releases.transformers_of(model)
         for step in self.steps:
             step.returned = self.returned
+
+    def _in_traceback(self, row: Row | None) -> Row | None:
+        """Return the call that the error left, or the one around it: an error that was caught may have its ``id``."""
+        ran = {id(step.module) for step in self.steps}
+        around = row
+        while around is not None and id(self.modules[around.path]) not in ran:
+            around = self.history.around(around)
+        return around or row
 
     def returned(self, module: nn.Module) -> Any:
         """Return what a module returned last: a tensor that is not at hand, a tuple of some, or ``UNKNOWN``."""
         row = next((row for row in self.history.ended() if self.modules.get(row.path) is module), None)
-        if row is not None and [leaf.text for leaf in row.outputs] == ["None"]:
+        if row is not None and returned_none(row):
             return None
         if row is None or not row.outputs or not all(leaf.shape is not None for leaf in row.outputs):
             return UNKNOWN
@@ -64,28 +91,14 @@ class Scene:
             return ghosts[0]
         return tuple(ghosts) if names == [f"output.{number}" for number in range(len(names))] else UNKNOWN
 
-    @functools.cached_property
-    def names(self) -> Names:
-        """What tensors are called."""
-        return Names(self.steps)
-
-    @functools.cached_property
-    def calls(self) -> list[ModuleCall]:
-        """The calls of modules in the traceback, outermost first."""
-        return module_calls([*self.steps])
-
-    @functools.cached_property
-    def paths(self) -> dict[int, str]:
-        """The path of each module, by its ``id``."""
-        found: dict[int, str] = {}
-        for path, module in self.modules.items():
-            found.setdefault(id(module), path)
-        return found
-
     def where(self, module: nn.Module) -> str:
         """Name a module: ``"Linear '0.dense'"``, or ``"MSELoss"`` if it is none of the model's."""
         kind = type(module).__name__
         return f"{kind} {self.paths[id(module)]!r}" if id(module) in self.paths else kind
+
+    def path(self, module: nn.Module | None) -> str | None:
+        """Return the path of a module, or None if it is none of the model's."""
+        return self.paths.get(id(module))
 
     def is_torch(self, path: str | None) -> bool:
         """Tell whether the module at a path is a layer of PyTorch's own, which does what its class says."""
@@ -93,41 +106,31 @@ class Scene:
 
     def on(self, path: str | None) -> str:
         """Name the hooks that others have on the module at ``path``, as the end of a sentence."""
-        names = [] if path is None or path not in self.modules else self.hooks_of(path)
+        names = [] if path is None or path not in self.modules else foreign_hooks(self.modules[path])
         return f"; it has {' and '.join(names)} on it" if names else ""
 
     @functools.cached_property
-    def owned(self) -> list[Owned]:
+    def _owned(self) -> list[Owned]:
         """The parameters and buffers of the model, and of the modules in the traceback."""
         modules = {id(module): module for module in self.modules.values()}
         modules.update({id(step.module): step.module for step in self.steps if step.module is not None})
-        return [*owned_by(modules.values())]
+        found = []
+        for module in modules.values():
+            for kind in ("parameter", "buffer"):
+                held = vars(module).get(f"_{kind}s", {})
+                found += [Owned(kind, name, module, one) for name, one in held.items() if isinstance(one, Tensor)]
+        return found
 
-    def owner(self, tensor: Any) -> Owned | None:
-        """Return the parameter or buffer that a tensor is, or is a view of."""
+    def owner(self, operand: Operand) -> Owned | None:
+        """Return the parameter or buffer that an operand is, or is a view of."""
+        tensor = operand.value
         if not isinstance(tensor, Tensor):
             return None
-        exact = next((one for one in self.owned if one.tensor is tensor or one.tensor is tensor._base), None)
+        exact = next((one for one in self._owned if one.tensor is tensor or one.tensor is tensor._base), None)
         if exact is not None:
             return exact
-        place = place_of(tensor)
-        return None if place is None else next((one for one in self.owned if place_of(one.tensor) == place), None)
-
-    def owner_of(self, operand: Operand, size: int) -> Owned | None:
-        """Return the parameter or buffer that an operand is, or got a size from."""
-        for one in (operand.value, operand.root.value):
-            owner = self.owner(one)
-            if owner is not None:
-                return owner
-        name = operand.root.node
-        made = self.steps[operand.root.place].assigned(name.id) if isinstance(name, ast.Name) else None
-        for node in () if made is None else ast.walk(made):
-            if isinstance(node, (ast.Name, ast.Attribute)):
-                value = self.steps[operand.root.place].values(node)
-                owner = self.owner(value) if value is not operand.root.value else None
-                if owner is not None and size in owner.tensor.shape:
-                    return owner
-        return None
+        place = _storage_of(tensor)
+        return None if place is None else next((one for one in self._owned if _storage_of(one.tensor) == place), None)
 
     def maker(self, operand: Operand) -> nn.Module | None:
         """Return the module that the code got an operand from, as far as a straight reading of the source tells."""
@@ -147,11 +150,13 @@ class Scene:
         if not isinstance(node, ast.Name):
             return None
         if isinstance(step.module, nn.Sequential) and step.in_torch:
-            return _before(step.module, step.locals.get("module"))
-        made = step.assigned(node.id)
+            parts = [*step.module]
+            places = [number for number, one in enumerate(parts) if one is step.locals.get("module")]
+            return parts[places[0] - 1] if len(places) == 1 and places[0] else None
+        made = assigned(step, node.id)
         if made is not None:
             return self._maker(place, made, left - 1)
-        found = None if step.assigns(node.id) else self.names.argument(place, node.id)
+        found = None if assigns(step, node.id) else self.names.argument(place, node.id)
         return None if found is None else self._maker(*found, left - 1)
 
     def origin(self, operand: Operand) -> Origin | None:
@@ -162,24 +167,28 @@ class Scene:
 
     def birth(self, operand: Operand, place: int) -> Origin | None:
         """Return where a tensor first had the size that an operand has in a dimension."""
-        real = operand.dtype is not None and operand.dtype.is_floating_point
-        wide = real and not operand.root.text.endswith("mask")
+        wide = operand.is_float and not operand.root.text.endswith("mask")
         size, given = operand.shape[place], () if self.row is None else self.row.came
         for leaf in given if len(operand.shape) > 3 and place > 0 else ():
             # Attention splits [batch, length, width] into heads, which have another rank.
             if len(leaf.shape or ()) == 3 and (leaf.shape or ())[1] == size:
                 return self.history.birth(leaf.shape or (), 1, is_float(leaf), is_wide(leaf))
-        return self.history.birth(operand.shape, place, real, wide) or self.made(operand, size)
+        return self.history.birth(operand.shape, place, operand.is_float, wide) or self.made(operand, size)
 
     def made(self, operand: Operand, size: int) -> Origin | None:
         """Return the call that the source says an operand came out of, if it gave a tensor of a size."""
         maker = self.maker(operand)
-        for when in range(len(self.history.events) - 1, -1, -1):
-            event = self.history.events[when]
+        for when, event in reversed([*enumerate(self.history.events)]):
             if maker is not None and event.side == "out" and self.modules.get(event.row.path) is maker:
                 leaf = next((leaf for leaf in event.leaves if size in (leaf.shape or ())), None)
-                return None if leaf is None else Origin(when, event, True, leaf)
+                return None if leaf is None else self.history.at(when, True, leaf)
         return None
+
+    def culprit(self, origin: Origin | None) -> str | None:
+        """Return the path of the module that made a tensor, or changed it on its way in; None if it was given so."""
+        if origin is None or origin.made or self.on(origin.row.path):
+            return None if origin is None else origin.row.path
+        return None if origin.around is None else origin.around.path
 
     def last_places(self) -> Iterator[int]:
         """Yield the steps from the innermost to the first whose code is not PyTorch's."""
@@ -188,42 +197,50 @@ class Scene:
             if not self.steps[place].in_torch:
                 return
 
+    def bounds(self, operand: Operand) -> tuple[Bound, ...]:
+        """Return the first size of an operand, if it has any, with where it comes from."""
+        return (self.bound(operand, 0),) if operand.shape else ()
+
     def bound(self, operand: Operand, place: int) -> Bound:
         """Return the size of one dimension of an operand, with where it comes from."""
-        owner = self.owner(operand.value) or self.owner(operand.root.value)
-        shape: Shape = operand.shape
-        text, source, path = operand.name, "", None
-        if operand.base is not None and operand.root.shape != shape:
-            source = f"made of {operand.root.name} {list(operand.root.shape)}"
+        source, path = self._source(operand)
+        return Bound(operand.shape[place], operand.name, operand.shape, place, source, path)
+
+    def _source(self, operand: Operand) -> tuple[str, str | None]:
+        """Say where an operand comes from, and return the path of the module that made it."""
+        owner = self.owner(operand) or self.owner(operand.root)
         if owner is not None:
-            shown = "" if tuple(owner.tensor.shape) == shape else f" {list(owner.tensor.shape)}"
-            return Bound(
-                shape[place],
-                text,
-                shape,
-                place,
-                f"the {owner.kind} {owner.name!r}{shown} of {self.where(owner.module)}",
-                self.paths.get(id(owner.module)),
-            )
-        origin = self.origin(operand)
+            shown = "" if tuple(owner.tensor.shape) == operand.shape else f" {list(owner.tensor.shape)}"
+            return f"the {owner.kind} {owner.name!r}{shown} of {self.where(owner.module)}", self.path(owner.module)
+        root, words, path = operand.root, [], None
+        if root.shape != operand.shape:
+            words.append(f"made of {root.name} {list(root.shape)}")
+        origin, maker = self.origin(operand), self.maker(operand)
         if origin is not None:
-            words = origin.source(self.history.rows)
-            source = f"{source}, {words}" if source else words
-            path = origin.row.path if origin.made else None
-        else:
-            maker = self.maker(operand)
-            if maker is not None:
-                direct = isinstance(operand.node, ast.Call) and operand.base is None
-                words = (
-                    f"which came out of {self.where(maker)}" if direct else f"made of what {self.where(maker)} returns"
-                )
-                source = f"{source}, {words}" if source else words
-                path = self.paths.get(id(maker))
-        return Bound(shape[place], text, shape, place, source, path)
+            words.append(origin.source)
+            path = origin.maker
+        elif maker is not None:
+            direct = isinstance(operand.node, ast.Call) and operand.base is None
+            out = "which came out of {}" if direct else "made of what {} returns"
+            words.append(out.format(self.where(maker)))
+            path = self.path(maker)
+        return ", ".join(words), path
 
 
-def _before(steps: nn.Sequential, module: Any) -> nn.Module | None:
-    """Return the step of a ``Sequential`` before another."""
-    order = list(steps)
-    place = next((number for number, one in enumerate(order) if one is module), 0)
-    return order[place - 1] if place else None
+def with_article(kind: str) -> str:
+    """Put "a" or "an" before the name of a class."""
+    return f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
+
+
+def is_autocast() -> bool:
+    """Tell whether PyTorch chooses dtypes by itself."""
+    return torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu")
+
+
+def _storage_of(tensor: Tensor) -> tuple[Any, int] | None:
+    """Return where a tensor's numbers are kept; None if that cannot be told, or there are none."""
+    try:
+        place = tensor.untyped_storage().data_ptr()
+    except Exception:  # some tensors have no storage
+        return None
+    return (tensor.device, place) if place else None

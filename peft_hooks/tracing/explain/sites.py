@@ -1,8 +1,9 @@
-"""The places in a traceback where something was called that the table knows: layers, losses, functions, expressions."""
+"""What a traceback went through: expressions that were running, layers and functions that the table knows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ast
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +11,87 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .expressions import Expression
-from .ghosts import Shape, shape_of
-from .operands import Operand
+from .ghosts import Operand, Shape, is_tensor, shape_of
+from .operands import Names
 from .scene import Scene
-from .table import ANY_TENSOR, FUNCTIONS, LAYERS, Takes
+from .table import ANY_TENSOR, CLASSIFY, FUNCTIONS, LAYERS, PARAMETERS, Takes
 from .values import UNKNOWN, attribute
 
 _LETTERS = ["N", "C", "A", "B", "D", "F"]
-_CLASSIFY = ("cross_entropy", "nll_loss", "multi_margin_loss")
+
+
+class Expression:
+    """An expression that was running: what it calls, and its operands by parameter.
+
+    Args:
+        names: Finds out what tensors are called.
+        place: The step.
+    """
+
+    def __init__(self, names: Names, place: int) -> None:
+        self.names = names
+        self.place = place
+        self.step = names.steps[place]
+        self.name = ""
+        self.target: Any = None
+        self.operands: dict[str, Operand] = {}
+        self.node = self.step.node
+        self._read(self.node)
+
+    def operand(self, node: ast.AST) -> Operand:
+        """Return the operand that a part of the expression is."""
+        return self.names.of_expression(self.place, node)
+
+    def value(self, parameter: str) -> Any:
+        """Return what was given for a parameter, or ``UNKNOWN``."""
+        return self.operands[parameter].value if parameter in self.operands else UNKNOWN
+
+    def tensors(self) -> list[Operand]:
+        """Return the operands that are tensors, those in lists, too."""
+        found = []
+        for one in self.operands.values():
+            parts = one.value if isinstance(one.value, (list, tuple)) else ()
+            found += [one, *(Operand(f"{one.text}[{number}]", part) for number, part in enumerate(parts))]
+        return [one for one in found if one.is_tensor]
+
+    def _read(self, node: ast.AST | None) -> None:
+        if isinstance(node, (ast.BinOp, ast.AugAssign)):
+            left, right = (node.left, node.right) if isinstance(node, ast.BinOp) else (node.target, node.value)
+            self._set("matmul" if isinstance(node.op, ast.MatMult) else "add", input=left, other=right)
+        elif isinstance(node, ast.Compare):
+            self._set("eq", input=node.left, other=node.comparators[0])
+        elif isinstance(node, ast.Subscript):
+            statement = self.step.running[1]
+            if isinstance(node.ctx, ast.Store) and isinstance(statement, (ast.Assign, ast.AugAssign)):
+                self._set("setitem", input=node.value, index=node.slice, value=statement.value)
+            else:
+                self._set("getitem", input=node.value, index=node.slice)
+        elif isinstance(node, ast.Call):
+            self._read_call(node)
+
+    def _set(self, name: str, **parts: ast.expr) -> None:
+        self.name, self.operands = name, {parameter: self.operand(part) for parameter, part in parts.items()}
+
+    def _read_call(self, node: ast.Call) -> None:
+        given = [self.operand(one) for one in node.args]
+        owner = self.operand(node.func.value) if isinstance(node.func, ast.Attribute) else None
+        self.name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if owner is not None and is_tensor(owner.value):
+            given = [owner, *given]
+        else:
+            self.target = self.step.values(node.func)
+            self.name = self.name if self.target is UNKNOWN else getattr(self.target, "__name__", self.name)
+        names = PARAMETERS.get(self.name, ())
+        for number, one in enumerate(given):
+            self.operands[names[number] if number < len(names) else f"args.{number}"] = one
+        for word in node.keywords:
+            if word.arg is not None:
+                self.operands[word.arg] = self.operand(word.value)
+
+
+def expressions(scene: Scene) -> Iterator[Expression]:
+    """Yield what was running from the innermost step to the first whose code is not PyTorch's."""
+    return (Expression(scene.names, place) for place in scene.last_places())
 
 
 @dataclass(frozen=True)
@@ -27,16 +100,13 @@ class Site:
 
     Attributes:
         scene: What is known beside it.
-        place: The step that called it.
         name: Its name in the table.
         takes: What it takes.
         module: The layer, or None of a function.
         operands: What it was given, by parameter.
-        inside: Whether the step is inside of it: then what it was given may have been changed since.
     """
 
     scene: Scene
-    place: int
     name: str
     takes: Takes
     module: nn.Module | None
@@ -50,7 +120,7 @@ class Site:
     @property
     def path(self) -> str | None:
         """The layer's path."""
-        return None if self.module is None else self.scene.paths.get(id(self.module))
+        return self.scene.path(self.module)
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -99,37 +169,33 @@ def sites(scene: Scene) -> Iterator[Site]:
         call = calls.get(place)
         known = None if call is None else takes_of(call.module)
         if call is not None and known is not None and type(call.module).forward.__code__ is step.frame.f_code:
-            given = {name: scene.names.of_parameter(place, name, value) for name, value in call.given.items()}
-            yield Site(scene, place, *known, call.module, _flat(given, known[1]))
+            given = _flat(_operands(scene, place, call.given), known[1])
+            yield Site(scene, *known, call.module, given)
         if step.in_torch and step.name in FUNCTIONS and step.module is None:
-            code = step.frame.f_code
-            names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-            given = {
-                name: scene.names.of_parameter(place, name, step.locals[name]) for name in names if name in step.locals
-            }
-            yield _function(scene, place, step.name, given)
-    for place in range(len(scene.steps) - 1, -1, -1):
-        expression = Expression(scene.names, place)
+            yield _function(scene, step.name, _operands(scene, place, step.given))
+    for expression in expressions(scene):
         if expression.name in FUNCTIONS and not hasattr(expression.target, "__code__"):
-            yield _function(scene, place, expression.name, expression.operands)
-        if not scene.steps[place].in_torch:
-            return
+            yield _function(scene, expression.name, expression.operands)
 
 
-def _function(scene: Scene, place: int, name: str, given: dict[str, Operand]) -> Site:
+def _operands(scene: Scene, place: int, given: Mapping[str, Any]) -> dict[str, Operand]:
+    return {name: scene.names.of_parameter(place, name, value) for name, value in given.items()}
+
+
+def _function(scene: Scene, name: str, given: dict[str, Operand]) -> Site:
     takes = FUNCTIONS[name]
     for parameter, one in given.items():  # a list of numbers will do where a tensor of one dimension does
         if isinstance(one.value, list) and one.value and all(type(number) is int for number in one.value):
             given = {**given, parameter: replace(one, value=torch.tensor(one.value))}
-    if name in _CLASSIFY and given.get("input") is not None:
+    if name in CLASSIFY and given.get("input") is not None:
         takes = _for_classes(takes, given)
-    return Site(scene, place, name, takes, None, given)
+    return Site(scene, name, takes, None, given)
 
 
 def _for_classes(takes: Takes, given: dict[str, Operand]) -> Takes:
     """Return what a loss over classes takes: a target with the classes' dimension left out, or probabilities."""
     rank, target = len(given["input"].shape), given.get("target")
-    if target is not None and target.shape == given["input"].shape and target.dtype and target.dtype.is_floating_point:
+    if target is not None and target.shape == given["input"].shape and target.is_float:
         return Takes({"input": takes.patterns["input"]})
     if rank < 2 or rank > len(_LETTERS):
         return takes

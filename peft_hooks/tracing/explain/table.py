@@ -47,8 +47,15 @@ class Takes:
     alike: tuple[str, ...] = ()
 
 
-def _conv(dimensions: str) -> Takes:
-    return Takes({"input": f"N in_channels {dimensions} | in_channels {dimensions}"}, alike=("input",))
+def _of_images(number: int, dimensions: str) -> dict[str, Takes]:
+    conv = Takes({"input": f"N in_channels {dimensions} | in_channels {dimensions}"}, alike=("input",))
+    norm = Takes({"input": f"N num_features {dimensions} | num_features {dimensions}"})
+    return {
+        f"Conv{number}d": conv,
+        f"ConvTranspose{number}d": conv,
+        f"InstanceNorm{number}d": norm,
+        f"BatchNorm{number}d": Takes({"input": f"N num_features {dimensions}"}),
+    }
 
 
 def _conv_function(dimensions: str) -> Takes:
@@ -60,30 +67,24 @@ def _recurrent(state: dict[str, str]) -> Takes:
     return Takes({"input": "(L N) input_size | L input_size", **state}, "batch_first", alike=("input",))
 
 
+def _attention(heads: str, **masks: str) -> dict[str, str]:
+    """Return what masks are: two letters, of which the second is the length of what is attended to."""
+    own = {name: f"{' '.join(two)} | N*{heads} {' '.join(two)}" for name, two in masks.items()}
+    padding = {f"{name.removesuffix('mask')}key_padding_mask": f"N {two[1]} | {two[1]}" for name, two in masks.items()}
+    return {**own, **padding}
+
+
 def _encoder(mask: str, layer: str = "") -> Takes:
-    return Takes(
-        {
-            "src": f"(L N) {layer}self_attn.embed_dim | L {layer}self_attn.embed_dim",
-            mask: f"L L | N*{layer}self_attn.num_heads L L",
-            "src_key_padding_mask": "N L | L",
-        },
-        f"{layer}self_attn.batch_first",
-    )
+    width, heads = f"{layer}self_attn.embed_dim", f"{layer}self_attn.num_heads"
+    masks = {mask: f"L L | N*{heads} L L", "src_key_padding_mask": "N L | L"}
+    return Takes({"src": f"(L N) {width} | L {width}", **masks}, f"{layer}self_attn.batch_first")
 
 
 def _decoder(layer: str = "") -> Takes:
-    width = f"{layer}self_attn.embed_dim"
-    return Takes(
-        {
-            "memory": f"(S N) {layer}multihead_attn.kdim | S {layer}multihead_attn.kdim",
-            "tgt": f"(T N) {width} | T {width}",
-            "tgt_mask": f"T T | N*{layer}self_attn.num_heads T T",
-            "memory_mask": f"T S | N*{layer}self_attn.num_heads T S",
-            "tgt_key_padding_mask": "N T | T",
-            "memory_key_padding_mask": "N S | S",
-        },
-        f"{layer}self_attn.batch_first",
-    )
+    width, source = f"{layer}self_attn.embed_dim", f"{layer}multihead_attn.kdim"
+    masks = _attention(f"{layer}self_attn.num_heads", tgt_mask="TT", memory_mask="TS")
+    inputs = {"memory": f"(S N) {source} | S {source}", "tgt": f"(T N) {width} | T {width}"}
+    return Takes({**inputs, **masks}, f"{layer}self_attn.batch_first")
 
 
 _STATE = "layers N hidden_size | layers hidden_size"
@@ -99,23 +100,13 @@ LAYERS: dict[str, Takes] = {
     "Bilinear": Takes({"input1": "... in1_features", "input2": "... in2_features"}, alike=("input1", "input2")),
     "LayerNorm": _NORM,
     "RMSNorm": _NORM,
-    "Conv1d": _conv("L"),
-    "Conv2d": _conv("H W"),
-    "Conv3d": _conv("D H W"),
-    "ConvTranspose1d": _conv("L"),
-    "ConvTranspose2d": _conv("H W"),
-    "ConvTranspose3d": _conv("D H W"),
+    **_of_images(1, "L"),
+    **_of_images(2, "H W"),
+    **_of_images(3, "D H W"),
+    **dict.fromkeys(("MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d"), Takes({"input": "N C_ H W | C_ H W"})),
     "BatchNorm1d": Takes({"input": "N num_features L | N num_features"}),
-    "BatchNorm2d": Takes({"input": "N num_features H W"}),
-    "BatchNorm3d": Takes({"input": "N num_features D H W"}),
-    "InstanceNorm1d": Takes({"input": "N num_features L | num_features L"}),
-    "InstanceNorm2d": Takes({"input": "N num_features H W | num_features H W"}),
-    "InstanceNorm3d": Takes({"input": "N num_features D H W | num_features D H W"}),
     "GroupNorm": Takes({"input": "N num_channels ..."}),
     "MaxPool1d": Takes({"input": "N C_ L | C_ L"}),
-    "MaxPool2d": Takes({"input": "N C_ H W | C_ H W"}),
-    "AvgPool2d": Takes({"input": "N C_ H W | C_ H W"}),
-    "AdaptiveAvgPool2d": Takes({"input": "N C_ H W | C_ H W"}),
     "Embedding": Takes({"input": "..."}, integers=("input",), indices={"input": "num_embeddings"}),
     "EmbeddingBag": Takes(
         {"input": "N L | I", "offsets": "N", "per_sample_weights": "N L | I"},
@@ -147,19 +138,14 @@ LAYERS: dict[str, Takes] = {
         {
             "src": "(S N) d_model | S d_model",
             "tgt": "(T N) d_model | T d_model",
-            "src_mask": "S S | N*nhead S S",
-            "tgt_mask": "T T | N*nhead T T",
-            "memory_mask": "T S | N*nhead T S",
-            "src_key_padding_mask": "N S | S",
-            "tgt_key_padding_mask": "N T | T",
-            "memory_key_padding_mask": "N S | S",
+            **_attention("nhead", src_mask="SS", tgt_mask="TT", memory_mask="TS"),
         },
         "batch_first",
     ),
 }
 """By the name of a class of ``torch.nn``; a subclass takes what its class takes."""
 
-_SAME = Takes({"input": "A ...", "target": "A ..."})
+CLASSIFY = ("cross_entropy", "nll_loss", "multi_margin_loss")
 _INDEXED = {"input": "N C ... | C", "target": "N ... | "}
 
 FUNCTIONS: dict[str, Takes] = {
@@ -172,9 +158,7 @@ FUNCTIONS: dict[str, Takes] = {
     "conv1d": _conv_function("L"),
     "conv2d": _conv_function("H W"),
     "conv3d": _conv_function("D H W"),
-    "cross_entropy": Takes(_INDEXED, integers=("target",), indices={"target": "C"}),
-    "nll_loss": Takes(_INDEXED, integers=("target",), indices={"target": "C"}),
-    "multi_margin_loss": Takes(_INDEXED, integers=("target",), indices={"target": "C"}),
+    **dict.fromkeys(CLASSIFY, Takes(_INDEXED, integers=("target",), indices={"target": "C"})),
     "cosine_embedding_loss": Takes({"input1": "N E | E", "input2": "N E | E", "target": "N | "}),
     "ctc_loss": Takes(
         {"log_probs": "T N C | T C", "targets": "N S | K", "input_lengths": "N", "target_lengths": "N"},
@@ -193,6 +177,61 @@ FUNCTIONS: dict[str, Takes] = {
     "baddbmm": Takes({"batch2": "B K J", "batch1": "B I K"}, alike=("batch1", "batch2")),
     "cdist": Takes({"x1": "... K", "x2": "... K"}, alike=("x1", "x2")),
     "pack_padded_sequence": Takes({"input": "(T N) ...", "lengths": "N"}, "batch_first"),
+    "matmul": Takes(alike=("input", "other")),
+    "einsum": Takes(alike=("args.1", "args.2", "args.3")),
     "one_hot": Takes({"tensor": "..."}, integers=("tensor",), indices={"tensor": "num_classes"}),
 }
 """By name: functions of ``torch`` and ``torch.nn.functional``, and methods of tensors."""
+
+
+def _all(names: str, *parameters: str) -> dict[str, tuple[str, ...]]:
+    return dict.fromkeys(names.split(), parameters)
+
+
+BROADCAST = {
+    **_all("mse_loss l1_loss smooth_l1_loss huber_loss kl_div soft_margin_loss gaussian_nll_loss", "input", "target"),
+    **_all("triplet_margin_loss", "anchor", "positive", "negative"),
+    **_all("margin_ranking_loss", "input1", "input2", "target"),
+    **_all("pairwise_distance cosine_similarity", "x1", "x2"),
+    **_all("where", "condition", "input", "other"),
+    **_all("lerp", "input", "end", "weight"),
+    **_all("masked_fill masked_fill_", "input", "mask"),
+    **_all("addcmul", "input", "tensor1", "tensor2"),
+    **_all("add sub mul div pow maximum minimum eq ne lt le gt ge logical_and logical_or", "input", "other"),
+    **_all("add_ sub_ mul_ div_", "input", "other"),
+}
+"""Functions whose arguments are broadcast against each other."""
+
+EQUAL = _all("binary_cross_entropy binary_cross_entropy_with_logits poisson_nll_loss", "input", "target")
+"""Losses whose ``input`` and ``target`` must be of one shape."""
+
+BY_INDEX = {
+    **_all("gather index_select", "input", "dim", "index"),
+    **_all("take_along_dim", "input", "index", "dim"),
+    **_all("scatter scatter_ scatter_add scatter_add_", "input", "dim", "index", "src"),
+    **_all("index_add index_copy", "input", "dim", "index", "source"),
+}
+"""Functions that are given an index along a dimension."""
+
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    **_all("linear", "input", "weight", "bias"),
+    **_all("bilinear", "input1", "input2", "weight", "bias"),
+    **_all("embedding", "weight", "input"),
+    **_all("layer_norm", "input", "normalized_shape", "weight", "bias"),
+    **_all("conv1d conv2d conv3d", "input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    **_all("scaled_dot_product_attention", "query", "key", "value", "attn_mask"),
+    **_all("bmm mm", "input", "mat2"),
+    **_all("mv", "input", "vec"),
+    **_all("dot", "input", "tensor"),
+    **_all("addmm", "input", "mat1", "mat2"),
+    **_all("baddbmm", "input", "batch1", "batch2"),
+    **_all("cdist", "x1", "x2"),
+    **_all("one_hot", "tensor", "num_classes"),
+    **_all("cat concat stack", "tensors", "dim"),
+    **_all("matmul", "input", "other"),
+    **_all("masked_scatter masked_scatter_", "input", "mask", "source"),
+    **_all("masked_select", "input", "mask"),
+    **BROADCAST,
+    **BY_INDEX,
+}
+"""The parameters of functions that are written in C++, in their order; a method's own tensor comes first."""

@@ -1,116 +1,233 @@
-"""Who raised: the model or somebody's hook, in which module, on which line. Read from a traceback, and nothing kept."""
+"""A traceback: what each frame was running, which modules were called, and who raised, the model or a hook."""
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
+import itertools
 import linecache
+import math
 import os
-from collections.abc import Iterator
-from types import CodeType, FrameType
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import CodeType, FrameType, TracebackType
 from typing import Any, NamedTuple
 
+import executing
 import torch
 from torch import nn
 
 from ...compat.torch_internals import forward_hooks_of
 from ...hooks.dispatcher import dispatcher_of
+from ..tap import Tap
+from .values import UNKNOWN, Values
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-_CALLS = os.path.join(_TORCH, "nn", "modules", "module.py")
+TORCH = os.path.dirname(torch.__file__) + os.sep
+CALLS = os.path.join(TORCH, "nn", "modules", "module.py")
+_OURS = os.path.dirname(os.path.dirname(os.path.dirname(__file__))) + os.sep
+_INSTALLED = tuple({sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib", "stdlib")})
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+class _Function(executing.Source):
+    """The source of one function: parsing all of a large file takes longer than everything else here."""
+
+    @classmethod
+    def for_frame(cls, frame: FrameType, use_cache: bool = True) -> executing.Source:
+        code = frame.f_code
+        lines = linecache.getlines(code.co_filename, frame.f_globals)
+        if sys.version_info < (3, 11) or code.co_name.startswith("<") or not lines:
+            return executing.Source.for_frame(frame, use_cache)
+        first = code.co_firstlineno - 1
+        block = inspect.getblock(lines[first:])
+        # Line numbers stay as they are; a method is indented, which "if 1:" allows.
+        head = ["\n"] * (first - 1) + ["if 1:\n"] if first and block[0][:1].isspace() else ["\n"] * first
+        return cls(code.co_filename, [*head, *block])
+
+
+class Step:
+    """One frame of a traceback.
+
+    Attributes:
+        frame: The frame.
+        file: The file that its code is in.
+        line: The line that raised.
+        module: The module whose method it is, or None.
+    """
+
+    def __init__(self, traceback: TracebackType) -> None:
+        self._traceback = traceback
+        self.frame = traceback.tb_frame
+        self.file = self.frame.f_code.co_filename
+        self.name = self.frame.f_code.co_name
+        self.line = traceback.tb_lineno
+        self.locals: Mapping[str, Any] = self.frame.f_locals
+        self.returned: Callable[[nn.Module], Any] = lambda module: UNKNOWN
+        owner = self.locals.get("self", self._first_of_forward())
+        self.module = owner if isinstance(owner, nn.Module) else None
+
+    def _first_of_forward(self) -> object:
+        """Return the module whose forward this is, where its first parameter has another name than ``self``."""
+        code = self.frame.f_code
+        first = self.locals.get(code.co_varnames[0]) if self.name == "forward" and code.co_argcount else None
+        forward = inspect.getattr_static(type(first), "forward", None)
+        return first if getattr(forward, "__code__", None) is code else None
+
+    @property
+    def in_torch(self) -> bool:
+        """Whether the code is PyTorch's."""
+        return self.file.startswith(TORCH)
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the code is of an installed package or of Python itself, not the user's own."""
+        return self.file.startswith(_INSTALLED) or self.in_torch
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the code is this library's."""
+        return self.file.startswith(_OURS)
+
+    @property
+    def positional(self) -> list[str]:
+        """The parameters of the function that may be given by position, without ``self``."""
+        return self.parameters[: self.frame.f_code.co_argcount - ("self" in self.frame.f_code.co_varnames[:1])]
+
+    @property
+    def parameters(self) -> list[str]:
+        """The parameters of the function, without ``self`` and what takes the rest."""
+        code = self.frame.f_code
+        return [name for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if name != "self"]
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values of the parameters, as the function holds them now."""
+        return {name: self.locals[name] for name in self.parameters if name in self.locals}
+
+    @functools.cached_property
+    def running(self) -> tuple[ast.AST | None, ast.stmt | None]:
+        """The expression that was running, and its statement; None for what cannot be told."""
+        try:
+            found = _Function.executing(self._traceback)
+            statements = [one for one in found.statements or () if isinstance(one, ast.stmt)]
+        except Exception:  # no source, or one that does not belong to the code: then there is nothing to read
+            return None, None
+        # Of several on one line it is the last that begins before what raised.
+        here = [one for one in statements if (one.lineno, one.col_offset) <= (self.line, self._column())]
+        return found.node, max(here or statements, key=lambda one: (one.lineno, one.col_offset), default=None)
+
+    def _column(self) -> float:
+        """Return where on its line the code that raised begins; beyond it where Python does not keep that."""
+        code: Any = self.frame.f_code
+        if not hasattr(code, "co_positions"):
+            return math.inf
+        start = next(itertools.islice(code.co_positions(), self._traceback.tb_lasti // 2, None))[2]
+        return math.inf if start is None else float(start)
+
+    @property
+    def node(self) -> ast.AST | None:
+        """The expression that was running."""
+        return self.running[0]
+
+    @property
+    def raises(self) -> bool:
+        """Whether the line is a ``raise`` or an ``assert`` of its own."""
+        return isinstance(self.running[1], (ast.Raise, ast.Assert)) and self.running[0] is None
+
+    @functools.cached_property
+    def values(self) -> Values:
+        """What the names in the frame are."""
+        return Values(self.frame, self.returned)
 
 
 class Raised(NamedTuple):
     """What a traceback tells.
 
     Attributes:
+        steps: The frames that the error has left, outermost first, without those of this library.
         hook: The hook that raised, as text, or None.
         hooked: The ``id`` of the module that the hook sits on.
-        inside: The ``id`` and class of the innermost module that was called, or whose method ran.
-        source: The line of code that raised.
+        inner: The ``id`` of the innermost module that was called, or whose method ran.
+        source: The line of code that raised: the innermost that is not PyTorch's own.
     """
 
+    steps: list[Step]
     hook: str | None
     hooked: int | None
-    inside: tuple[int, str] | None
+    inner: int | None
     source: str | None
 
 
 def read(error: BaseException) -> Raised:
-    """Read the traceback of ``error``."""
-    frames: list[tuple[FrameType, int]] = []
-    step = error.__traceback__
-    while step is not None:
-        frames.append((step.tb_frame, step.tb_lineno))
-        step = step.tb_next
-    hook, hooked, inside = None, None, None
-    for number, (frame, _) in enumerate(frames):
-        module = frame.f_locals.get("self")
-        if not isinstance(module, nn.Module):
+    """Read the traceback of ``error``. What it returns refers to the frames, and must not be kept."""
+    steps: list[Step] = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        steps.append(Step(traceback))
+        traceback = traceback.tb_next
+    hook, hooked, inner = None, None, None
+    for number, step in enumerate(steps):
+        if step.module is None:
             continue
-        inside = (id(module), type(module).__name__)
-        if frame.f_code.co_filename == _CALLS and number + 1 < len(frames) and hook is None:
-            after = frames[number + 1 :]
-            hook = _hook_that_runs(module, after[0][0].f_code, [frame for frame, _ in after])
-            hooked = id(module) if hook is not None else None
-    return Raised(hook, hooked, inside, _source(frames))
+        inner = id(step.module)
+        if step.file == CALLS and hook is None:
+            hook = _hook_that_runs(step.module, steps[number + 1 :])
+            hooked = None if hook is None else inner
+    return Raised([step for step in steps if not step.is_ours], hook, hooked, inner, _source(steps))
 
 
-def foreign_hooks(module: nn.Module, own: type) -> list[str]:
-    """Return the forward hooks on a module as text, except for the trace's (``own``) and those of this library."""
+def foreign_hooks(module: nn.Module) -> list[str]:
+    """Return the forward hooks on a module as text, except for the traces' and those of this library."""
     hooks = forward_hooks_of(module)
-    names = [_name(hook) for hook in hooks if not isinstance(getattr(hook, "__self__", None), own)]
+    names = [_name(hook) for hook in hooks if not isinstance(getattr(hook, "__self__", None), Tap)]
     return [name for name in dict.fromkeys(names) if name]
 
 
-def _hook_that_runs(module: nn.Module, code: CodeType, frames: list[FrameType]) -> str | None:
-    """Return the hook of ``module`` that ``code`` belongs to. The code of a module's forward is no hook's."""
-    for hook in forward_hooks_of(module):
-        if code in _codes(hook):
-            return _registered(frames) if dispatcher_of(hook) is not None else _name(hook)
+def _hook_that_runs(module: nn.Module, inside: Sequence[Step]) -> str | None:
+    """Return the hook of ``module`` whose code comes next. The code of a module's forward is no hook's."""
+    for hook in forward_hooks_of(module) if inside else ():
+        if inside[0].frame.f_code in _codes(hook):
+            return _registered(inside) if dispatcher_of(hook) is not None else _name(hook)
     return None
 
 
-def _registered(frames: list[FrameType]) -> str:
+def _registered(steps: Sequence[Step]) -> str:
     """Name the hook that a registry's dispatcher was running."""
-    entry = next((frame.f_locals["entry"] for frame in frames if "entry" in frame.f_locals), None)
+    entry = next((step.locals["entry"] for step in steps if "entry" in step.locals), None)
     return "a hook" if entry is None else f"the hook {entry.name!r} ({type(entry.hook).__name__})"
 
 
 def _codes(hook: Any) -> Iterator[CodeType]:
-    while isinstance(hook, functools.partial):
-        hook = hook.func
-    # A function, a bound method, or an object that is called.
+    """Yield the code of a function, a bound method, or an object that is called."""
+    hook = _unwrapped(hook)
     for function in (hook, getattr(hook, "__func__", None), vars(type(hook)).get("__call__")):
         code = getattr(function, "__code__", None)
         if isinstance(code, CodeType):
             yield code
 
 
-def _is_ours(hook: Any) -> bool:
-    return type(hook).__module__.partition(".")[0] == "peft_hooks"
+def _unwrapped(hook: Any) -> Any:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    return hook
 
 
 def _name(hook: Any) -> str:
-    while isinstance(hook, functools.partial):
-        hook = hook.func
+    """Name a hook, or those of others that a registry's dispatcher runs; empty if all are this library's."""
+    hook = _unwrapped(hook)
     dispatcher = dispatcher_of(hook)
     if dispatcher is not None:
-        names = [
-            repr(entry.name)
-            for entry in dispatcher.entries
-            if type(entry.hook).__module__.partition(".")[0] != "peft_hooks"
-        ]
-        return f"the hook {', '.join(names)}" if names else ""
+        others = [one for one in dispatcher.entries if type(one.hook).__module__.partition(".")[0] != "peft_hooks"]
+        return f"the hook {', '.join(repr(one.name) for one in others)}" if others else ""
     name = getattr(hook, "__qualname__", None) or type(hook).__qualname__
     return f"the hook {name.rpartition('<locals>.')[2]!r}"
 
 
-def _source(frames: list[tuple[FrameType, int]]) -> str | None:
-    """Return the innermost line that is not PyTorch's own."""
-    outside = [step for step in frames if not step[0].f_code.co_filename.startswith(_TORCH)] or frames[-1:]
+def _source(steps: Sequence[Step]) -> str | None:
+    outside = [step for step in steps if not step.in_torch] or steps[-1:]
     if not outside:
         return None
-    frame, number = outside[-1]
-    name = frame.f_code.co_filename
-    line = linecache.getline(name, number).strip()
-    return f"{os.path.basename(name)}:{number}" + (f": {line}" if line else "")
+    line = linecache.getline(outside[-1].file, outside[-1].line).strip()
+    return f"{os.path.basename(outside[-1].file)}:{outside[-1].line}" + (f": {line}" if line else "")

@@ -13,16 +13,24 @@ from typing import Any
 import torch
 from pure_eval import CannotEval, Evaluator
 from torch import Tensor, nn
+from torch.nn import functional
 
-from . import ghosts
-from .ghosts import Ghost, shape_of
+from .ghosts import created, is_tensor, method, shape_of, worked_out
 
-_MATH: dict[type, Callable[[Any, Any], Any]] = {
+_NUMBERS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
+}
+_TENSORS = {
+    **_NUMBERS,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+    ast.MatMult: operator.matmul,
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
 }
 _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -32,6 +40,7 @@ _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
+_UNARY: dict[type, Callable[[Any], Any]] = {ast.USub: operator.neg, ast.Invert: operator.invert}
 
 
 class _Unknown:
@@ -87,14 +96,16 @@ class Values:
 
     def _attribute(self, node: ast.Attribute) -> Any:
         owner, name = self(node.value), node.attr
-        if isinstance(owner, (Tensor, Ghost)):
-            return _of_tensor(owner, name)
-        return UNKNOWN if owner is UNKNOWN else attribute(owner, name)
+        if not is_tensor(owner):
+            return UNKNOWN if owner is UNKNOWN else attribute(owner, name)
+        if name in ("shape", "dtype", "device") and shape_of(owner) is not None:
+            return getattr(owner, name)
+        return _known(worked_out(operator.attrgetter(name), [owner])) if name in ("T", "mT", "ndim") else UNKNOWN
 
     def _subscript(self, node: ast.Subscript) -> Any:
         owner, index = self(node.value), self(node.slice)
-        if isinstance(owner, (Tensor, Ghost)):
-            return ghosts.sliced(owner, index) or UNKNOWN
+        if is_tensor(owner):
+            return _known(worked_out(operator.getitem, [owner, index]))
         if isinstance(owner, (nn.ModuleList, nn.Sequential, nn.ModuleDict)) and isinstance(index, (int, str)):
             keys = list(owner._modules)
             return owner._modules[keys[index] if isinstance(index, int) else index]
@@ -114,20 +125,10 @@ class Values:
         return tuple(parts) if isinstance(node, ast.Tuple) else parts
 
     def _binary(self, node: ast.BinOp) -> Any:
-        left, right, work = self(node.left), self(node.right), _MATH.get(type(node.op))
-        if isinstance(left, (int, float)) and isinstance(right, (int, float)) and work is not None:
-            return work(left, right)
-        return self._broadcast(left, right, None)
-
-    def _broadcast(self, left: Any, right: Any, dtype: torch.dtype | None) -> Any:
-        tensor = left if isinstance(left, (Tensor, Ghost)) else right
-        if not isinstance(tensor, (Tensor, Ghost)):
-            return UNKNOWN
-        shapes = [() if isinstance(one, (int, float)) else shape_of(one) for one in (left, right)]
-        if shapes[0] is None or shapes[1] is None:
-            return UNKNOWN
-        shape = ghosts.broadcast(shapes[0], shapes[1])
-        return UNKNOWN if shape is None else Ghost(shape, dtype or tensor.dtype, tensor.device)
+        sides, kind = [self(node.left), self(node.right)], type(node.op)
+        if all(isinstance(one, (int, float)) for one in sides):
+            return _NUMBERS[kind](*sides) if kind in _NUMBERS else UNKNOWN
+        return _known(worked_out(_TENSORS[kind], sides)) if kind in _TENSORS else UNKNOWN
 
     def _compare(self, node: ast.Compare) -> Any:
         left, right, work = self(node.left), self(node.comparators[0]), _COMPARE.get(type(node.ops[0]))
@@ -135,39 +136,34 @@ class Values:
             return UNKNOWN
         if type(left) is Tensor and type(right) in (int, float, bool):
             return work(left.detach(), right)  # a new tensor, of which nobody knows
-        return self._broadcast(left, right, torch.bool)
+        return _known(worked_out(work, [left, right]))
 
     def _negative(self, node: ast.UnaryOp) -> Any:
-        value = self(node.operand)
-        if isinstance(value, (Tensor, Ghost)) and isinstance(node.op, (ast.USub, ast.Invert)):
-            shape = shape_of(value)
-            return UNKNOWN if shape is None else Ghost(shape, value.dtype, value.device)
-        return -value if isinstance(node.op, ast.USub) and isinstance(value, (int, float)) else UNKNOWN
+        value, work = self(node.operand), _UNARY.get(type(node.op))
+        if isinstance(node.op, ast.USub) and isinstance(value, (int, float)):
+            return -value
+        return UNKNOWN if work is None else _known(worked_out(work, [value]))
 
     def _call(self, node: ast.Call) -> Any:
-        if isinstance(node.func, ast.Attribute):
-            owner = self(node.func.value)
-            if isinstance(owner, (Tensor, Ghost)):
-                args, kwargs = self.arguments(node)
-                return _method(owner, node.func.attr, args, kwargs)
+        owner = self(node.func.value) if isinstance(node.func, ast.Attribute) else None
+        if isinstance(node.func, ast.Attribute) and is_tensor(owner):
+            return _known(method(owner, node.func.attr, *self.arguments(node)))
         function = self(node.func)
         if isinstance(function, nn.Module):
             return self.returned(function)
-        if function is len and len(node.args) == 1:
-            value = self(node.args[0])
-            shape = shape_of(value)
-            return shape[0] if shape else UNKNOWN
-        made = _created(getattr(function, "__name__", ""), *self.arguments(node)) if _is_torch(function) else None
-        if made is not None:
-            return made
-        if getattr(function, "__module__", None) in ("torch", "torch._C._VariableFunctions", None) and node.args:
-            args, kwargs = self.arguments(node)
-            if getattr(function, "__name__", "") in ("cat", "stack") and isinstance(args[0], (list, tuple)):
-                dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
-                return ghosts.joined(args[0], dim, function.__name__ == "stack") or UNKNOWN
-            if isinstance(args[0], (Tensor, Ghost)):
-                return ghosts.called(getattr(function, "__name__", ""), args[0], args[1:], kwargs) or UNKNOWN
-        return UNKNOWN
+        args, kwargs = self.arguments(node)
+        if function is len and len(args) == 1:
+            return (shape_of(args[0]) or (UNKNOWN,))[0]
+        name = getattr(function, "__name__", "")
+        if function is None or not any(function is vars(place).get(name) for place in (torch, functional)):
+            return UNKNOWN
+        if name == "tensor" and args and isinstance(args[0], (list, int, float)):
+            return torch.tensor(args[0])  # of numbers in the source: a new one, of which nobody knows
+        return _known(created(name, args, kwargs) or worked_out(function, args, kwargs))
+
+
+def _known(made: Any) -> Any:
+    return UNKNOWN if made is None else made
 
 
 _WORK: dict[type | None, Callable[[Values, Any], Any]] = {
@@ -198,43 +194,3 @@ def attribute(owner: Any, name: str) -> Any:
         return owner[name]
     value = inspect.getattr_static(owner, name, UNKNOWN)
     return UNKNOWN if isinstance(value, property) else value
-
-
-def _is_torch(function: Any) -> bool:
-    return vars(torch).get(getattr(function, "__name__", "")) is function
-
-
-def _created(name: str, args: list[Any], kwargs: dict[str, Any]) -> Tensor | Ghost | None:
-    """Return what ``torch.zeros`` and its like make of numbers."""
-    if name == "tensor" and args and isinstance(args[0], (list, int, float)) and UNKNOWN not in args:
-        return torch.tensor(args[0])  # of numbers in the source: a new one, of which nobody knows
-    if name in ("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like"):
-        shape = shape_of(args[0]) if args else None
-        return None if shape is None else Ghost(shape, kwargs.get("dtype", args[0].dtype), args[0].device)
-    if name not in ("zeros", "ones", "rand", "randn", "empty"):
-        return None
-    sizes = list(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
-    dtype, device = kwargs.get("dtype", torch.get_default_dtype()), kwargs.get("device", "cpu")
-    known = all(isinstance(size, int) for size in sizes) and isinstance(dtype, torch.dtype)
-    return Ghost(tuple(sizes), dtype, torch.device(device)) if known and device is not UNKNOWN else None
-
-
-def _of_tensor(tensor: Any, name: str) -> Any:
-    shape = shape_of(tensor)
-    if shape is None:
-        return UNKNOWN
-    if name in ("shape", "dtype", "device"):
-        return getattr(tensor, name)
-    if name in ("T", "mT") and len(shape) > 1:
-        turned = shape[::-1] if name == "T" else (*shape[:-2], shape[-1], shape[-2])
-        return Ghost(turned, tensor.dtype, tensor.device)
-    return len(shape) if name == "ndim" else UNKNOWN
-
-
-def _method(owner: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    shape = shape_of(owner)
-    if shape is not None and name in ("size", "dim", "numel", "ndimension"):
-        if name == "size":
-            return shape[args[0]] if args else torch.Size(shape)
-        return len(shape) if name != "numel" else torch.Size(shape).numel()
-    return ghosts.called(name, owner, args, kwargs) or UNKNOWN

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from ..leaves import Leaf
+from ..leaves import Leaf, tensors_of
 from ..records import Row
 from .layout import Folded, Stage, is_new, not_reached, stages
 
@@ -73,7 +73,7 @@ def picture(trace: ShapeTrace, forward: int) -> str:
 
 def _last(row: Row) -> list[tuple[Leaf, bool]]:
     """Return what comes out of the picture: new tensors, or the embedding that a Normalize leaves in its shape."""
-    tensors = [leaf for leaf in row.outputs if leaf.shape is not None]
+    tensors = tensors_of(row.outputs)
     named = [leaf for leaf in tensors if leaf.key == "sentence_embedding"]
     return [(leaf, True) for leaf in row.went or named or tensors]
 
@@ -194,7 +194,7 @@ def _step(canvas: _Canvas, step: Folded, stage: Stage) -> None:
 
 
 def _shown(leaves: Iterable[Leaf]) -> list[Leaf]:
-    return [leaf for leaf in leaves if leaf.shape is not None][:2]
+    return list(tensors_of(leaves)[:2])
 
 
 def _tail(path: str, stage: str, layers: int) -> str:

@@ -174,3 +174,20 @@ def one_target_for_six_sources() -> Made:
             return self.transformer(x, self.query.unsqueeze(1))
 
     return called(Net(), torch.randn(16, 6, 16))
+
+
+@case("head", "is_a_list", r"torch\.tensor", r"'pre'_returned")
+def a_list_that_the_code_made_of_what_a_layer_returned() -> Made:
+    def does(self: Any, x: Tensor) -> Any:
+        return self.head(self.pre(x).tolist())
+
+    return called(Does(does, pre=nn.Identity(), head=nn.Linear(3, 2)), torch.ones(2, 3))
+
+
+@case("", r"y_\[2,_3\]_has_2_dimensions unpacks_3", "give_y_3_dimensions")
+def the_second_of_two_statements_on_a_line() -> Made:
+    def does(self: Any, x: Tensor, y: Tensor) -> Any:
+        rows, width = x.shape; batch, length, size = y.shape  # noqa: E702  # fmt: skip
+        return rows, width, batch, length, size
+
+    return called(Does(does), torch.ones(2, 3), torch.ones(2, 3))
