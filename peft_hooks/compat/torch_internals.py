@@ -6,6 +6,7 @@ those of other code, and those left behind; nor is there one to ask whether a mo
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from collections import OrderedDict
@@ -218,6 +219,13 @@ def calls_of(module: nn.Module, enough: int | None = None) -> int:
         running += frame.f_code is code and frame.f_locals.get("self") is module
         frame = frame.f_back
     return running
+
+
+@contextlib.contextmanager
+def unseen() -> Iterator[None]:
+    """Run operations that nobody else's mode sees: a counter of operations, say, or ``with torch.device(...)``."""
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        yield
 
 
 def ends_recomputation(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .failure import Finding
 from .ghosts import Operand, first, flat_of, many, shape_of
+from .meta import method
 from .operands import text_of
 from .scene import Scene
 from .sites import Expression, expressions
@@ -71,9 +72,12 @@ def _permuted(scene: Scene, expression: Expression, one: Operand) -> Finding | N
 
 
 def _not_in_order(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
-    value = one.value
-    if expression.name != "view" or not isinstance(value, Tensor) or value.is_contiguous():
+    """Find a view of as many numbers as there are: it fails for one reason alone."""
+    sizes = [part.value for part in [*expression.operands.values()][1:]]
+    if expression.name != "view" or not isinstance(scene.error, RuntimeError) or isinstance(sizes[0], torch.dtype):
         return None
+    if method(one.value, "reshape", sizes, {}) is None:
+        return None  # that there are as many is not known
     cause = f"{one} is not contiguous, its numbers are not in order in memory, as view() needs them"
     fix = f"{one.name}.reshape(...), or {one.name}.contiguous() before view()"
     return Finding("view", cause, fix, scene.bounds(one))

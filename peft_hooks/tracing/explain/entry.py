@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...compat.torch_internals import unseen
 from ..leaves import Leaf, Raw, as_leaf, collect, tensors_of
 from ..records import Row, find_adapters, find_peft_models
 from ..trace import ShapeTrace
@@ -114,7 +115,8 @@ def _scene_of(
 ) -> Iterator[Scene]:
     """Put together what is known for the length of a block, and let go of every frame after it."""
     try:
-        yield Scene(trace, model, error, raised, forward, row)
+        with unseen():
+            yield Scene(trace, model, error, raised, forward, row)
     finally:
         for step in raised.steps:
             vars(step).clear()  # a step refers to its scene, which would keep the frames until the garbage is collected

@@ -45,9 +45,9 @@ class Finding:
 
     Attributes:
         kind: ``"virtual tokens"``, ``"length"``, ``"batch"``, ``"width"``, ``"transposed"``, ``"rank"``, ``"dtype"``,
-            ``"device"``, ``"none"``, ``"object"``, ``"key"``, ``"argument"``, ``"index"``, ``"view"``,
-            ``"checkpointing"``, ``"check"`` of a library that compared by itself, ``"hook"``, ``"own"`` of an exception
-            that the code raises by itself, or ``"unknown"``.
+            ``"device"``, ``"none"``, ``"object"``, ``"key"``, ``"argument"``, ``"index"``, ``"view"``, ``"operation"``
+            of PyTorch that refuses shapes by a rule of its own, ``"checkpointing"``, ``"check"`` of a library that
+            compared by itself, ``"hook"``, ``"own"`` of an exception that the code raises by itself, or ``"unknown"``.
         cause: A sentence.
         fix: The call that mends it, or where to look; None if there is none to give.
         bounds: The sizes that disagree, and who bound them.

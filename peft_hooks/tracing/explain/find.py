@@ -22,6 +22,7 @@ from .failure import Finding
 from .ghosts import many
 from .indices import bad_index, out_of_range
 from .kinds import mixed_devices, wrong_device, wrong_dtype
+from .meta import fails_alone
 from .objects import is_none, missing_feature, wrong_object, wrong_operand
 from .promises import broken_promise
 from .scene import Scene
@@ -172,7 +173,19 @@ def _nested(scene: Scene) -> Finding | None:
     return None
 
 
+def _refused(scene: Scene) -> Finding | None:
+    """Find an operation that refuses shapes or dtypes by a rule of its own: it does so whatever numbers it is given."""
+    for expression in expressions(scene):
+        operation = expression.step.values.operation(expression.node)
+        if operation is not None and fails_alone(*operation, scene.error):
+            tensors = expression.tensors()
+            given = " and ".join(f"{one}, {one.short}" for one in tensors)
+            cause = f"{expression.name}() fails on {given}, whatever numbers are in there"
+            return Finding("operation", cause, None, tuple(scene.bound(one, 0) for one in tensors if one.shape))
+    return None
+
+
 _RULES: tuple[Callable[[Scene], Finding | None], ...] = (
     broken_loss, wrong_operand, bad_index, broken_expression, unmet_demand, _unpacked, guarded, _wrong_arguments, _key,
-    mixed_devices, _nested, virtual_tokens_inside,
+    mixed_devices, _nested, virtual_tokens_inside, _refused,
 )  # fmt: skip

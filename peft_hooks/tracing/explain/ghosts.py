@@ -1,12 +1,10 @@
-"""Shapes: of tensors that an expression makes on its way, which PyTorch's meta device tells; and two side by side."""
+"""Tensors as an explanation knows them, at hand or not, and two shapes side by side."""
 
 from __future__ import annotations
 
 import ast
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import EllipsisType
 from typing import Any, TypeVar
 
 import torch
@@ -25,12 +23,6 @@ class Ghost:
     shape: Shape
     dtype: torch.dtype
     device: torch.device
-
-
-# Whatever else is handed to a function may do what it likes when it is asked.
-_PLAIN = (int, float, str, slice, EllipsisType, torch.dtype, type(None))
-_NUMBERS = ("size", "dim", "ndimension", "numel")  # methods whose results are right without strides and values
-_MOVES = ("to", "type", "cpu", "cuda")
 
 
 def shape_of(value: Any) -> Shape | None:
@@ -125,81 +117,6 @@ def first(found: Iterable[T | None]) -> T | None:
 def flat_of(args: Sequence[Any]) -> list[Any]:
     """Return sizes or dimensions that were given one by one or as one sequence."""
     return list(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list)) else list(args)
-
-
-def worked_out(work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Any:
-    """Return what a function of PyTorch's makes of tensors, on the device of the first; None if that is not known.
-
-    Args:
-        work: The function.
-        args: Tensors, at hand or not, in lists, too, and numbers. Nothing is done to them: it runs on others.
-        kwargs: The same by name.
-    """
-    given = [*args, *(kwargs or {}).values()]
-    like = next((one for one in (*given, *flat_of(args[:1])) if is_tensor(one)), None)
-    if like is None:
-        return None
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            made = work(*map(on_meta, args), **{name: on_meta(value) for name, value in (kwargs or {}).items()})
-    except Exception:  # what does not go together has no shape
-        return None
-    return _as_ghost(made, like.device)
-
-
-def method(tensor: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return what a method of a tensor gives, as far as shape and dtype go; None if that is not known."""
-    if name in _MOVES:
-        return _moved(tensor, name, [*args, *kwargs.values()])
-    work = getattr(Tensor, name, None)
-    made = None if work is None else worked_out(work, [tensor, *args], kwargs)
-    return made if name in _NUMBERS or is_tensor(made) or isinstance(made, tuple) else None
-
-
-def created(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Ghost | None:
-    """Return what ``torch.zeros`` and its like make of numbers; None if that is not known, or it is none of them."""
-    device = torch.device(kwargs.get("device") or "cpu")
-    if name not in ("zeros", "ones", "rand", "randn", "empty", "full", "arange"):
-        return None
-    options = {key: on_meta(value) for key, value in kwargs.items() if key != "device"}
-    made: Tensor = getattr(torch, name)(*map(on_meta, args), **options, device="meta")
-    return Ghost(tuple(made.shape), made.dtype, device)
-
-
-def _moved(tensor: Any, name: str, given: Sequence[Any]) -> Ghost | None:
-    """Return a tensor with another dtype or on another device."""
-    shape, dtype, device = shape_of(tensor), tensor.dtype, tensor.device
-    if shape is None:
-        return None
-    for one in [*given, *([name] if name in ("cpu", "cuda") else [])]:
-        if is_tensor(one):
-            dtype, device = one.dtype, one.device
-        elif isinstance(one, torch.dtype):
-            dtype = one
-        elif isinstance(one, (str, torch.device)):
-            device = torch.empty(0, device=one).device  # with its number
-    return Ghost(shape, dtype, device)
-
-
-def on_meta(value: Any) -> Any:
-    """Return a tensor without values for each tensor, and numbers as they are; raise at whatever else there is."""
-    shape = shape_of(value)
-    if shape is not None:
-        return torch.empty(shape, dtype=value.dtype, device="meta")
-    if isinstance(value, (tuple, list)):
-        return [*map(on_meta, value)] if isinstance(value, list) else tuple(map(on_meta, value))
-    if not isinstance(value, _PLAIN):
-        raise TypeError(type(value).__name__)
-    return value
-
-
-def _as_ghost(made: Any, device: torch.device) -> Any:
-    if isinstance(made, Tensor):
-        return Ghost(tuple(made.shape), made.dtype, device)
-    if isinstance(made, (tuple, list)) and not isinstance(made, torch.Size):
-        return tuple(_as_ghost(one, device) for one in made)
-    return made
 
 
 def kind_of_dimension(dimension: int, rank: int, wide: bool = False) -> str:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .ghosts import Operand, first, flat_of, shape_of, worked_out
+from .ghosts import Operand, first, flat_of, shape_of
+from .meta import worked_out
 from .sites import Expression
 from .table import BROADCAST, EQUAL
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from .ghosts import Ghost, Shape, method, shape_of
+from .ghosts import Ghost, Shape, shape_of
+from .meta import method
 from .sites import Site
 from .table import MEANINGS, Takes
 

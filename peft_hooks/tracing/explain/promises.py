@@ -19,7 +19,8 @@ from ...compat.torch_internals import has_children
 from ..leaves import Leaf, tensors_of
 from ..records import Row
 from .failure import Bound, Finding
-from .ghosts import Ghost, Operand, Shape, first, is_tensor, kind_of_dimension, on_meta, what_changed, worked_out
+from .ghosts import Ghost, Operand, Shape, first, is_tensor, kind_of_dimension, what_changed
+from .meta import on_meta, worked_out
 from .operands import assigned
 from .origins import Origin
 from .scene import Owned, Scene, is_autocast

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from pure_eval import CannotEval, Evaluator
 from torch import Tensor, nn
-from torch.nn import functional
 
-from .ghosts import created, is_tensor, method, shape_of, worked_out
+from .ghosts import is_tensor, shape_of
+from .meta import created, is_method, is_operation, method, worked_out
 
 _NUMBERS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -154,12 +154,28 @@ class Values:
         args, kwargs = self.arguments(node)
         if function is len and len(args) == 1:
             return (shape_of(args[0]) or (UNKNOWN,))[0]
-        name = getattr(function, "__name__", "")
-        if function is None or not any(function is vars(place).get(name) for place in (torch, functional)):
-            return UNKNOWN
-        if name == "tensor" and args and isinstance(args[0], (list, int, float)):
+        if function is torch.tensor and args and isinstance(args[0], (list, int, float)):
             return torch.tensor(args[0])  # of numbers in the source: a new one, of which nobody knows
-        return _known(created(name, args, kwargs) or worked_out(function, args, kwargs))
+        if is_operation(function):
+            return _known(worked_out(function, args, kwargs))
+        return _known(created(function, args, kwargs))
+
+    def operation(self, node: ast.AST | None) -> tuple[Any, list[Any], dict[str, Any]] | None:
+        """Return what an expression runs, with its arguments, if that is an operation of PyTorch's on tensors."""
+        if isinstance(node, ast.BinOp):
+            work = _TENSORS.get(type(node.op))
+            return None if work is None else (work, [self(node.left), self(node.right)], {})
+        if isinstance(node, ast.Subscript):
+            return operator.getitem, [self(node.value), self(node.slice)], {}
+        if not isinstance(node, ast.Call):
+            return None
+        args, kwargs = self.arguments(node)
+        owner = self(node.func.value) if isinstance(node.func, ast.Attribute) else None
+        if isinstance(node.func, ast.Attribute) and is_tensor(owner):
+            name = node.func.attr
+            return (getattr(Tensor, name), [owner, *args], kwargs) if is_method(name) else None
+        function = self(node.func)
+        return (function, args, kwargs) if is_operation(function) else None
 
 
 def _known(made: Any) -> Any:

@@ -1,0 +1,187 @@
+"""What PyTorch makes of tensors, and what it refuses: asked with other tensors of the same shapes and dtypes.
+
+Meta tensors have no numbers, so nothing is computed, nothing of the user's is touched, and no rule about shapes has to
+be written down here.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import EllipsisType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ghosts import Ghost, is_tensor, shape_of
+
+# Whatever else is handed to a function may do what it likes when it is asked.
+_PLAIN = (int, float, complex, str, EllipsisType, torch.dtype, type(None))
+_NUMBERS = ("size", "dim", "ndimension", "numel")  # methods whose results are right without strides and values
+_MOVES = ("to", "type", "cpu", "cuda")
+_NEW = ("new_empty", "new_full", "new_ones", "new_zeros")
+_CREATE = (
+    torch.zeros, torch.ones, torch.rand, torch.randn, torch.empty, torch.full, torch.arange, torch.eye,
+    torch.linspace, torch.randint, torch.randperm,
+)  # fmt: skip
+_MOST = 10**6  # numbers: larger tensors are not made for an explanation
+
+Like = Callable[[Tensor], Tensor]
+"""Makes of a meta tensor what an operation is asked with."""
+
+
+def worked_out(work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Any:
+    """Return what an operation gives, on the device of the first tensor; None if that is not known.
+
+    Args:
+        work: The operation.
+        args: Tensors, at hand or not, in lists, too, and numbers.
+        kwargs: The same by name.
+    """
+    like = next((one for one in _flat([*args, *(kwargs or {}).values()]) if is_tensor(one)), None)
+    if like is None:
+        return None
+    try:
+        return _as_ghost(_run(work, args, kwargs), like.device)
+    except Exception:  # what does not go together has no shape
+        return None
+
+
+def method(tensor: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return what a method of a tensor gives, as far as shape and dtype go; None if that is not known."""
+    if name in _MOVES:
+        return _moved(tensor, name, [*args, *kwargs.values()])
+    if not is_method(name):
+        return None
+    made = worked_out(getattr(Tensor, name), [tensor, *args], kwargs)
+    return made if name in _NUMBERS or is_tensor(made) or isinstance(made, tuple) else None
+
+
+def created(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Ghost | None:
+    """Return what ``torch.zeros`` and similar functions make of numbers; None if that is not known."""
+    if not any(function is one for one in _CREATE):
+        return None
+    device = torch.device(kwargs.get("device") or "cpu")
+    made: Tensor = _run(function, args, {**kwargs, "device": "meta"})
+    return Ghost(tuple(made.shape), made.dtype, device)
+
+
+def on_meta(value: Any) -> Any:
+    """Return a meta tensor for each tensor, and numbers as they are.
+
+    Raises:
+        TypeError: If there is anything else.
+    """
+    return _other(value, lambda meta: meta)
+
+
+def fails_alone(work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], error: BaseException) -> bool:
+    """Tell whether an operation raises the very error on other tensors of these shapes and dtypes as well.
+
+    On meta tensors first. Some allow what the kernel refuses, or say it in other words, so it is asked with zeros then.
+    """
+    try:
+        made = _run(work, args, kwargs)
+    except Exception as raised:
+        if _is_like(raised, error):
+            return True
+        made = None
+    if any(isinstance(one, Tensor) and one.numel() > _MOST for one in _flat([made])):
+        return False
+    try:
+        with torch.random.fork_rng(devices=[]):
+            _run(work, args, kwargs, _zeros)
+    except Exception as raised:
+        return _is_like(raised, error)
+    return False
+
+
+def is_operation(function: Any) -> bool:
+    """Tell whether a function is one of PyTorch's that make tensors of tensors; ``torch.save`` is not."""
+    try:
+        return function in _operations()[0]
+    except TypeError:  # it has no hash
+        return False
+
+
+def is_method(name: str) -> bool:
+    """Tell whether tensors have an operation as a method of this name."""
+    return name in _operations()[1] or name in _NEW
+
+
+@functools.cache
+def _operations() -> tuple[frozenset[Any], frozenset[str]]:
+    """Return the functions that take tensors, and the names of the methods."""
+    found = torch.overrides.get_overridable_functions()
+    methods = frozenset(getattr(one, "__name__", "") for one in found[Tensor])
+    functions = (one for owner, of_it in found.items() if owner is not Tensor for one in of_it if callable(one))
+    return frozenset(functions), methods
+
+
+def _run(
+    work: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    made: Like = lambda meta: meta,
+) -> Any:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        by_name = {name: _other(value, made) for name, value in (kwargs or {}).items()}
+        return work(*(_other(one, made) for one in args), **by_name)
+
+
+def _other(value: Any, made: Like) -> Any:
+    """Return another tensor for each tensor, and numbers as they are; raise at whatever else there is."""
+    shape = shape_of(value)
+    if shape is not None:
+        return made(torch.empty(shape, dtype=value.dtype, device="meta"))
+    if type(value) in (tuple, list, torch.Size):
+        return type(value)(_other(one, made) for one in value)
+    if isinstance(value, slice):
+        return slice(*(_other(one, made) for one in (value.start, value.stop, value.step)))
+    if not isinstance(value, _PLAIN):
+        raise TypeError(type(value).__name__)
+    return value
+
+
+def _zeros(meta: Tensor) -> Tensor:
+    if meta.numel() > _MOST:
+        raise ValueError(meta.numel())
+    return torch.zeros_like(meta, device="cpu")
+
+
+def _is_like(raised: BaseException, error: BaseException) -> bool:
+    return type(raised) is type(error) and str(raised).partition("\n")[0] == str(error).partition("\n")[0]
+
+
+def _moved(tensor: Any, name: str, given: Sequence[Any]) -> Ghost | None:
+    """Return a tensor with another dtype or on another device."""
+    shape, dtype, device = shape_of(tensor), tensor.dtype, tensor.device
+    if shape is None:
+        return None
+    for one in [*given, *([name] if name in ("cpu", "cuda") else [])]:
+        if is_tensor(one):
+            dtype, device = one.dtype, one.device
+        elif isinstance(one, torch.dtype):
+            dtype = one
+        elif isinstance(one, (str, torch.device)):
+            device = torch.empty(0, device=one).device  # with its number
+    return Ghost(shape, dtype, device)
+
+
+def _flat(values: Sequence[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def _as_ghost(made: Any, device: torch.device) -> Any:
+    if isinstance(made, Tensor):
+        return Ghost(tuple(made.shape), made.dtype, device)
+    if isinstance(made, (tuple, list)) and not isinstance(made, torch.Size):
+        return tuple(_as_ghost(one, device) for one in made)
+    return made
