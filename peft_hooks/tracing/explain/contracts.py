@@ -135,8 +135,8 @@ def _cause(site: Site, found: Mismatch, operand: Operand) -> str:
 
 
 def _short(found: Mismatch) -> str:
-    """Return what a layer's attribute is called, or what is worked out of two."""
-    name = found.fixed.name.rpartition(".")[2]
+    """Return what a layer's attribute is called, that of a layer inside with its path, or what is worked out of two."""
+    name = found.fixed.name
     return "num_layers * directions" if name == "layers" else name
 
 

@@ -150,7 +150,8 @@ def _odd(scene: Scene, one: Operand, kind: str, what: str, call: str, more: str 
         cause = f"the {owner.kind} {owner.name!r} of {scene.where(owner.module)} {what}"
         return Finding(kind, cause, f"convert it with {call}", culprit=scene.path(owner.module))
     origin = _became(scene, one, kind)
-    source = "" if origin is None else f", {origin.source},"
+    made = "" if one.base is None else f" made of {one.root.name},"  # where it comes from is known of that alone
+    source = "" if origin is None else f",{made} {origin.source},"
     cause = f"{one.name}{source} {what}"
     fix = f"convert {one.name} with {call}" + (f", or {more}" if more else "")
     if origin is None or not origin.made:

@@ -21,6 +21,7 @@ from .ghosts import Ghost, is_tensor, shape_of
 _PLAIN = (int, float, complex, str, EllipsisType, torch.dtype, type(None))
 _NUMBERS = ("size", "dim", "ndimension", "numel")  # methods whose results are right without strides and values
 _MOVES = ("to", "type", "cpu", "cuda")
+_OF_AUTOGRAD = {"backward", "register_hook", "requires_grad_", "retain_grad"}  # other tensors have no history
 _NEW = ("new_empty", "new_full", "new_ones", "new_zeros")
 _CREATE = (
     torch.zeros, torch.ones, torch.rand, torch.randn, torch.empty, torch.full, torch.arange, torch.eye,
@@ -115,7 +116,7 @@ def is_method(name: str) -> bool:
 def _operations() -> tuple[frozenset[Any], frozenset[str]]:
     """Return the functions that take tensors, and the names of the methods."""
     found = torch.overrides.get_overridable_functions()
-    methods = frozenset(getattr(one, "__name__", "") for one in found[Tensor])
+    methods = frozenset(getattr(one, "__name__", "") for one in found[Tensor]) - _OF_AUTOGRAD
     functions = (one for owner, of_it in found.items() if owner is not Tensor for one in of_it if callable(one))
     return frozenset(functions), methods
 

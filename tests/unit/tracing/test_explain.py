@@ -456,3 +456,26 @@ def test_changes_of_shapes_have_names(before: Any, after: Any, change: Any) -> N
 def no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
+
+
+def test_what_code_made_of_an_input_is_not_said_to_have_come_in() -> None:
+    class Hot(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(10, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(nn.functional.one_hot(x, 10))  # type: ignore[no-any-return]
+
+    with pytest.raises(RuntimeError), trace_shapes(model := Hot()) as trace:
+        model(torch.tensor([1, 2]))
+    assert trace.failure is not None
+    assert "one_hot(x, 10)`, made of x, which came in" in trace.failure.finding.cause
+
+
+def test_an_attribute_of_a_layer_inside_is_named_with_its_path() -> None:
+    model = nn.TransformerDecoderLayer(16, 2, batch_first=True)
+    with pytest.raises(RuntimeError), trace_shapes(model) as trace:
+        model(torch.zeros(2, 5, 16), torch.zeros(2, 7, 32))
+    assert trace.failure is not None
+    assert "takes 16 (its multihead_attn.kdim)" in trace.failure.finding.cause
