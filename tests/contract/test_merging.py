@@ -41,6 +41,7 @@ from .support import (
     unchanged,
     with_pooling,
 )
+from .test_lifecycle import encode_in_processes
 
 LONG = (*TEXTS, "", " ".join(TEXTS * 4))
 POLICIES = ("auto", "pool", "ignore", "strip")
@@ -388,6 +389,15 @@ def test_it_is_saved_and_loaded_without_peft_and_this_library(tmp_path: Path) ->
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert float(run.stdout.split()[-1]) <= 1e-6
+
+
+def test_processes_are_given_it_as_it_is() -> None:
+    """By ``encode(device=["cpu", "cpu"])``, or the pool that the release has: there are no hooks to go along."""
+    model = adapted("bert")
+    merged = merge_and_unload(model)
+    found = torch.as_tensor(encode_in_processes(merged, list(LONG)))
+    with prompt_mask_hooks(model):
+        assert distance(found, encoded(model, LONG)) <= 1e-6
 
 
 def test_copies_and_a_second_prompt() -> None:
