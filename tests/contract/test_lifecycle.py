@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import multiprocessing
 import pickle
 import sys
 import weakref
@@ -32,6 +31,7 @@ from ..tools.checks import (
     TEXTS,
     assert_right,
     distance,
+    encode_in_processes,
     encoded,
     expected,
     forward,
@@ -376,18 +376,6 @@ def test_half_a_pipeline_can_be_copied_and_keeps_its_hooks(adapted: Any) -> None
 
 
 # --- workers and threads --------------------------------------------------------------------------------------------
-
-
-def encode_in_processes(model: Any, texts: list[str]) -> Any:
-    """Encode in two spawned workers, by the API that the release has."""
-    assert multiprocessing.get_start_method(allow_none=True) in (None, "fork", "spawn", "forkserver")
-    if RELEASE >= (5, 1):
-        return model.encode(texts, device=["cpu", "cpu"], chunk_size=3)
-    pool = model.start_multi_process_pool(["cpu", "cpu"])
-    try:
-        return model.encode_multi_process(texts, pool, chunk_size=3)
-    finally:
-        model.stop_multi_process_pool(pool)
 
 
 @pytest.mark.slow

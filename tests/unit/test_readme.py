@@ -11,6 +11,7 @@ import shutil
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from peft_hooks import testing
 from peft_hooks.cli import main as _cli
 from peft_hooks.compat.tested import STACKS
 
+from ..elsewhere.tools import RELEASES, TOOLS
 from ..tools import matrix
 from ..tools.methods import METHODS
 
@@ -139,11 +141,22 @@ def what_exports(model: Any) -> dict[str, Any]:
     return {}
 
 
+def what_is_served(tool: str, model: Any) -> dict[str, Any]:
+    """Export the folder that a section serves, or skip where its tool is not installed."""
+    pytest.importorskip(tool, reason=f"the tox env `{'onnx51' if tool.startswith('optimum') else 'onnx'}` has it")
+    what_exports(model)
+    peft_hooks.export_onnx(model, "served/folder")
+    return {}
+
+
 GIVEN: dict[str, Callable[[Any], dict[str, Any]]] = {
     "training.rst: Training a prompt": parts_to_train,
     "models.rst: Any model": a_peft_model,
     "models.rst: Other libraries": a_saved_model,
     "serving.rst: One ONNX graph": what_exports,
+    "serving.rst: Sentence Transformers' ONNX backend": partial(what_is_served, "optimum.onnxruntime"),
+    "serving.rst: fastembed": partial(what_is_served, "fastembed"),
+    "serving.rst: OpenVINO": partial(what_is_served, "openvino"),
 }
 
 
@@ -209,6 +222,9 @@ def hooks_came_along(given: dict[str, Any]) -> None:
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "serving.rst: A plain model": serves_the_same,
     "serving.rst: One ONNX graph": serves_the_same,
+    "serving.rst: Sentence Transformers' ONNX backend": serves_the_same,
+    "serving.rst: fastembed": serves_the_same,
+    "serving.rst: OpenVINO": serves_the_same,
     "README.rst: Quick start": prints_what_is_said,
     "shapes.rst: Shapes traced, errors explained": explains_what_is_said,
     "use.rst: Use": hooks_are_on,
@@ -335,6 +351,16 @@ def test_the_table_of_releases_adds_up() -> None:
     there = [row.split()[0].rstrip(",") for row in rows[::2]]
     assert set(pins) <= set(there) <= {stack.sentence_transformers for stack in STACKS}
     assert there == sorted(there, key=Version)
+
+
+def test_the_table_of_tools_has_those_that_are_tested() -> None:
+    """With the versions that are installed for them, and nothing above what their tests allow."""
+    (table,) = DOCUMENTS["examples/guides/serving.rst"].findall(nodes.table)
+    _, *rows = [[entry.astext() for entry in row.findall(nodes.entry)] for row in table.findall(nodes.row)]
+    tested = {"Sentence Transformers alone": ", ".join(RELEASES)}
+    tested.update((name, tool.version) for name, tool in TOOLS.items())
+    assert {name: version for name, version, *_ in rows} == tested
+    assert all(float(far) <= 1e-6 for _, _, *columns in rows for far in columns if far)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

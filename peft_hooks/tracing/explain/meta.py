@@ -81,19 +81,24 @@ def on_meta(value: Any) -> Any:
 def fails_alone(work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], error: BaseException) -> bool:
     """Tell whether an operation raises the very error on other tensors of these shapes and dtypes as well.
 
-    On meta tensors first. Some allow what the kernel refuses, or say it in other words, so it is asked with zeros then.
+    It has to fail on meta tensors. Some do so in other words than the kernel, which is asked with zeros and ones then.
     """
     try:
-        made = _run(work, args, kwargs)
+        _run(work, args, kwargs)
     except Exception as raised:
         if _is_like(raised, error):
             return True
-        made = None
-    if any(isinstance(one, Tensor) and one.numel() > _MOST for one in _flat([made])):
+    else:
         return False
+    return all(_fails_on(number, work, args, kwargs, error) for number in (0, 1))
+
+
+def _fails_on(
+    number: int, work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], error: BaseException
+) -> bool:
     try:
         with torch.random.fork_rng(devices=[]):
-            _run(work, args, kwargs, _zeros)
+            _run(work, args, kwargs, functools.partial(_full, number))
     except Exception as raised:
         return _is_like(raised, error)
     return False
@@ -147,10 +152,10 @@ def _other(value: Any, made: Like) -> Any:
     return value
 
 
-def _zeros(meta: Tensor) -> Tensor:
+def _full(number: int, meta: Tensor) -> Tensor:
     if meta.numel() > _MOST:
         raise ValueError(meta.numel())
-    return torch.zeros_like(meta, device="cpu")
+    return torch.full_like(meta, number, device="cpu")
 
 
 def _is_like(raised: BaseException, error: BaseException) -> bool:
