@@ -2,8 +2,8 @@
 
 ``entry``       is asked by the recorder of a trace, or by ``aftermath`` for an exception that nobody traced.
 ``tracebacks``  reads the frames that the error left: what each was running, and whether a hook raised it. What the
-                names and expressions in a frame are comes from ``values``, without a call of anybody's code; of tensors
-                that are not at hand ``ghosts`` tells the shapes.
+                names and expressions in a frame are comes from ``values``, without a call of anybody's code. A tensor
+                that is not at hand is a ghost (``ghosts``), and PyTorch says what it would be (``meta``).
 ``scene``       holds what is known: the frames; the forward's calls in order and where a tensor came from
                 (``origins``); what the source calls things, and what was given to what (``operands``).
 ``find``        asks one rule after another, and the first that applies is the cause. ``sites`` lists for them the
