@@ -90,7 +90,7 @@ class LoadError(PeftHooksError, ValueError):
         >>> peft_hooks.load("./no/such/folder")
         Traceback (most recent call last):
         ...
-        peft_hooks.LoadError: ./no/such/folder: no directory with a model: no such path
+        peft_hooks.LoadError: ./no/such/folder: not a model directory, and no such path exists
     """
 
 
@@ -108,7 +108,7 @@ class SaveError(PeftHooksError, ValueError):
         >>> peft_hooks.save(model, warnings.__file__)
         Traceback (most recent call last):
         ...
-        peft_hooks.SaveError: ...warnings.py: a file is there: give a folder
+        peft_hooks.SaveError: ...warnings.py: this is a file: give a folder
     """
 
 

@@ -198,7 +198,7 @@ def test_what_is_not_a_prompt_is_refused(plain: Any, adapted: Any) -> None:
     with refused(lora, UnsupportedModelError, "the adapter is LORA", "PeftModel.merge_and_unload()"):
         merge_and_unload(lora)
     none = plain("bert")
-    with refused(none, UnsupportedModelError, "no PEFT adapter", "plain already"):
+    with refused(none, UnsupportedModelError, "no PEFT adapter", "already plain"):
         merge_and_unload(none)
     with pytest.raises(TypeError, match="expected a SentenceTransformer"):
         merge_and_unload("minilm")  # type: ignore[arg-type]

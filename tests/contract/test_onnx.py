@@ -202,14 +202,14 @@ def test_a_multi_vector_encoder_is_refused(tmp_path: Path, multi_vector: Any) ->
 def test_routes_are_refused(tmp_path: Path, adapted: Any, routed: Any) -> None:
     one, other = adapted("bert", "prompt_tuning"), adapted("bert", "prompt_tuning")
     model = routed([], [one[1]], query=[one[0]], document=[other[0]])
-    with pytest.raises(UnsupportedModelError, match=r"a Router.* by its task"):
+    with pytest.raises(UnsupportedModelError, match=r"a Router.* by the task of a text"):
         export_onnx(model, tmp_path / "model.onnx")
 
 
 def test_a_folder_is_made_of_sentence_embeddings_only(tmp_path: Path) -> None:
     model = cross.tiny_cross_encoder("bert")
     cross.put_adapter(model, "prompt_tuning")
-    with pytest.raises(UnsupportedModelError, match=r"a folder .*a SentenceTransformer.* a file"):
+    with pytest.raises(UnsupportedModelError, match=r"only a SentenceTransformer can become a folder.* a file"):
         export_onnx(model, tmp_path / "served")
     assert not list(tmp_path.iterdir())
 

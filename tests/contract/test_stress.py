@@ -52,4 +52,4 @@ def test_a_folder_with_another_model_is_called_wrong(base: Path, tmp_path: Path)
     one, other = stress.build(base, "prompt_tuning"), stress.build(base, "prompt_tuning", seed=2)
     peft_hooks.save(one, tmp_path / "model")
     assert stress.outcome(tmp_path / "model", stress.vectors(one)) == "equal"
-    assert stress.outcome(tmp_path / "model", stress.vectors(other)) == "WRONG, another model in silence"
+    assert stress.outcome(tmp_path / "model", stress.vectors(other)) == "WRONG, silently a different model"

@@ -325,7 +325,7 @@ def test_a_checkpoint_in_which_a_file_is_missing_or_cut_is_passed_over(
     file.unlink()
     if cut:
         file.write_bytes(held[: len(held) // 2])
-    reason = f"{name} is not whole" if cut else f"there is no {name.replace('state.pth', 'state*.pth')} in it"
+    reason = f"{name} is incomplete" if cut else f"it has no {name.replace('state.pth', 'state*.pth')}"
     trainer = make_trainer(trainer_class, hooked(), tmp_path)
     before = weights(trainer.model)
     with pytest.raises((ValueError, FileNotFoundError), match=r"checkpoint-4") as caught:
@@ -336,7 +336,7 @@ def test_a_checkpoint_in_which_a_file_is_missing_or_cut_is_passed_over(
         trainer.train(resume_from_checkpoint=True)
     shutil.rmtree(tmp_path / "checkpoint-2")
     file.unlink()
-    with pytest.raises(ValueError, match=f"no checkpoint in {tmp_path} is whole"):
+    with pytest.raises(ValueError, match=f"no checkpoint in {tmp_path} is complete"):
         make_trainer(trainer_class, hooked(), tmp_path).train(resume_from_checkpoint=True)
 
 
@@ -347,7 +347,7 @@ def test_checkpoints_of_the_model_alone_are_whole_where_no_more_is_written(
     make_trainer(trainer_class, hooked(), tmp_path, save_only_model=True).train()
     trainer = make_trainer(trainer_class, hooked(), tmp_path, save_only_model=True, max_steps=5)
     assert trainer.train(True).global_step == 5
-    with pytest.raises(ValueError, match=r"there is no optimizer.pt in it"):
+    with pytest.raises(ValueError, match=r"it has no optimizer.pt"):
         make_trainer(trainer_class, hooked(), tmp_path).train(resume_from_checkpoint=True)
 
 
@@ -368,7 +368,7 @@ def test_a_best_checkpoint_that_is_cut_is_refused(
     file = Path(trainer.state.best_model_checkpoint) / "trainable_state.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
     before = weights(model)
-    with pytest.raises(ValueError, match=r"trainable_state.safetensors is not whole"):
+    with pytest.raises(ValueError, match=r"trainable_state.safetensors is incomplete"):
         trainer._load_best_model()
     assert_equal(weights(model), before)
 

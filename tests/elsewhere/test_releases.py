@@ -14,8 +14,8 @@ import torch
 
 from peft_hooks import merge_and_unload, prompt_mask_hooks
 
-from .conftest import tuned
 from .environments import ONLY_IF_ASKED, environment, install, run
+from .served import tuned
 from .texts import FEW
 from .tools import RELEASES, TORCH
 

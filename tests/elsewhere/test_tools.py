@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .conftest import Served
 from .environments import ONLY_IF_ASKED, PROGRAMS, environment, node_modules, run
+from .served import Served
 from .texts import FEW, strange
 from .tools import BACKEND, JAVASCRIPT, TOOLS
 

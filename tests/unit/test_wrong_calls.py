@@ -316,7 +316,7 @@ WRONG: dict[str, Wrong] = {
     "a batch size alone": Wrong(
         lambda models: check_padding_invariance(models.tuned, TEXTS, batch_sizes=2),  # type: ignore[arg-type]
         ValueError,
-        "batch_sizes=2 | whole numbers from 1 | [2, 8]",
+        "batch_sizes=2 | positive whole numbers | [2, 8]",
     ),
     "a model without values": Wrong(
         lambda models: check_padding_invariance(models.meta(), TEXTS),
@@ -350,7 +350,7 @@ WRONG: dict[str, Wrong] = {
         "a folder to save in | got None",
     ),
     "saving to a file": Wrong(
-        lambda models: save(models.tuned, __file__), SaveError, f"{__file__} | a file is there | a folder"
+        lambda models: save(models.tuned, __file__), SaveError, f"{__file__} | this is a file | a folder"
     ),
     # hooks of one's own
     "a hook's class": Wrong(

@@ -53,7 +53,7 @@ def test_a_path_is_a_file_or_a_folder_by_its_ending(tmp_path: Path) -> None:
     assert _target(str(tmp_path / "model.onnx")) == (tmp_path, "model.onnx", False)
     assert _target(str(tmp_path / "model")) == (tmp_path / "model", "onnx/model.onnx", True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(SaveError, match=r"a file is there.* a folder.* ends in"):
+    with pytest.raises(SaveError, match=r"this is a file.* a folder.* ends in"):
         _target(str(tmp_path / "file"))
     with pytest.raises(SaveError, match="nothing can be written there"), beside(tmp_path / "file" / "in"):
         pass

@@ -90,7 +90,7 @@ def test_a_prompt_adapter_is_loaded_by_hand_and_its_findings_are_status_1(
     assert status == 1
     assert "'default': PROMPT_TUNING, 4 virtual tokens" in out
     assert_says(out, "PH006 | [CLS] | Pooling '1'")
-    assert "Putting the adapter in" in err
+    assert "Attaching the adapter in" in err
     assert re.search(r"PROBLEMS +\d findings?.* peft_hooks\.register_prompt_mask_hooks\(model\)", out)
 
 
@@ -165,7 +165,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a module with code": (
         lambda at: (at / "plain" / "modules.json").write_text('[{"type": "evil.Module", "path": ""}]'),
-        "evil.Module | not of Sentence Transformers | no code",
+        "evil.Module | not part of Sentence Transformers | code is not run",
     ),
     "pickled weights": (
         lambda at: [
@@ -202,7 +202,7 @@ def test_what_cannot_be_loaded_is_status_2_and_one_sentence(
     [
         ("{", "adapter_config.json | damaged | not JSON"),
         ("[]", "adapter_config.json | damaged | a dict | a list"),
-        ("{}", "peft_type | not an adapter of PEFT"),
+        ("{}", "peft_type | not a PEFT adapter"),
         ('{"peft_type": "PROMPT_TUNING"}', "its base model | --base PATH"),
         ('{"peft_type": "PROMPT_TUNING", "base_model_name_or_path": "/no/where"}', "/no/where | --base PATH"),
         ('{"peft_type": "NO_SUCH", "base_model_name_or_path": "../plain"}', "could not be loaded | NO_SUCH"),
@@ -229,7 +229,7 @@ def test_an_adapter_without_safetensors_is_status_2(copied: Path, capsys: pytest
 def test_a_file_is_no_directory(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = doctor(capsys, copied / "plain" / "modules.json")
     assert status == 2
-    assert_says(" ".join(err.split()), "no directory | a file")
+    assert_says(" ".join(err.split()), "not a model directory | a file")
 
 
 def test_a_name_that_cannot_be_downloaded_is_status_2_piped_without_colour() -> None:

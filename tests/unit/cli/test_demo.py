@@ -227,7 +227,7 @@ def test_without_hooks_the_release_is_shown_as_it_is(without: _demo.Measured, pi
     if release >= (6, 2):
         assert without.run.badness > 0.01
         assert re.search(r"^PH001 .*\n +58 embeddings .*mask of 48", piped.out, re.M | re.S)
-        assert re.search(r"^PH002 .*\n +176 of 176 positions of padding", piped.out, re.M | re.S)
+        assert re.search(r"^PH002 .*\n +176 of 176 padding positions", piped.out, re.M | re.S)
         assert verdict[1] == "WRONG"
         assert any("padding)" in line for line in piped.out.splitlines() if line.startswith("B ◆"))
     elif release >= (3, 3):

@@ -21,7 +21,7 @@ WIDTH = 32
 Features = dict[str, Any]
 
 # What is said of each kind of fault.
-PADDING, OTHERS, LENGTH = "positions of padding", "values of the other texts", "alone | in a padded batch"
+PADDING, OTHERS, LENGTH = "padding positions", "values of the other texts", "alone | in a padded batch"
 
 
 class Part(nn.Module):

@@ -67,7 +67,7 @@ def test_padding_that_counts_is_ph002_with_how_much(golden: Golden) -> None:
     found = only(seen(counted=torch.ones(2, 6, dtype=torch.bool)))
     assert found.code == "PH002"
     golden("findings", told(found))
-    assert_says(found.measured, "2 of 2 positions of padding | 2 tokens")
+    assert_says(found.measured, "2 of 2 padding positions | 2 tokens")
 
 
 def test_text_and_virtual_tokens_that_do_not_count_are_no_padding() -> None:
@@ -156,7 +156,7 @@ def test_the_verdict_says_that_the_hooks_make_it_right_only_if_that_was_measured
     assert "measured" not in diagnosis(found).verdict
     fixed = replace(found, fix=CALL, fixed=True)
     golden("verdicts", diagnosis(fixed).verdict)
-    assert_says(diagnosis(fixed).verdict, f"1 finding | {CALL} | right | measured")
+    assert_says(diagnosis(fixed).verdict, f"1 finding | {CALL} | fixes | measured")
 
 
 def test_the_verdict_says_what_the_hooks_leave(golden: Golden) -> None:
