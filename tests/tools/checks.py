@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -91,8 +92,8 @@ def snapshot(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def _contents(value: Any) -> Any:
-    if isinstance(value, list):  # what is in it: an LSTM makes its list of weights anew at each `.to()`, as in encode
-        return [id(entry) for entry in value]
+    if isinstance(value, list):  # what is in it: an LSTM makes its lists of weights anew at each `.to()`, as in encode
+        return [id(entry() if isinstance(entry, weakref.ref) else entry) for entry in value]
     return [(key, id(entry)) for key, entry in value.items()] if isinstance(value, dict) else (id(value), _shown(value))
 
 
