@@ -275,6 +275,7 @@ def test_with_dropout_it_steps_aside_in_training_only(
     """Each row has its own dropout, which PEFT's way gives virtual tokens too."""
     others = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0} if architecture == "gpt2" else {}
     model = adapted(architecture, **{**others, **config})
+    torch.manual_seed(0)  # where OPT leaves out every layer, transformers itself raises, once in a hundred times
     _, seen = gradients(model, "auto")
     assert seen in (EVERY_ROW, [])  # layerdrop may leave the first layer out
     with prompt_mask_hooks(model), runs(model) as seen:
