@@ -8,10 +8,6 @@ from collections.abc import Iterator
 
 import torch
 
-from ..compat.quiet import quiet
-
-__all__ = ["one_thread", "quiet", "saying"]
-
 
 @contextlib.contextmanager
 def saying(what: str) -> Iterator[None]:

@@ -125,10 +125,13 @@ class Values:
         return tuple(parts) if isinstance(node, ast.Tuple) else parts
 
     def _binary(self, node: ast.BinOp) -> Any:
-        sides, kind = [self(node.left), self(node.right)], type(node.op)
+        operation = self.operation(node)
+        if operation is None:
+            return UNKNOWN
+        work, sides, _ = operation
         if all(isinstance(one, (int, float)) for one in sides):
-            return _NUMBERS[kind](*sides) if kind in _NUMBERS else UNKNOWN
-        return _known(worked_out(_TENSORS[kind], sides)) if kind in _TENSORS else UNKNOWN
+            return work(*sides) if type(node.op) in _NUMBERS else UNKNOWN
+        return _known(worked_out(work, sides))
 
     def _compare(self, node: ast.Compare) -> Any:
         left, right, work = self(node.left), self(node.comparators[0]), _COMPARE.get(type(node.ops[0]))
@@ -145,7 +148,7 @@ class Values:
         return UNKNOWN if work is None else _known(worked_out(work, [value]))
 
     def _call(self, node: ast.Call) -> Any:
-        owner = self(node.func.value) if isinstance(node.func, ast.Attribute) else None
+        owner = self._owner(node)
         if isinstance(node.func, ast.Attribute) and is_tensor(owner):
             return _known(method(owner, node.func.attr, *self.arguments(node)))
         function = self(node.func)
@@ -156,9 +159,11 @@ class Values:
             return (shape_of(args[0]) or (UNKNOWN,))[0]
         if function is torch.tensor and args and isinstance(args[0], (list, int, float)):
             return torch.tensor(args[0])  # of numbers in the source: a new one, of which nobody knows
-        if is_operation(function):
-            return _known(worked_out(function, args, kwargs))
-        return _known(created(function, args, kwargs))
+        return _known((worked_out if is_operation(function) else created)(function, args, kwargs))
+
+    def _owner(self, node: ast.Call) -> Any:
+        """Return what has the method that is called; None of a plain function."""
+        return self(node.func.value) if isinstance(node.func, ast.Attribute) else None
 
     def operation(self, node: ast.AST | None) -> tuple[Any, list[Any], dict[str, Any]] | None:
         """Return what an expression runs, with its arguments, if that is an operation of PyTorch's on tensors."""
@@ -169,13 +174,12 @@ class Values:
             return operator.getitem, [self(node.value), self(node.slice)], {}
         if not isinstance(node, ast.Call):
             return None
-        args, kwargs = self.arguments(node)
-        owner = self(node.func.value) if isinstance(node.func, ast.Attribute) else None
+        owner = self._owner(node)
         if isinstance(node.func, ast.Attribute) and is_tensor(owner):
-            name = node.func.attr
-            return (getattr(Tensor, name), [owner, *args], kwargs) if is_method(name) else None
+            args, kwargs = self.arguments(node)
+            return (getattr(Tensor, node.func.attr), [owner, *args], kwargs) if is_method(node.func.attr) else None
         function = self(node.func)
-        return (function, args, kwargs) if is_operation(function) else None
+        return (function, *self.arguments(node)) if is_operation(function) else None
 
 
 def _known(made: Any) -> Any:
