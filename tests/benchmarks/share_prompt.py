@@ -6,6 +6,8 @@ forward; with them kept between forwards; and, for 32 texts, with minimal sharin
 query is also encoded with merged LoRA, and by real MiniLM, an encoder, whose virtual tokens see the text. All take
 turns.
 
+The forwards of 32 texts are also compiled, if there is a C++ compiler: ``torch.compile`` with its own backend.
+
 Real MiniLM encodes texts with a prefix computed by a network (``prefix_projection``), which runs for every row, as in
 PEFT; once; or not again.
 """
@@ -13,6 +15,8 @@ PEFT; once; or not again.
 from __future__ import annotations
 
 import itertools
+import shutil
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,9 +25,10 @@ from torch import Tensor
 from peft_hooks import register_prompt_mask_hooks
 from peft_hooks.testing import TEXTS, tiny_model
 
+from ..tools.checks import pipeline_of
 from ..tools.methods import backbone_of, put_adapter, put_backbone
 from .encode import agree, encoding
-from .models import minilm
+from .models import features_of, minilm
 from .table import Row
 from .timing import in_turns, ratios, raw_of
 
@@ -41,11 +46,12 @@ VIRTUAL, BATCHES = (50, 100), (1, 8, BATCH)
 
 
 def measure(quick: bool = False) -> list[Row]:
-    """Measure a decoder with 50 and 100 virtual tokens, one query on an encoder, and a prefix of 50."""
+    """Measure a decoder with 50 and 100 virtual tokens, also compiled, a query on an encoder, and a prefix of 50."""
     every = list(itertools.product(VIRTUAL, BATCHES))
     sizes, rounds = (every[:1], 2) if quick else (every, ROUNDS)
     rows = [row for virtual, batch in sizes for row in _measured(virtual, batch, rounds if batch > 1 else 4 * rounds)]
-    return [*rows, *_query(10, 10 * rounds), *_network(50, rounds)]
+    compiled = [] if quick or shutil.which("c++") is None else _compiled(VIRTUAL[0], rounds)
+    return [*rows, *compiled, *_query(10, 10 * rounds), *_network(50, rounds)]
 
 
 def _measured(virtual: int, batch: int, rounds: int) -> list[Row]:
@@ -92,6 +98,37 @@ def _rows_of(times: dict[str, list[float]], what: str) -> list[Row]:
     if "LoRA, merged" in times:
         rows.append(Row.of(f"{what}, kept: time", "LoRA, merged", ratios(times, "kept", "LoRA, merged"), None))
     return rows
+
+
+def _compiled(virtual: int, rounds: int) -> list[Row]:
+    """Measure forwards of 32 texts: as PEFT computes it and shared, both compiled; and shared, not compiled."""
+    own, shared = (tiny_model("qwen3", **SIZES) for _ in range(2))
+    works: dict[str, Callable[[], Tensor]] = {}
+    for model, name in ((own, "PEFT's own way"), (shared, "shared")):
+        put_adapter(model, "prompt_tuning", num_virtual_tokens=virtual)
+        register_prompt_mask_hooks(model, share_prompt=model is shared)
+        works[f"{name}, compiled"] = _forward(model, torch.compile(pipeline_of(model)))
+    works["shared"] = _forward(shared, pipeline_of(shared))
+    times = in_turns(works, rounds)
+    torch.testing.assert_close(*(work() for name, work in works.items() if "compiled" in name), rtol=0, atol=1e-5)
+    what = f"forward of {BATCH} with {virtual} virtual tokens, compiled"
+    fast, raw = ratios(times, "PEFT's own way, compiled", "shared, compiled"), raw_of(times)
+    return [
+        Row.of(f"{what}, shared: times as fast", "PEFT's own way, compiled", fast, None, **raw),
+        Row.of(f"{what}, shared: times as fast", "not compiled", ratios(times, "shared", "shared, compiled"), None),
+    ]
+
+
+def _forward(model: Any, pipeline: Callable[[dict[str, Any]], Tensor]) -> Callable[[], Tensor]:
+    """Return a function that runs a pipeline on 32 texts, as tokens: a tokenizer is not compiled."""
+    features = features_of(model, _texts())
+    tokens = {name: features[name] for name in ("input_ids", "attention_mask")}
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return pipeline(dict(tokens))
+
+    return run
 
 
 def _query(virtual: int, rounds: int) -> list[Row]:
