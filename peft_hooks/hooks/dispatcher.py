@@ -17,7 +17,6 @@ from torch import nn
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from ..compat.torch_internals import (
-    calls_of,
     drop_hooks,
     ends_recomputation,
     hooks_of,
@@ -27,6 +26,7 @@ from ..compat.torch_internals import (
 )
 from .board import Attached, Board, Entry, Place, State, new_key
 from .call import NOTHING, STARTING, Call, Hook
+from .running import count_like, drop_ended, has_frame
 
 _Kwargs = dict[str, Any]
 
@@ -101,9 +101,8 @@ class Dispatcher:
         call._owner = self
         # By default torch.export runs the modules as they are, and runs no hook when one of them raises.
         if not is_dynamo_compiling():
-            call._visible = calls_of(call.module, enough=1) == 1
-            while calls and _is_over(calls, call):
-                calls.pop()
+            call._visible = has_frame(call.module)
+            drop_ended(calls, call)
         if calls:
             call._outer = calls[-1]
             call._same = _is_same(calls, calls[-1], call)
@@ -173,28 +172,11 @@ def _led_to(reason: BaseException, error: BaseException) -> bool:
     return found is reason
 
 
-def _is_over(calls: list[Call], beginning: Call) -> bool:
-    """Tell whether the innermost call has ended but is still listed: after an interrupt PyTorch runs no hook.
-
-    Each call of a module has a frame on Python's stack, except where torch.compile made frames of its own.
-    """
-    last = calls[-1]
-    if not last._visible:
-        return False
-    of_it = _like(calls, last) + (beginning.module is last.module and beginning._owner is last._owner)
-    return calls_of(last.module, enough=of_it) < of_it
-
-
 def _is_same(calls: list[Call], outer: Call, beginning: Call) -> bool:
     """Tell whether another registry's dispatcher began ``outer`` for the very call that is beginning now."""
     if outer.module is not beginning.module or outer._owner is beginning._owner:
         return False
-    return _like(calls, beginning) < _like(calls, outer)
-
-
-def _like(calls: list[Call], one: Call) -> int:
-    """Count the calls of the same module by the same dispatcher."""
-    return sum(call.module is one.module and call._owner is one._owner for call in calls)
+    return count_like(calls, beginning) < count_like(calls, outer)
 
 
 def dispatcher_of(hook: Any) -> Dispatcher | None:

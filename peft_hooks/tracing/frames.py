@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .leaves import Raw, collect
 
@@ -19,6 +19,8 @@ class Frame:
     """One call of one module, while it runs and afterwards. Holds no tensor and no exception."""
 
     __slots__ = (
+        "_module",
+        "_visible",
         "around",
         "call",
         "forward",
@@ -33,12 +35,14 @@ class Frame:
         "thread",
     )
 
-    def __init__(self, tap: Tap, path: str, thread: Thread, parent: Frame | None, around: object) -> None:
+    def __init__(self, tap: Tap, thread: str, module: nn.Module, around: object) -> None:
         self.tap = tap
-        self.path = path
-        self.thread = thread.name
-        self.forward = thread.forward
-        self.parent = parent
+        self.path = tap.path
+        self.thread = thread
+        self._module = ref(module)
+        self._visible = False
+        self.forward = 0
+        self.parent: Frame | None = None
         self.call = 0
         self.index = -1
         self.inputs: list[Raw] | tuple[()] = ()
@@ -46,6 +50,15 @@ class Frame:
         self.state = "running"
         self.around = around  # the error that is being handled around the forward
         self.raised = 0  # id of the last error that left this call, or a recorded one inside it
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that is called (a replica, under ``DataParallel``), while it lives."""
+        return self._module()
+
+    @property
+    def _owner(self) -> Tap:
+        return self.tap
 
 
 class Thread:

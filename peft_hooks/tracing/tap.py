@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.compiler import is_compiling
 
-from ..compat.torch_internals import calls_of, drop_hooks
+from ..compat.torch_internals import drop_hooks
+from ..hooks.running import drop_ended, has_frame
 from .frames import Frame, Thread, inputs_of, outputs_of
 
 if TYPE_CHECKING:
@@ -74,13 +75,11 @@ class Tap:
             self.take_off(module)
             return
         thread = recorder.thread()
-        stack = thread.stack
-        if stack and stack[0].tap is self and calls_of(module) <= sum(frame.tap is self for frame in stack):
-            stack.clear()  # a KeyboardInterrupt ran no forward hook: what is there is over
-        frame = self.begin(recorder, thread, sys.exc_info()[1])
+        frame = self.begin(recorder, thread, module, sys.exc_info()[1])
+        frame._visible = has_frame(module)
         if self.recorded:
             self.record(frame, recorder, thread, args, kwargs)
-        stack.append(frame)
+        thread.stack.append(frame)
 
     @torch.jit.unused
     def whole(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -90,7 +89,7 @@ class Tap:
             self.take_off(module)
             return
         thread = recorder.thread()
-        frame = self.begin(recorder, thread, None)
+        frame = self.begin(recorder, thread, module, None)
         self.record(frame, recorder, thread, args, kwargs)
         error = sys.exc_info()[1]
         # An error that unwinds this very call has its traceback begin with PyTorch's frame, which called this hook;
@@ -104,13 +103,18 @@ class Tap:
         if self.recorder is None and not is_compiling():
             drop_hooks(module, self)
 
-    def begin(self, recorder: Recorder, thread: Thread, around: object) -> Frame:
+    def begin(self, recorder: Recorder, thread: Thread, module: nn.Module, around: object) -> Frame:
         """Make the frame of a call, at its place among those that the thread is in."""
-        stack = thread.stack
-        path = self.path_in(stack) if self.shared else self.path
-        if not stack:
-            thread.enter(path, recorder.numbers)
-        return Frame(self, path, thread, stack[-1] if stack else None, around)
+        stack, frame = thread.stack, Frame(self, thread.name, module, around)
+        drop_ended(stack, frame)
+        if self.shared:
+            frame.path = self.path_in(stack)
+        if stack:
+            frame.parent = stack[-1]
+        else:
+            thread.enter(frame.path, recorder.numbers)
+        frame.forward = thread.forward
+        return frame
 
     def record(
         self, frame: Frame, recorder: Recorder, thread: Thread, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -133,6 +137,8 @@ class Tap:
             return
         thread = recorder.thread()
         stack, error = thread.stack, sys.exc_info()[1]
+        if stack and stack[-1].tap is not self:
+            drop_ended(stack)
         if not stack or stack[-1].tap is not self:
             # A pre-hook of someone else raised before ours ran, or the block began while this module ran.
             if error is not None and not stack:

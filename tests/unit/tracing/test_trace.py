@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -359,6 +360,53 @@ def test_an_interrupted_forward_does_not_disturb_the_next() -> None:
         ("", None, "done"),
         ("0", 2, "done"),
     ]
+
+
+class Stops(nn.Module):
+    """Interrupts a forward of one row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.size(0) == 1:
+            raise KeyboardInterrupt
+        return x
+
+
+def test_after_an_interrupt_a_part_that_is_called_by_itself_is_outermost_and_explained() -> None:
+    """PyTorch runs no hook when a KeyboardInterrupt leaves a module: the calls around it are over all the same."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(3, 4), Stops(), nn.Linear(4, 2)))
+    part: Any = model[0]
+    for module, path in ((part, "0"), (part[2], "0.2")):
+        with trace_shapes(model) as trace:
+            with pytest.raises(KeyboardInterrupt):
+                model(torch.zeros(1, 3))
+            with pytest.raises(RuntimeError) as caught:
+                module(torch.zeros(2, 5))
+            assert caught.value.__notes__
+        outermost = [row.path for row in trace if row.parent is None]
+        assert outermost == ["", path]
+
+
+def test_an_interrupt_that_a_forward_catches_ends_the_calls_inside_only() -> None:
+    class Catches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(Stops())
+
+        def forward(self, x: Tensor) -> Tensor:
+            with contextlib.suppress(KeyboardInterrupt):
+                self.inner(x)
+            return x
+
+    model = nn.Sequential(Catches(), nn.Sequential(nn.ReLU()))
+    with trace_shapes(model) as trace:
+        model(torch.zeros(1, 3))
+        model(torch.zeros(2, 3))
+    first = [(row.path, row.state) for row in trace if row.forward == 1]
+    assert first == [("", "done"), ("0", "done"), ("0.inner", "running"), ("1", "done"), ("1.0", "done")]
+    again = [row for row in trace if row.forward == 2]
+    assert len(again) == 6
+    assert {row.state for row in again} == {"done"}
+    assert [row.path for row in again if row.parent is None] == [""]
 
 
 def test_a_trace_can_be_looked_at_while_it_fills_up() -> None:
