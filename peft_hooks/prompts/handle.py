@@ -186,13 +186,8 @@ def options_on(model: nn.Module) -> Options | None:
     Raises:
         HookError: If ``model`` shares a module with another model, whose hooks are on it.
     """
-    handle = _handles.get(model)
-    if handle is not None and handle.active:
-        return handle.options
-    pipeline = Pipeline.of(model)
-    found = _hooks_in(pipeline)
-    inner = _handle_inside(pipeline, found)
-    return _options_of(pipeline, found) if inner is None else inner.options
+    found = _found_on(model)
+    return found.options if isinstance(found, HookHandle) else found
 
 
 def adopt_handle(model: nn.Module, pipeline: Pipeline | None = None) -> HookHandle | None:
@@ -201,18 +196,22 @@ def adopt_handle(model: nn.Module, pipeline: Pipeline | None = None) -> HookHand
     Raises:
         HookError: If ``model`` shares a module with another model, whose hooks are on it.
     """
+    found = _found_on(model, pipeline)
+    if not isinstance(found, Options):
+        return found
+    handle = HookHandle(model, found, HookRegistry.adopt(model, found))
+    handle.adopted(Pipeline.of(model) if pipeline is None else pipeline)
+    return handle
+
+
+def _found_on(model: nn.Module, pipeline: Pipeline | None = None) -> HookHandle | Options | None:
+    """Return the handle of the hooks on a model, or the options of hooks that came along and have no handle yet."""
     handle = _handles.get(model)
     if handle is not None and handle.active:
         return handle
     pipeline = Pipeline.of(model) if pipeline is None else pipeline
     found = _hooks_in(pipeline)
-    inner = _handle_inside(pipeline, found)
-    options = _options_of(pipeline, found) if inner is None else None
-    if options is None:
-        return inner
-    handle = HookHandle(model, options, HookRegistry.adopt(model, options))
-    handle.adopted(pipeline)
-    return handle
+    return _handle_inside(pipeline, found) or _options_of(pipeline, found)
 
 
 def _hooks_in(pipeline: Pipeline) -> _OnModules:
