@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from peft_hooks import Call, Hook, HookRegistry
+from peft_hooks import Call, Hook, HookRegistry, register_prompt_mask_hooks
+from peft_hooks.prompts.plan import Options
 
 from .tools import matrix, methods, tiny
 from .tools.wording import REWRITE, Golden
@@ -19,6 +20,7 @@ from .tools.wording import REWRITE, Golden
 pytest.register_assert_rewrite("tests.tools.checks", "tests.tools.clients")
 
 Make = Callable[..., Any]
+KEEP = "--keep-prompt"
 
 
 def or_skip(make: Make) -> Make:
@@ -95,14 +97,25 @@ def clean_dynamo() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the switch that writes what is said now into the golden files."""
+    """Add the switch that writes what is said now into the golden files, and the one that keeps prompts."""
     parser.addoption(REWRITE, action="store_true", help="write what is said now into tests/**/golden/*.txt")
+    parser.addoption(KEEP, action="store_true", help='attach hooks with share_prompt="keep" where a test does not say')
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to rewrite golden files in several processes at once: each would write what it alone has seen."""
+    if config.getoption(KEEP):
+        keep_by_default()
     if config.getoption(REWRITE) and hasattr(config, "workerinput"):
         raise pytest.UsageError(f"{REWRITE} in one process only: leave out -n")
+
+
+def keep_by_default() -> None:
+    """Make "keep" the default of ``share_prompt``: what holds of the hooks has to hold of them with it, too."""
+    attach: Any = register_prompt_mask_hooks
+    attach.__kwdefaults__["share_prompt"] = "keep"
+    make: Any = Options.__init__
+    make.__defaults__ = (*make.__defaults__[:-1], "keep")
 
 
 @pytest.fixture

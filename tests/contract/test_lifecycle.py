@@ -82,7 +82,7 @@ def test_registering_twice_with_other_options_is_an_error_that_says_how_to_repla
         register_prompt_mask_hooks(model, virtual_tokens="strip")
     assert_says(
         caught.value,
-        "other options | HookHandle(virtual_tokens='auto', task_id=None, check=True, log=False, share_prompt='auto'",
+        "other options | HookHandle(virtual_tokens='auto', task_id=None, check=True, log=False, share_prompt=",
         f"{len(handle.registry)} hooks",
         "`.remove()` | `with prompt_mask_hooks(model, ...)`",
     )
