@@ -29,6 +29,7 @@ PARTS = (
     "memory",
     "importing",
     "encode",
+    "one_query",
     "share_prompt",
     "scaling",
     "tracing",

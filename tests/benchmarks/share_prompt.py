@@ -2,9 +2,8 @@
 
 A random Qwen3 with 6 layers encodes 1, 8 and 32 texts of 10 tokens in one batch, in one thread: without an adapter;
 with prompt tuning as PEFT computes it (hooks on, ``share_prompt=False``); with the virtual tokens shared within a
-forward; with them kept between forwards; and, for 32 texts, with minimal sharing written by hand, without hooks. One
-query is also encoded with merged LoRA, and by real MiniLM, an encoder, whose virtual tokens see the text. All take
-turns.
+forward; with them kept between forwards; and, for 32 texts, with minimal sharing written by hand, without hooks. All
+take turns.
 
 The forwards of 32 texts are also compiled, if there is a C++ compiler: ``torch.compile`` with its own backend.
 
@@ -25,7 +24,7 @@ from torch import Tensor
 from peft_hooks import register_prompt_mask_hooks
 from peft_hooks.testing import TEXTS, tiny_model
 
-from ..tools.methods import backbone_of, put_adapter, put_backbone
+from ..tools.methods import backbone_of, put_adapter
 from .encode import agree, encoding
 from .models import features_of, minilm
 from .table import Row
@@ -45,12 +44,12 @@ VIRTUAL, BATCHES = (50, 100), (1, 8, BATCH)
 
 
 def measure(quick: bool = False) -> list[Row]:
-    """Measure a decoder with 50 and 100 virtual tokens, also compiled, a query on an encoder, and a prefix of 50."""
+    """Measure a decoder with 50 and 100 virtual tokens, also compiled, and a prefix of 50."""
     every = list(itertools.product(VIRTUAL, BATCHES))
     sizes, rounds = (every[:1], 2) if quick else (every, ROUNDS)
     rows = [row for virtual, batch in sizes for row in _measured(virtual, batch, rounds if batch > 1 else 4 * rounds)]
     compiled = [] if quick or shutil.which("c++") is None else _compiled(VIRTUAL[0], rounds)
-    return [*rows, *compiled, *_query(10, 10 * rounds), *_network(50, rounds)]
+    return [*rows, *compiled, *_network(50, rounds)]
 
 
 def _measured(virtual: int, batch: int, rounds: int) -> list[Row]:
@@ -63,7 +62,7 @@ def _measured(virtual: int, batch: int, rounds: int) -> list[Row]:
         register_prompt_mask_hooks(models["shared"], share_prompt=True),
         register_prompt_mask_hooks(models["kept"], share_prompt="keep"),
     ):
-        models.update(_by_hand(virtual) if batch == BATCH else _merged() if batch == 1 else {})
+        models.update(_by_hand(virtual) if batch == BATCH else {})
         times = in_turns({name: encoding(one, texts) for name, one in models.items()}, rounds)
         for name in {"PEFT's own way", "shared", "by hand"} & set(models):
             agree(models["kept"], models[name], texts)
@@ -77,14 +76,6 @@ def _by_hand(virtual: int) -> dict[str, Any]:
     return {"by hand": hand}
 
 
-def _merged() -> dict[str, Any]:
-    """Return a model with LoRA merged into its layers, so it has as many layers as without."""
-    model = tiny_model("qwen3", **SIZES)
-    put_adapter(model, "lora")
-    put_backbone(model, backbone_of(model).merge_and_unload())
-    return {"LoRA, merged": model}
-
-
 def _rows_of(times: dict[str, list[float]], what: str) -> list[Row]:
     own, raw = "PEFT's own way", raw_of(times)
     rows = [
@@ -94,8 +85,6 @@ def _rows_of(times: dict[str, list[float]], what: str) -> list[Row]:
     ]
     if "by hand" in times:
         rows.append(Row.of(f"{what}, shared: time", "by hand, no hooks", ratios(times, "shared", "by hand"), None))
-    if "LoRA, merged" in times:
-        rows.append(Row.of(f"{what}, kept: time", "LoRA, merged", ratios(times, "kept", "LoRA, merged"), None))
     return rows
 
 
@@ -133,18 +122,6 @@ def _forward(model: Any, pipeline: Callable[[dict[str, Any]], Tensor]) -> Callab
             return pipeline(dict(tokens))
 
     return run
-
-
-def _query(virtual: int, rounds: int) -> list[Row]:
-    """Measure a whole ``encode`` of one query on real MiniLM: the cost of a prompt, and the hooks' part of it."""
-    texts, models = _texts()[-1:], {"no prompt": minilm(), "no hooks": minilm(virtual), "hooks": minilm(virtual)}
-    register_prompt_mask_hooks(models["hooks"], share_prompt="keep")
-    times = in_turns({name: encoding(one, texts) for name, one in models.items()}, rounds)
-    what = f"encode of one query, MiniLM with {virtual} virtual tokens and the hooks"
-    return [
-        Row.of(what, "no prompt", ratios(times, "hooks", "no prompt"), None, **raw_of(times)),
-        Row.of(what, "the same prompt, no hooks (wrong)", ratios(times, "hooks", "no hooks"), None),
-    ]
 
 
 def _network(virtual: int, rounds: int) -> list[Row]:
