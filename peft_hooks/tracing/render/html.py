@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from ..trace import ShapeTrace
 
 _PICTURES = 4  # forwards that are drawn; the tree has them all
+_SIGNS = {
+    "virtual": "virtual tokens",
+    "both": "text and padding",
+    "text": "text that the mask keeps",
+    "padding": "left out by the mask",
+    "virtualoff": "virtual tokens, left out",
+    "boxbad": "where the forward failed",
+}
 _TEMPLATES = Environment(
     loader=PackageLoader(__package__, ""),
     autoescape=True,
@@ -71,35 +79,20 @@ def _trace(trace: ShapeTrace) -> dict[str, Any]:
     inside: dict[int | None, list[Row]] = {}
     for row in trace.rows:
         inside.setdefault(row.parent, []).append(row)
-    masks = _masks(trace)
+    pictures = [(forward, picture(trace, forward)) for forward in drawn]
     return {
         "title": f"Shapes in {trace.model}",
         "lines": [title(trace), *adapter_lines(trace)],
         "forwards": trace.forwards,
-        "pictures": [(forward, picture(trace, forward)) for forward in drawn],
+        "pictures": pictures,
         "failure": trace.failure,
-        "signs": _signs(trace, masks),
-        "masks": masks,
+        "signs": _signs(pictures),
         "notes": list(notes_of(trace)),
         "calls": len(trace),
         "inside": inside,
     }
 
 
-def _masks(trace: ShapeTrace) -> list[Any]:
-    """Return what was read of masks."""
-    stats = [leaf.stats for row in trace.rows for leaf in row.came]
-    return [one for one in stats if one is not None and one.rows]
-
-
-def _signs(trace: ShapeTrace, masks: list[Any]) -> list[tuple[str, str]]:
+def _signs(pictures: list[tuple[int, str]]) -> list[tuple[str, str]]:
     """Return the signs that the pictures have, with what they stand for."""
-    signs = [("virtual", "virtual tokens")] if trace.virtual_tokens else []
-    signs.append(("both", "text and padding"))
-    if masks:
-        signs += [("text", "text that the mask keeps"), ("padding", "left out by the mask")]
-    if trace.virtual_tokens and any(run[0][0] is False for stats in masks for run in stats.rows):
-        signs.append(("virtualoff", "virtual tokens, left out"))
-    if trace.failure is not None:
-        signs.append(("failing", "where the forward failed"))
-    return signs
+    return [(kind, name) for kind, name in _SIGNS.items() if any(f'class="{kind}"' in svg for _, svg in pictures)]

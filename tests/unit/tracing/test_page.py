@@ -94,3 +94,13 @@ def test_every_colour_that_is_used_is_set_for_light_and_for_dark() -> None:
     dark = style.partition("prefers-color-scheme: dark")[2].partition("\n}")[0]
     assert used <= set(re.findall(r"--(\w+):", light))
     assert used - set(re.findall(r"--(\w+):", dark)) == {"sans", "mono"}
+
+
+def test_the_legend_has_the_signs_that_are_drawn_and_no_others() -> None:
+    """A plain model has no masks and no virtual tokens, so there is nothing to say about them."""
+    page = traced(nn.Sequential(nn.Linear(4, 4)), 4)._repr_html_()
+    legend = page.partition('class="card legend"')[2].partition("</div>")[0]
+    assert "<i" not in legend
+    assert "mask" not in legend
+    broken = traced(nn.Sequential(nn.Linear(4, 4)), 5)._repr_html_()
+    assert "where the forward failed" in broken.partition('class="card legend"')[2]
