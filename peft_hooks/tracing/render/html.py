@@ -1,6 +1,6 @@
-"""A trace as one self-contained page: the picture, why the forward failed, and a tree of all modules.
+"""Render a trace as one self-contained page: the picture, why the forward failed, and a tree of all modules.
 
-How it looks is in ``trace.html.j2`` and ``trace.css``; this is what they are given.
+This module prepares the data for ``trace.html.j2``, which with ``trace.css`` determines the look.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..explain.failure import Failure
     from ..trace import ShapeTrace
 
-_PICTURES = 4  # forwards that are drawn; the tree has them all
+_PICTURES = 4  # the most forwards that are drawn; the tree has all of them
 _TEMPLATES = Environment(
     loader=PackageLoader(__package__, ""),
     autoescape=True,
@@ -29,12 +29,12 @@ _TEMPLATES = Environment(
 
 
 def page(trace: ShapeTrace) -> str:
-    """Return the page."""
+    """Return the page of a trace."""
     return _rendered(whole=True, **_trace(trace))
 
 
 def fragment(trace: ShapeTrace) -> str:
-    """Return the page's body, for notebooks."""
+    """Return the body of a trace's page, for notebooks."""
     return _rendered(whole=False, **_trace(trace))
 
 
@@ -49,7 +49,7 @@ def diff_page(diff: TraceDiff) -> str:
 
 
 def diff_fragment(diff: TraceDiff) -> str:
-    """Return the page's body of a comparison, for notebooks."""
+    """Return the body of a comparison's page, for notebooks."""
     return _rendered(whole=False, **_diff(diff))
 
 
@@ -58,13 +58,13 @@ def _rendered(**given: Any) -> str:
 
 
 def _diff(diff: TraceDiff) -> dict[str, Any]:
-    """Return what the template needs of a comparison."""
+    """Return what the template needs for a comparison."""
     summary = str(diff).split("\n\n")[0]
     return {"title": "What changed", "lines": summary.splitlines(), "changes": diff.changes}
 
 
 def _trace(trace: ShapeTrace) -> dict[str, Any]:
-    """Return what the template needs of a trace."""
+    """Return what the template needs for a trace."""
     drawn = list(trace.forwards[:_PICTURES])
     if trace.failure is not None and trace.failure.forward not in drawn:
         drawn[-1:] = [trace.failure.forward]
@@ -87,13 +87,13 @@ def _trace(trace: ShapeTrace) -> dict[str, Any]:
 
 
 def _masks(trace: ShapeTrace) -> list[Any]:
-    """Return what was read of masks."""
+    """Return what was read from masks."""
     stats = [leaf.stats for row in trace.rows for leaf in row.came]
     return [one for one in stats if one is not None and one.rows]
 
 
 def _signs(trace: ShapeTrace, masks: list[Any]) -> list[tuple[str, str]]:
-    """Return the signs that the pictures have, with what they stand for."""
+    """Return the signs in the pictures, with their meanings."""
     signs = [("virtual", "virtual tokens")] if trace.virtual_tokens else []
     signs.append(("both", "text and padding"))
     if masks:
