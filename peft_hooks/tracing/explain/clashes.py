@@ -176,7 +176,7 @@ def _select(scene: Scene, clash: Clash) -> Finding:
     values, mask = clash.left, clash.right
     assert mask is not None
     cause = f"{mask} selects {clash.other} places, but {values} has {clash.place} {clash.rule} for them"
-    fix = f"select as many places as there are {clash.rule}: now {clash.other} and {clash.place}"
+    fix = f"select as many places in {mask.name} as {values.name} has {clash.rule}: now {clash.other} and {clash.place}"
     return Finding("index", cause, fix, scene.bounds(values))
 
 

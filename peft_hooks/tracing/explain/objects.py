@@ -46,7 +46,7 @@ def _is_other(value: Any) -> bool:
 
 
 def wrong_operand(scene: Scene) -> Finding | None:
-    """Find an operand of the expression that raised that is not a tensor."""
+    """Find an operand that is not a tensor in the expression that raised."""
     step = scene.steps[-1]
     if isinstance(step.module, _KEYED) and isinstance(scene.error, KeyError):
         return _missing_key(scene, Operand("", step.module), scene.error.args[0])
