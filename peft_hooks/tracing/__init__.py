@@ -1,1 +1,1 @@
-"""Shapes of every module in a forward, and why one failed."""
+"""Record the shapes in every module of a forward, and explain why one failed."""

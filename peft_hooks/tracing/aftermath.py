@@ -1,7 +1,7 @@
-"""An exception that nobody traced is explained after the fact, from its traceback alone.
+"""Explain an exception that was not traced, after the fact, from its traceback alone.
 
-What a trace knows beside it, such as what each module was given and what the model returned, is not known here. This
-module imports no other library before there is something to explain.
+What only a trace knows, such as what each module was given and what the model returned, is not known here. This module
+imports no other library until there is something to explain.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("peft_hooks")
 
-_MOST = 20  # exceptions of one chain or group that are looked at
+_MOST = 20  # the most exceptions of one chain or group that are explained
 
 
 def explain_afterwards(error: BaseException) -> Failure | None:
     """Add a note to an exception that the forward of any module raised, as a trace does.
 
-    The exceptions that it came from, and those in a group, are explained as well where they are the ones that a forward
-    raised: Python prints each with its own notes. One that has a note keeps it and gains no other. Nothing is added to
-    what the code raises on purpose, nor to an error that has nothing to do with tensors. Never raises.
+    Its causes and contexts and the exceptions in a group are explained, too, if a forward raised them: Python prints
+    each with its own notes. An exception that already has a note keeps it and gains no other. No note is added to what
+    the code raises on purpose, or to an error that has nothing to do with tensors. Never raises.
 
     Args:
-        error: The exception. Neither it nor a frame or tensor of its traceback is kept.
+        error: The exception. No reference to it, or to a frame or tensor in its traceback, is kept.
 
     Returns:
         The first failure that was explained, or None.
@@ -41,9 +41,9 @@ def explain_afterwards(error: BaseException) -> Failure | None:
     for one in _chain(error):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of attributes that others deprecated, and only looked at here
+                warnings.simplefilter("ignore")  # about others' deprecated attributes, which are only read here
                 failure = _explain(one)
-        except Exception:  # an error while explaining must not hide the error that is explained
+        except Exception:  # an error in the explanation must not hide the original error
             logger.debug("an exception could not be explained", exc_info=True)
             continue
         first = first or failure
@@ -51,7 +51,7 @@ def explain_afterwards(error: BaseException) -> Failure | None:
 
 
 def _explain(error: BaseException) -> Failure | None:
-    """Explain one exception by itself."""
+    """Explain a single exception."""
     from .explain.entry import add_explanation, explain_traceback, is_explained
 
     if not isinstance(error, Exception) or isinstance(error, PeftHooksError) or is_explained(error):
@@ -76,7 +76,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _printed_with(error: BaseException) -> list[BaseException]:
-    """Return the exceptions that one came from, or that are in it if it is a group."""
+    """Return an exception's cause and context, and its parts if it is a group."""
     context = None if error.__suppress_context__ else error.__context__
     inner: Any = getattr(error, "exceptions", ())
     parts = inner if isinstance(inner, (tuple, list)) else ()

@@ -1,4 +1,4 @@
-"""``TraceDiff``: two traces side by side, aligned by module path and call number."""
+"""``TraceDiff``: two traces compared, aligned by module path and call number."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Change:
-    """One tensor of one call that is not the same in both traces.
+    """A tensor of one call that differs between two traces.
 
     Attributes:
-        path: The module's path in the second trace, or in the first if the second has none.
-        module: Its class name.
-        call: Which call of the module.
+        path: The module's path in the second trace.
+        module: The module's class name.
+        call: The number of the call of the module.
         side: ``"in"`` or ``"out"``.
         name: The tensor's name.
-        before: What it was in the first trace, ``"f32[2,18,384]"``; None if it was not there.
-        after: What it is in the second.
+        before: What it was in the first trace, such as ``"f32[2,18,384]"``; None if it was not there.
+        after: What it is in the second trace; None if it is not there.
         sizes: The dimensions that changed: ``(dimension, before, after)``.
     """
 
@@ -47,14 +47,14 @@ class Change:
 
 @dataclass(frozen=True)
 class TraceDiff:
-    """What differs between two traces. True if anything does.
+    """The differences between two traces; true if there are any.
 
     Attributes:
         changes: Every tensor that differs, in the order in which the calls ended in the second trace.
-        only_before: The calls that the first trace alone has.
-        only_after: The calls that the second trace alone has.
-        aligned: How many calls both have.
-        failure: Why the second trace ended, if its forward failed.
+        only_before: The calls that only the first trace has.
+        only_after: The calls that only the second trace has.
+        aligned: The number of calls that both have.
+        failure: A summary of how the second trace's forward failed, or None.
     """
 
     changes: tuple[Change, ...]
@@ -70,7 +70,7 @@ class TraceDiff:
 
     @property
     def sizes(self) -> dict[tuple[int, int], int]:
-        """How often one size became another: ``{(18, 28): 97}``, the most frequent first."""
+        """How often one size became another, most frequent first: ``{(18, 28): 97}``."""
         found = Counter((before, after) for change in self.changes for _, before, after in change.sizes)
         return dict(found.most_common())
 
@@ -106,7 +106,7 @@ class TraceDiff:
         return grid
 
     def to_html(self, path: Any) -> None:
-        """Write one self-contained page: the changes, the first divergence marked."""
+        """Write a self-contained page of the changes, with the first divergence marked."""
         from pathlib import Path
 
         from .render.html import diff_page
@@ -126,7 +126,7 @@ def compare(before: ShapeTrace, after: ShapeTrace) -> TraceDiff:
     for key, row in theirs.items():
         match = next((same for same in _aliases(key) if same in ours and same not in pairs), None)
         pairs[match or key] = row
-    # A wrapper may be in the first trace alone, too.
+    # The wrapper may also be in the first trace only.
     for key in [key for key in ours if key not in pairs]:
         match = next((same for same in _aliases(key) if same in pairs and same not in ours), None)
         if match is not None:
@@ -143,13 +143,13 @@ def compare(before: ShapeTrace, after: ShapeTrace) -> TraceDiff:
 
 
 def _keys(trace: ShapeTrace) -> dict[tuple[int, str, int], Row]:
-    """Return the rows by the forward's rank, path and call."""
+    """Return the rows by the rank of their forward, their path and the number of their call."""
     rank = {forward: number for number, forward in enumerate(trace.forwards)}
     return {(rank[row.forward], row.path, row.call): row for row in trace.rows}
 
 
 def _aliases(key: tuple[int, str, int]) -> Iterator[tuple[int, str, int]]:
-    """Yield a row's key as it is and without what PEFT puts into paths, the least left out first."""
+    """Yield a row's key as it is, then without the wrappers that PEFT puts into paths, shortest omission first."""
     forward, path, call = key
     dotted = f".{path}."
     for wrapper in ("", ".base_model.model.", ".base_model.", ".base_layer."):
@@ -166,7 +166,7 @@ def _changes(before: Row, after: Row) -> Iterator[Change]:
         ("out", tensors_of(before.outputs), tensors_of(after.outputs)),
     ):
         if side == "out" and after.state != "done":
-            return  # it did not get so far
+            return  # it did not get that far
         known, now = {leaf.name: leaf for leaf in old}, {leaf.name: leaf for leaf in new}
         for name in dict.fromkeys([*known, *now]):
             a, b = known.get(name), now.get(name)
@@ -183,7 +183,7 @@ def _sizes(a: Leaf | None, b: Leaf | None) -> tuple[tuple[int, int, int], ...]:
 
 
 def _in_order(changes: list[Change]) -> list[Change]:
-    """Put what went out of a call behind the changes inside it: a call that encloses the others ends last."""
+    """Move the outputs of a call after the changes inside it, because the enclosing call ends last."""
     ended: list[Change] = []
     waiting: list[Change] = []
     for change in changes:

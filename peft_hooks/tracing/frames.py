@@ -1,4 +1,4 @@
-"""What a trace keeps of each call, and of what each thread is doing, while forwards run."""
+"""What a trace records about each call and each thread while forwards run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Frame:
-    """One call of one module, while it runs and afterwards. Holds no tensor and no exception."""
+    """One call of one module, during the call and after it. Holds no tensor and no exception."""
 
     __slots__ = (
         "_module",
@@ -48,8 +48,8 @@ class Frame:
         self.inputs: list[Raw] | tuple[()] = ()
         self.outputs: list[Raw] | tuple[()] = ()
         self.state = "running"
-        self.around = around  # the error that is being handled around the forward
-        self.raised = 0  # id of the last error that left this call, or a recorded one inside it
+        self.around = around  # the error that was being handled when the call began
+        self.raised = 0  # id of the last error that left this call or a recorded call inside it
 
     @property
     def module(self) -> nn.Module | None:
@@ -62,7 +62,7 @@ class Frame:
 
 
 class Thread:
-    """What one thread is doing: the calls it is in, and which forward they belong to."""
+    """What one thread is doing: the calls that it is in, and the forward that they belong to."""
 
     def __init__(self) -> None:
         self.name = threading.current_thread().name
@@ -70,10 +70,10 @@ class Thread:
         self.forward = 0
         self.calls: dict[str, int] = {}
         self.outermost: set[str] = set()
-        self.failing: int | None = None  # the innermost recorded call that the error on its way left
+        self.failing: int | None = None  # index of the innermost recorded call that the current error left
 
     def enter(self, path: str, numbers: Iterator[int]) -> None:
-        """Begin a forward, unless ``path`` goes on with the one that the last outermost call belongs to.
+        """Begin a forward, unless ``path`` continues the one that the last outermost call belongs to.
 
         Sentence Transformers before 5.7 never calls the whole model, only its modules one by one.
         """
@@ -85,11 +85,11 @@ class Thread:
 
 
 def inputs_of(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], stats: bool) -> list[Raw]:
-    """Return every leaf of what goes in, by the parameters' names."""
+    """Return every leaf of what goes in, named after the parameters."""
     found: list[Raw] = []
     for index, value in enumerate(args):
         name = names[index] if index < len(names) else f"args.{index}"
-        if type(value) is Tensor and not stats:  # most of what goes into a module; every microsecond counts here
+        if type(value) is Tensor and not stats:  # the most common input; every microsecond counts here
             try:
                 found.append((name, value.shape, value.dtype, value.device, ref(value), None))
                 continue

@@ -1,6 +1,6 @@
-"""What a value handed to a module is made of: every leaf by its own name, as plain data that keeps no tensor alive.
+"""Take the inputs and outputs of modules apart into named leaves: plain data that keeps no tensor alive.
 
-``collect`` runs inside every traced forward, so it appends bare tuples; ``Leaf`` is made of them when someone looks.
+``collect`` runs inside every traced forward, so it appends bare tuples; they become ``Leaf`` objects on demand.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 from .._format import dtype_of, nested_shape, padding_of
 
 Raw = tuple[Any, ...]
-"""``(name, shape, dtype, device, reference, stats)`` of a tensor, ``(name, text)`` of anything else."""
+"""``(name, shape, dtype, device, reference, stats)`` for a tensor, ``(name, text)`` for anything else."""
 
-MOST = 256  # leaves of one call: the hidden states of the deepest models fit, a list of a thousand ids does not
+MOST = 256  # leaves per call: enough for the hidden states of the deepest models, not for a list of a thousand ids
 _DEEPEST = 6
 _SHOWN_ROWS = 8
 
 
 class Stats(NamedTuple):
-    """What was read of a tensor's values, with ``stats=True`` only.
+    """What was read from a tensor's values; only with ``stats=True``.
 
     Attributes:
-        kept: How many positions a mask keeps; None if it is no mask.
-        total: How many elements there are.
+        kept: The number of positions that a mask keeps; None if the tensor is not a mask.
+        total: The number of elements.
         padding: Where a mask has its padding: ``none``, ``left``, ``right``, ``inside`` or ``mixed``.
-        rows: Runs of a mask's first rows, ``((kept, length), ...)`` each.
-        nonfinite: How many elements are NaN or infinite.
+        rows: The runs in each of a mask's first rows, ``((kept, length), ...)``.
+        nonfinite: The number of elements that are NaN or infinite.
     """
 
     kept: int | None
@@ -47,12 +47,12 @@ class Leaf:
 
     Attributes:
         name: ``"features.token_embeddings"`` on the way in, ``"token_embeddings"`` or ``"output"`` on the way out.
-        shape: The tensor's shape; None if the leaf is no tensor.
+        shape: The tensor's shape; None if the leaf is not a tensor.
         dtype: The tensor's dtype.
         device: The tensor's device.
-        text: What a leaf that is no tensor is: ``"None"``, ``"True"``, ``"10"``, or its class.
-        stats: What was read of the values, with ``stats=True``.
-        identity: What tells the tensor from others as long as the trace keeps its calls: see ``identity_of``.
+        text: A leaf that is not a tensor, as text: ``"None"``, ``"True"``, ``"10"``, or its class.
+        stats: What was read from the values, with ``stats=True``.
+        identity: Identifies the tensor as long as the trace keeps its calls: see ``identity_of``.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Leaf:
 
     @property
     def size(self) -> str:
-        """Dtype and shape, ``"f32[2,18,384]"``, or what the leaf is."""
+        """Dtype and shape, such as ``"f32[2,18,384]"``, or the text of a leaf that is not a tensor."""
         if self.shape is None or self.dtype is None:
             return self.text
         where = "" if self.device is None or self.device.type != "meta" else " on meta"
@@ -85,7 +85,7 @@ class Leaf:
         return line
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the leaf as what JSON can hold."""
+        """Return the leaf as JSON-serializable data."""
         if self.shape is None:
             return {"name": self.name, "value": self.text}
         data: dict[str, Any] = {
@@ -100,28 +100,28 @@ class Leaf:
 
 
 def tensors_of(leaves: Iterable[Leaf]) -> tuple[Leaf, ...]:
-    """Return those that are tensors."""
+    """Return the leaves that are tensors."""
     return tuple(leaf for leaf in leaves if leaf.shape is not None)
 
 
 def as_leaf(raw: Raw) -> Leaf:
-    """Make a ``Leaf`` of what ``collect`` appended."""
-    name = raw[0].encode("utf-8", "backslashreplace").decode("utf-8")  # what a terminal could not print
+    """Make a ``Leaf`` from a tuple that ``collect`` appended."""
+    name = raw[0].encode("utf-8", "backslashreplace").decode("utf-8")  # escapes what a terminal could not print
     if len(raw) == 2:
         return Leaf(name, text=raw[1])
     _, shape, dtype, device, reference, stats = raw
     try:
         sizes = tuple(int(size) for size in shape)
-    except Exception:  # a size that is only a symbol
+    except Exception:  # a symbolic size
         return Leaf(name, text=f"{dtype_of(dtype)}[{','.join(map(str, shape))}]")
     return Leaf(name, sizes, dtype, device, "", stats, id(reference))
 
 
 def identity_of(tensor: Tensor) -> int:
-    """Return what tells a tensor from all others that a trace has recorded.
+    """Return a number that identifies a tensor among all those that a trace has recorded.
 
-    A tensor's own ``id`` is given to another when it is freed. A weak reference is the same object for as long as the
-    tensor lives, and the trace keeps it afterwards, so that its ``id`` is not given away.
+    The ``id`` of a tensor is reused once the tensor is freed. Its weak reference is the same object for as long as the
+    tensor lives, and the trace keeps the reference afterwards, so the reference's ``id`` is not reused.
     """
     return id(ref(tensor))
 
@@ -134,7 +134,7 @@ def collect(found: list[Raw], name: str, value: Any, stats: bool = False, depth:
         name: The name of ``value``; a leaf inside it is called ``name.key``, or ``key`` if ``name`` is empty.
         value: Anything.
         stats: Whether to read values.
-        depth: How deep the value sits.
+        depth: How deeply the value is nested.
     """
     if len(found) >= MOST:
         if found[-1][0] != "...":
@@ -155,12 +155,12 @@ def _tensor(name: str, value: Tensor, stats: bool) -> Raw:
             return (name, "nested" + nested_shape(value))
         reference = ref(value)
         return (name, value.shape, value.dtype, value.device, reference, _stats(name, value) if stats else None)
-    except Exception:  # a tensor of someone else's that has no shape, or no weak reference
+    except Exception:  # a foreign tensor without a shape or weak references
         return (name, type(value).__name__)
 
 
 def _collect_inside(found: list[Raw], name: str, value: Any, stats: bool, depth: int) -> None:
-    """Append the leaves of what is no tensor: as many as can be read, and are wanted."""
+    """Append the leaves of a value that is not a tensor, as far as they can be read, up to the limit."""
     try:
         inner = _inside(value)
         if inner is None:
@@ -171,19 +171,19 @@ def _collect_inside(found: list[Raw], name: str, value: Any, stats: bool, depth:
                 collect(found, name, None)
                 return
             collect(found, f"{name}.{key}" if name else str(key), part, stats, depth + 1)
-    except Exception:  # what cannot be read is written down as that, and the forward goes on
+    except Exception:  # it is recorded as unreadable, and the forward continues
         found.append((name, f"{type(value).__name__}(unreadable)"))
 
 
 def _inside(value: Any) -> Any:
     """Return the parts of ``value`` with their names, or None if it is a leaf."""
-    if isinstance(value, (dict, Mapping)):  # dict first: the abstract class is slow to ask
+    if isinstance(value, (dict, Mapping)):  # dict first: checking for the abstract class is slow
         return value.items()
     if isinstance(value, (tuple, list)):
         names = getattr(value, "_fields", None)
         return zip(names, value) if names else enumerate(value)
     if "Cache" in type(value).__name__ or type(value).__name__.endswith("Layer"):
-        # transformers' caches: keys and values in lists, or in one object for each layer; the rest is bookkeeping.
+        # transformers' caches hold keys and values in lists, or in one object per layer; the rest is bookkeeping.
         own = getattr(value, "__dict__", {})
         return [(key, part) for key, part in own.items() if isinstance(part, (Tensor, list, dict, tuple))] or [
             (key, part) for key, part in own.items() if "cache" in key
@@ -197,7 +197,7 @@ def _inside(value: Any) -> Any:
 def _stats(name: str, tensor: Tensor) -> Stats | None:
     try:
         return _read(name, tensor)
-    except Exception:  # values that cannot be read, under vmap for instance
+    except Exception:  # the values cannot be read, for instance under vmap
         return None
 
 

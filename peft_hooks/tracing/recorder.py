@@ -1,4 +1,4 @@
-"""Everything that one trace has seen, and what becomes of an error on its way out."""
+"""``Recorder``: what one trace has seen, and what happens to an error on its way out."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Recorder:
         self.trace: ShapeTrace | None = None
         self.peft_models: list[tuple[str, nn.Module]] = []
         self.local = threading.local()
-        self.unsure: tuple[int, int | None] = (0, None)  # a forward, and its call, that may have failed
+        self.unsure: tuple[int, int | None] = (0, None)  # a forward that may have failed, and its failing call
         self.given_up = 0  # the id of an error that could not be explained
 
     def end(self) -> None:
-        """Let go of everything that would otherwise refer to itself in a circle.
+        """Break all reference cycles.
 
-        A trace is then freed when the last reference to it is gone, and leaves nothing to the garbage collector, which
-        takes as long as many forwards where PyTorch and transformers are loaded.
+        A trace is then freed along with the last reference to it, without the garbage collector, which takes as long as
+        many forwards once PyTorch and transformers are loaded.
         """
         if self.trace is not None:
             self.trace._end(self.peft_models, self.taps)
@@ -61,7 +61,7 @@ class Recorder:
         self.copies.clear()
 
     def thread(self) -> Thread:
-        """Return what the current thread is doing."""
+        """Return the state of the current thread."""
         try:
             state: Thread = self.local.state
         except AttributeError:
@@ -69,12 +69,12 @@ class Recorder:
         return state
 
     def keep(self, frame: Frame) -> None:
-        """Add a call to the trace. Threads may append out of order; the index has the last word."""
+        """Add a call to the trace. Threads may append out of order; the index gives the order."""
         frame.index = next(self.indices)
         self.frames.append(frame)
 
     def left(self, frame: Frame, thread: Thread, error: BaseException) -> None:
-        """Note that ``error`` left a call; when it leaves the outermost one, the forward has failed."""
+        """Record that ``error`` left a call; if it is the outermost one, the forward has failed."""
         frame.state = "stopped" if ends_recomputation(error) else "raised"
         if frame.tap.recorded:
             if frame.index < 0:
@@ -86,24 +86,24 @@ class Recorder:
         if thread.stack:
             thread.stack[-1].raised = frame.raised
             return
-        forward, thread.forward = thread.forward, 0  # what follows is another forward
+        forward, thread.forward = thread.forward, 0  # the next call begins another forward
         failing, thread.failing = thread.failing, None
         if is_checkpointing():
-            # Gradient checkpointing ends what it computes again with an exception of its own. An error that is none of
-            # it leaves the block, and is explained there.
+            # Gradient checkpointing ends a recomputation with an exception of its own. Any other error leaves the block
+            # and is explained there.
             self.unsure = forward, failing
         else:
             self._explain(error, forward, failing)
 
     def failed_outside(self, thread: Thread, error: BaseException, tap: Tap) -> None:
-        """Note that a hook of someone else raised before the outermost call could be recorded."""
+        """Record that another hook raised before the outermost call could be recorded."""
         thread.forward = 0
         thread.enter(tap.path, self.numbers)
         forward, thread.forward = thread.forward, 0
         self._explain(error, forward, None)
 
     def left_block(self, error: Exception) -> None:
-        """Note that an error leaves the block: one that was raised outside the model is explained now."""
+        """Explain an error that leaves the block if it was raised outside the model, or has not been explained yet."""
         from .explain.entry import explain_outside, is_explained
 
         forward, failing = self.unsure
@@ -132,6 +132,6 @@ class Recorder:
             if failure is not None:
                 self.trace.failure = failure
                 add_explanation(error, failure)
-        except Exception:  # an error while explaining must not hide the error that is explained
+        except Exception:  # an error in the explanation must not hide the original error
             self.given_up = id(error)
             logger.warning("the failed forward could not be explained", exc_info=True)

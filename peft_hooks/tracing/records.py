@@ -1,4 +1,4 @@
-"""What a trace holds: calls, the adapters that learn prompts, the modules that hide from hooks."""
+"""The records in a trace: calls, prompt-learning adapters, and modules that hooks cannot see."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Row:
     """One call of one module.
 
     Attributes:
-        index: Where the row stands in ``trace.rows``, in the order in which the calls began.
-        path: The module's path; a shared module's path is the one under which it was called.
+        index: The position in ``trace.rows``, which is in the order in which calls began.
+        path: The module's path; for a shared module, the path under which it was called.
         module: The module's class name.
         also: Other paths of a shared module.
         forward: The number of the forward that the call belongs to, from 1.
-        call: Which call of this path in this forward it is, from 1.
-        parent: The index of the traced call around it, or None.
+        call: The number of the call of this path in this forward, from 1.
+        parent: The index of the traced call around this one, or None.
         thread: The name of the thread.
-        inputs: What went in, as it was when the call began, by the parameters' names.
+        inputs: What went in, as it was when the call began, named after the parameters.
         outputs: What came out.
-        state: ``"done"``, ``"raised"``, ``"stopped"`` where gradient checkpointing ends what it computes again, or
-            ``"running"`` if none of these was seen.
+        state: ``"done"``, ``"raised"``, ``"stopped"`` if gradient checkpointing ended a recomputation early, or
+            ``"running"`` if the trace saw none of these.
     """
 
     index: int
@@ -55,12 +55,12 @@ class Row:
 
     @property
     def went(self) -> tuple[Leaf, ...]:
-        """The tensors that came out and did not go in under the same key, with the same shape and dtype."""
+        """The tensors that came out, except those that went in under the same key with the same shape and dtype."""
         known = {(leaf.key, leaf.shape, leaf.dtype) for leaf in self.came}
         return tuple(leaf for leaf in tensors_of(self.outputs) if (leaf.key, leaf.shape, leaf.dtype) not in known)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as what JSON can hold."""
+        """Return the row as JSON-serializable data."""
         plain = {name: getattr(self, name) for name in ("index", "path", "module", "forward", "call", "parent")}
         return {
             **plain,
@@ -83,7 +83,7 @@ def text_length(rows: Sequence[Row]) -> int | None:
 
 
 def row_of(frame: Any) -> Row:
-    """Make a row of what was recorded of a call."""
+    """Make a row from the frame of a call."""
     parent = frame.parent
     while parent is not None and parent.index < 0:
         parent = parent.parent
@@ -103,12 +103,12 @@ def row_of(frame: Any) -> Row:
 
 
 class Adapter(NamedTuple):
-    """The active adapter of one ``PeftModel``, of a method that learns prompts.
+    """The active prompt-learning adapter of one ``PeftModel``.
 
     Attributes:
-        path: Where the ``PeftModel`` sits.
-        name: What the adapter goes by.
-        method: ``"PROMPT_TUNING"``.
+        path: The path of the ``PeftModel``.
+        name: The adapter's name.
+        method: Its PEFT type, such as ``"PROMPT_TUNING"``.
         virtual_tokens: ``num_virtual_tokens`` of its config.
     """
 
@@ -122,7 +122,7 @@ class Adapter(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """A module that ran, since modules inside it were called, but whose own call was never seen."""
+    """A module that must have run, because modules inside it were called, but whose own call was never seen."""
 
     path: str
     module: str
@@ -135,7 +135,7 @@ def find_peft_models(modules: Mapping[nn.Module, tuple[str, ...]]) -> list[tuple
 
 
 def find_adapters(peft_models: Iterable[tuple[str, Any]]) -> tuple[Adapter, ...]:
-    """Return the active adapters that learn prompts."""
+    """Return the active prompt-learning adapters."""
     found = []
     for path, peft_model in peft_models:
         config = peft_model.active_peft_config
@@ -146,7 +146,7 @@ def find_adapters(peft_models: Iterable[tuple[str, Any]]) -> tuple[Adapter, ...]
 
 
 def find_gaps(taps: Sequence[Any], called: Collection[str]) -> tuple[Gap, ...]:
-    """Return the modules that were watched and never called while modules inside them were."""
+    """Return the traced modules that were never called although modules inside them were."""
     around = {""} if called else set()
     for path in called:
         while "." in path:

@@ -1,4 +1,4 @@
-"""``trace_shapes``: what goes through every module while a block runs."""
+"""``trace_shapes``: record what goes through every module while a block runs."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ def trace_shapes(
     max_calls: int = 100,
     stats: bool = False,
 ) -> Iterator[ShapeTrace]:
-    """Record what goes into every module and what comes out, for the length of a block.
+    """Record what goes into every module and what comes out while a block runs.
 
-    Shapes, dtypes and devices only: no tensor is kept alive. If a forward raises, or code outside the model in the
-    block, a loss for instance, the error propagates with a note (https://peps.python.org/pep-0678) that says where, on
-    what and why, and ``trace.failure`` holds the same. An exception that the model's own code catches is no failure,
-    nor is one that the caller raises by a statement of its own. Blocks nest, threads are told apart, and nothing stays
-    on the model. Modules whose ``forward`` is called directly run no hooks: ``trace.gaps`` names them.
+    Records shapes, dtypes and devices only; no tensor is kept alive. If a forward raises, or code outside the model
+    such as a loss, the error propagates with a note (https://peps.python.org/pep-0678) that says where, on what and
+    why, and ``trace.failure`` holds the same as data. Exceptions that the model's own code catches, or that the caller
+    raises itself, are not failures. Blocks can be nested, threads are told apart, and nothing stays on the model.
+    Modules whose ``forward`` is called directly run no hooks: ``trace.gaps`` names them.
 
-    Hooks put PyTorch off its fast paths: ``nn.TransformerEncoder`` in eval mode then runs its layers one by one, and
-    the last bits of its output may differ.
+    Hooks disable PyTorch's fast paths: ``nn.TransformerEncoder`` in eval mode then runs its layers one by one, and the
+    last bits of its output may differ.
 
     Args:
         model: Any ``nn.Module``.
-        depth: How many levels of modules below the model are recorded; all by default.
+        depth: The number of levels of modules below the model to record; all by default.
         select: Record only these modules: a role, path, glob, module class, module or predicate, as in
             ``HookRegistry.attach``.
-        max_calls: How many calls of one module are kept; further ones are counted in ``trace.skipped``, except one that
-            fails.
-        stats: Read values, too: what masks keep, and how many elements are not finite. Synchronises with the device.
+        max_calls: The number of calls to keep per module; further calls, except one that fails, are only counted in
+            ``trace.skipped``.
+        stats: Also read values: what masks keep, and how many elements are not finite. Synchronizes with the device.
 
     Yields:
-        The trace, which fills up while the block runs.
+        The trace, which is filled while the block runs.
 
     Raises:
         TypeError: If ``model`` is not an ``nn.Module``.
@@ -104,9 +104,9 @@ def _taps(
     depth: int | None,
     chosen: Collection[nn.Module] | None,
 ) -> Iterator[tuple[nn.Module, Tap]]:
-    """Yield a tap for every module to record, and for the model and its children: they tell forwards apart."""
+    """Yield a tap for every module to record, and for the model and its children, which tell forwards apart."""
     for module, places in paths.items():
-        # The depth of a shared module is that of its highest place.
+        # The level of a shared module is that of its highest path.
         level = _level(places[0]) if len(places) == 1 else min(map(_level, places))
         recorded = (chosen is None or module in chosen) and (depth is None or level <= depth)
         if (recorded or level <= 1) and not isinstance(module, torch.jit.ScriptModule):

@@ -1,7 +1,7 @@
-"""What ``trace_shapes`` puts on modules: one pre-hook and one forward hook of PyTorch's own on each.
+"""``Tap``: what ``trace_shapes`` puts on each module, one PyTorch pre-hook and one forward hook.
 
-A ``Tap`` appends a ``Frame`` of bare tuples to its recorder's list; names, text and explanations are made when someone
-asks, or when a forward fails.
+A tap appends a ``Frame`` of bare tuples to its recorder's list. Names, text and explanations are made only on request
+or when a forward fails.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class Tap:
-    """What the trace puts on a module. A copied or unpickled tap belongs to no trace, and takes itself off.
+    """What a trace puts on a module. A copied or unpickled tap belongs to no trace and is removed.
 
-    That of a copy goes when the block ends, that of an unpickled module in its first forward.
+    On a copy it is removed when the block ends, on an unpickled module in its first forward.
     """
 
     def __init__(
@@ -44,8 +44,8 @@ class Tap:
         self.shared = len(paths) > 1
         self.kind, self.names, self.recorded = kind, names, recorded
         self.kept = 0
-        self.runs = runs  # whether there is a forward: a ModuleList has none
-        # Whether one hook is enough: nothing is called inside. The steps of a pipeline change their features in place.
+        self.runs = runs  # whether it has a forward: a ModuleList has none
+        # Whether one hook is enough: it has no modules inside. Not for pipeline steps, which change features in place.
         self.leaf = leaf
         self.module: weakref.ReferenceType[nn.Module] | None = None
 
@@ -83,7 +83,7 @@ class Tap:
 
     @torch.jit.unused
     def whole(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Do the work of ``before`` and ``after`` at once, at half the cost: for a module with no others inside."""
+        """Do the work of both ``before`` and ``after`` at half the cost, for a module without modules inside."""
         recorder = self.recorder
         if recorder is None or is_compiling():
             self.take_off(module)
@@ -92,19 +92,19 @@ class Tap:
         frame = self.begin(recorder, thread, module, None)
         self.record(frame, recorder, thread, args, kwargs)
         error = sys.exc_info()[1]
-        # An error that unwinds this very call has its traceback begin with PyTorch's frame, which called this hook;
-        # one that is being handled around the call begins further out.
+        # If an error is leaving this call, its traceback begins with the PyTorch frame that called this hook; that of
+        # an error being handled around the call begins further out.
         trace = None if error is None else error.__traceback__
         failed = trace is not None and trace.tb_frame is sys._getframe(1)
         self.finish(frame, recorder, thread, output, error if failed else None)
 
     def take_off(self, module: nn.Module) -> None:
-        """Take what belongs to no trace off the module."""
+        """Remove this tap from the module if it belongs to no trace."""
         if self.recorder is None and not is_compiling():
             drop_hooks(module, self)
 
     def begin(self, recorder: Recorder, thread: Thread, module: nn.Module, around: object) -> Frame:
-        """Make the frame of a call, at its place among those that the thread is in."""
+        """Make the frame of a call, inside the calls that the thread is in."""
         stack, frame = thread.stack, Frame(self, thread.name, module, around)
         drop_ended(stack, frame)
         if self.shared:
@@ -119,7 +119,7 @@ class Tap:
     def record(
         self, frame: Frame, recorder: Recorder, thread: Thread, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Note what goes into a call, and keep it unless there are many of this module."""
+        """Record what goes into a call, and keep the call unless ``max_calls`` of the module are kept already."""
         path = frame.path
         thread.calls[path] = frame.call = thread.calls.get(path, 0) + 1
         frame.inputs = inputs_of(self.names, args, kwargs, recorder.stats)
@@ -140,7 +140,7 @@ class Tap:
         if stack and stack[-1].tap is not self:
             drop_ended(stack)
         if not stack or stack[-1].tap is not self:
-            # A pre-hook of someone else raised before ours ran, or the block began while this module ran.
+            # Another pre-hook raised before this tap's ran, or the block began while this module was running.
             if error is not None and not stack:
                 recorder.failed_outside(thread, error, self)
             return
@@ -151,7 +151,7 @@ class Tap:
     def finish(
         self, frame: Frame, recorder: Recorder, thread: Thread, output: Any, error: BaseException | None
     ) -> None:
-        """Note what came out of a call, or the error that left it."""
+        """Record what came out of a call, or the error that left it."""
         if self.recorded and (error is None or output is not None):
             frame.outputs = outputs_of(output, recorder.stats)
         if error is not None:
@@ -160,7 +160,7 @@ class Tap:
             frame.state = "done"
 
     def path_in(self, stack: list[Frame]) -> str:
-        """Return the path of a shared module under which it is called now: the one inside the caller."""
+        """Return the path under which a shared module is being called: the one inside its caller."""
         for frame in reversed(stack):
             inside = f"{frame.path}." if frame.path else ""
             for path in self.paths:

@@ -1,4 +1,4 @@
-"""``ShapeTrace``: what ``trace_shapes`` saw, as data. How it looks is in ``render``."""
+"""``ShapeTrace``: what ``trace_shapes`` recorded, as data. ``render`` displays it."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ShapeTrace(Sequence[Row]):
 
     Attributes:
         model: The model's class name.
-        skipped: How many calls of a path were not kept, beyond ``max_calls``.
+        skipped: The number of calls beyond ``max_calls`` that were not kept, by path.
         stats: Whether values were read.
-        failure: Why the last forward that failed did so, or None.
-        adapters: The model's active adapters that learn prompts. Known when the block is over, or a forward failed.
+        failure: Why the last failed forward failed, or None.
+        adapters: The model's active prompt-learning adapters. Known once the block has ended or a forward has failed.
 
     Example:
         >>> import torch
@@ -68,11 +68,11 @@ class ShapeTrace(Sequence[Row]):
 
     @property
     def gaps(self) -> tuple[Gap, ...]:
-        """The modules that ran without being called, so that PyTorch ran no hook on them. Known after the block."""
+        """The modules whose ``forward`` was run directly, so that PyTorch ran no hooks. Known after the block."""
         return find_gaps(self._taps, {row.path for row in self.rows})
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles have rows in place of what was recorded, which knows the tensors themselves."""
+        """Copies and pickles have rows instead of frames, which refer to the tensors themselves."""
         return {**self.__dict__, "_frames": self.rows, "_rows": self.rows, "_taps": ()}
 
     def __len__(self) -> int:
@@ -95,12 +95,12 @@ class ShapeTrace(Sequence[Row]):
 
     @property
     def text_length(self) -> int | None:
-        """How many positions the text of the first forward takes, padding included, or None if it does not tell."""
+        """The number of positions in the text of the first forward, padding included, or None if unknown."""
         return text_length(self.rows)
 
     @property
     def virtual_tokens(self) -> int:
-        """How many rows an adapter put in front of the text's: measured, as lengths of outputs less those of inputs."""
+        """The number of rows that an adapter put in front of the text, measured as output length minus input length."""
         rows = self.rows
         length = text_length(rows)
         if length is None:
@@ -120,14 +120,14 @@ class ShapeTrace(Sequence[Row]):
     def diff(self, other: ShapeTrace) -> TraceDiff:
         """Compare with another trace, module by module and call by call.
 
-        Wrappers that PEFT puts into paths (``base_model``) do not hinder: a base model can be compared with an adapted.
+        Wrappers that PEFT puts into paths (``base_model``) are ignored: an adapted model can be compared with its base.
         """
         from .diff import compare
 
         return compare(self, other)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as what JSON can hold."""
+        """Return everything as JSON-serializable data."""
         return {
             "model": self.model,
             "virtual_tokens": self.virtual_tokens,
@@ -149,7 +149,7 @@ class ShapeTrace(Sequence[Row]):
         Path(path).write_text(page(self), encoding="utf-8")
 
     def table(self, *, fold: bool = True) -> Table:
-        """Return a rich table of the calls, layers of one kind folded into one."""
+        """Return a rich table of the calls; ``fold`` shows layers that did the same only once."""
         from .render.text import table
 
         return table(self, fold)
@@ -169,7 +169,7 @@ class ShapeTrace(Sequence[Row]):
         return fragment(self)
 
     def _end(self, peft_models: Sequence[tuple[str, nn.Module]], taps: Sequence[Any]) -> None:
-        """Note what can be known when the block is over. Rows are made of what was recorded when someone looks."""
+        """Record what is known only at the end of the block. Rows are made from frames on demand."""
         self.adapters = find_adapters(peft_models)
         self._taps = taps
         self._over = True

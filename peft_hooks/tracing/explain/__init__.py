@@ -1,24 +1,26 @@
-"""From an exception to the note that it gains: one way down, file by file.
+"""Turn an exception into the note that is added to it.
 
-``entry``       is asked by the recorder of a trace, or by ``aftermath`` for an exception that nobody traced.
-``tracebacks``  reads the frames that the error left: what each was running, and whether a hook raised it. What the
-                names and expressions in a frame are comes from ``values``, without a call of anybody's code. A tensor
-                that is not at hand is a ghost (``ghosts``), and PyTorch says what it would be (``meta``).
-``scene``       holds what is known: the frames; the forward's calls in order and where a tensor came from
-                (``origins``); what the source calls things, and what was given to what (``operands``).
-``find``        asks one rule after another, and the first that applies is the cause. ``sites`` lists for them the
-                expressions that were running and the layers and functions that were called; then, in this order:
+The modules, in the order in which they are used:
 
-    ``objects``     something that is no tensor, a None, a key that is not there
-    ``kinds``       another device or dtype
-    ``contracts``   sizes that a layer, loss or function does not take: ``table`` says what it takes, ``patterns``
-                    reads it, and finds what would fit
-    ``indices``     out of range
-    ``clashes``     sizes of an expression that do not go together: ``operations`` says which
-    ``demands``     a dimension, an order in memory, a range, a check of a library's own
-    ``texts``       virtual tokens, vocabularies and lengths, which the others ask for, too
+``entry``       The entry point, for the recorder of a trace and, for exceptions that no trace saw, ``aftermath``.
+``tracebacks``  Reads the frames that the error passed through: what each was running, and whether a hook raised.
+                ``values`` evaluates names and expressions in a frame without calling anyone's code. A tensor that no
+                longer exists is represented by a ghost (``ghosts``), and PyTorch infers its shape (``meta``).
+``scene``       Holds everything that is known: the frames; the forward's calls in order, and where each tensor came
+                from (``origins``); what things are called in the source, and what was passed to what (``operands``).
+``find``        Tries one rule after another; the first that applies gives the cause. ``sites`` lists the expressions
+                that were running and the layers and functions that were called. The rules, in this order:
 
-``promises``    says which module a wrong size first came out of, as the rules ask, and whether a layer returned what
-                its class does not.
-``failure``     is what comes out: the cause as data, and as the text of the note.
+    ``objects``     something that is not a tensor, a None, a missing key
+    ``kinds``       a different device or dtype
+    ``contracts``   sizes that a layer, loss or function does not take: ``table`` says what it takes; ``patterns``
+                    reads the table and finds what would fit
+    ``indices``     indices out of range
+    ``clashes``     sizes in an expression that do not match: ``operations`` says which
+    ``demands``     a missing dimension, memory layout, a range of values, a library's own check
+    ``texts``       virtual tokens, vocabularies and lengths; the other rules use it, too
+
+``promises``    Tells the rules which module a wrong size first came out of, and finds layers that returned something
+                other than their class does.
+``failure``     The result: the cause as data and as the text of the note.
 """

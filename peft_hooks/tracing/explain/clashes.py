@@ -1,4 +1,4 @@
-"""Two operands of an expression that do not go together: which sizes, where each comes from, which is the odd one."""
+"""Explain operands whose sizes do not match: which sizes, where each comes from, and which one is wrong."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .texts import room, virtual_tokens
 
 
 def broken_loss(scene: Scene) -> Finding | None:
-    """Find a loss whose tensors must be of one shape, or broadcast, and are not."""
+    """Find a loss whose tensors must have the same shape, or broadcast, and do not."""
     for place, step in enumerate(scene.steps):
         names = BROADCAST.get(step.name) or EQUAL.get(step.name) or ()
         if names and step.in_torch and step.module is None:
@@ -31,13 +31,13 @@ def broken_loss(scene: Scene) -> Finding | None:
 
 
 def broken_expression(scene: Scene) -> Finding | None:
-    """Find what does not go together in the expression that raised, the innermost that is known first."""
+    """Find operands that do not match in the expressions that were running, innermost first."""
     clash = first(map(clash_of, expressions(scene)))
     return None if clash is None else _of_clash(scene, clash)
 
 
 def _of_clash(scene: Scene, clash: Clash) -> Finding:
-    """Say what a clash is."""
+    """Explain a clash."""
     if clash.kind != "sizes":
         return {"view": _view, "select": _select, "rank": _rank, "equal": _unequal}[clash.kind](scene, clash)
     left, right = clash.left, clash.right
@@ -55,7 +55,7 @@ def _of_clash(scene: Scene, clash: Clash) -> Finding:
 
 
 def _both(clash: Clash) -> str:
-    """Say what the two sizes are of: ``"x [2, 27, 16] has 27 in dimension 1, pe [1, 20, 16] has 20"``."""
+    """Say what has the two sizes: ``"x [2, 27, 16] has 27 in dimension 1, pe [1, 20, 16] has 20"``."""
     left, right = clash.left, clash.right
     first = f"{left} has {left.shape[clash.place]} in dimension {clash.place}"
     if right is None:
@@ -68,7 +68,7 @@ _TOGETHER = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "i
 
 
 def inputs_disagree(scene: Scene, pair: tuple[int, int]) -> Finding | None:
-    """Two features that must be of one batch and length, and are not: as given to the model, or to this call."""
+    """Find two features, given to the model or to this call, that must agree in batch and length and do not."""
     rows = [event.row for event in scene.history.events[:1]] + ([] if scene.row is None else [scene.row])
     for row in rows:
         known = [leaf for leaf in row.came if leaf.key in _TOGETHER and len(leaf.shape or ()) > 1]
@@ -90,13 +90,13 @@ def _not_of_one(scene: Scene, where: str, pair: tuple[Leaf, Leaf], place: int) -
     births = [scene.history.birth(leaf.shape or (), place, is_float(leaf), is_wide(leaf)) for leaf in pair]
     odd = max((birth for birth in births if birth), key=lambda birth: birth.when, default=None)
     made = None if odd is None else odd.maker
-    fix = f"give the model tensors of one {kind}" if made is None else f"look at what {made!r} returns"
-    cause = f"{where} was given {words}, which are not of one {kind}"
+    fix = f"give tensors that agree in the {kind} dimension" if made is None else f"look at what {made!r} returns"
+    cause = f"{where} was given {words}, which disagree in the {kind} dimension"
     return Finding(kind, cause + scene.on(made), fix, tuple(bounds), made)
 
 
 def _too_short(scene: Scene, clash: Clash, bounds: tuple[Bound, ...]) -> Finding | None:
-    """A parameter or buffer that is too short for the rest."""
+    """Find a parameter or buffer that is too small for the other operand."""
     sides = [(clash.left, clash.place, clash.right, clash.other)]
     if clash.right is not None:
         sides.append((clash.right, clash.other, clash.left, clash.place))
@@ -113,17 +113,17 @@ def _too_short(scene: Scene, clash: Clash, bounds: tuple[Bound, ...]) -> Finding
 
 
 def _owned(scene: Scene, owner: Owned, one: Operand) -> str:
-    """Name a parameter or buffer, and what was made of it."""
+    """Name a parameter or buffer, and the operand made from it."""
     shape = list(owner.tensor.shape)
     where = f"the {owner.kind} {owner.name!r} {shape} of {scene.where(owner.module)}"
     same = one.text.rpartition(".")[2] == owner.name and list(one.shape) == shape
     named = same or one.text == f"self.{owner.name}"
-    return where if named else f"{where}, of which {one.name} {list(one.shape)} is made,"
+    return where if named else f"{where}, from which {one.name} {list(one.shape)} is made,"
 
 
 def _too_long(scene: Scene, owner: Owned, one: Operand, size: int, length: int, bounds: tuple[Bound, ...]) -> Finding:
     virtual, offset, cut = room(scene, size, _offset(owner, size))
-    cause = f"{_owned(scene, owner, one)} has {size} positions, the text has {length}{virtual}: it is too long{offset}"
+    cause = f"{_owned(scene, owner, one)} has {size} positions, but the text has {length}{virtual}: too long{offset}"
     return Finding("length", cause, f"{cut}, or make {owner.name!r} longer", bounds)
 
 
@@ -131,13 +131,13 @@ def _of_owner(
     scene: Scene, owner: Owned, one: Operand, place: int, wanted: int, bounds: tuple[Bound, ...], other: Operand | None
 ) -> Finding:
     size = one.shape[place]
-    asked = f"where {other.name} {list(other.shape)} has {wanted}" if other else f"but {wanted} are asked for"
+    asked = f"where {other.name} {list(other.shape)} has {wanted}" if other else f"but {wanted} is asked for"
     cause = f"{_owned(scene, owner, one)} has {size} in dimension {place}, {asked}"
-    fix = f"{one.name} expanded to {wanted} there" if size == 1 else f"make {owner.name!r} with {wanted} there"
+    fix = f"expand {one.name} to {wanted} there" if size == 1 else f"create {owner.name!r} with {wanted} there"
     culprit = scene.path(owner.module)
     if other is not None:
         if _is_product(scene):
-            layer = f"with a Linear({wanted}, {size}) for instance"
+            layer = f"for instance with a Linear({wanted}, {size})"
             fix = f"project {other.name} from {wanted} to {size} first, {layer}, or {fix}"
         origin, where = scene.origin(other), [*other.shape].index(wanted)
         culprit = origin.row.path if origin is not None and origin.made else culprit
@@ -149,7 +149,7 @@ def _of_owner(
 
 
 def _offset(owner: Owned, size: int) -> int:
-    """Return where positions begin: a table of as many rows with a row for padding has them behind it."""
+    """Return where positions begin: after the padding row, if there is an Embedding of this many rows that has one."""
     for module in owner.module.children():
         if isinstance(module, nn.Embedding) and module.num_embeddings == size and module.padding_idx is not None:
             return module.padding_idx + 1
@@ -162,26 +162,26 @@ def _is_product(scene: Scene) -> bool:
 
 
 def _view(scene: Scene, clash: Clash) -> Finding:
-    """A view whose sizes do not multiply to the numbers that there are."""
+    """Explain a view whose sizes do not multiply to the number of elements."""
     one = clash.left
     births = [birth for place in range(len(one.shape)) if (birth := scene.birth(one, place)) is not None and birth.made]
     told = {birth.row.path: words for birth in births if (words := changed(scene, birth, one))}
     culprit = next(iter(told), None)
     cause = f"{one.name} {list(one.shape)} {clash.rule}" + (f"; {told[culprit]}{scene.on(culprit)}" if culprit else "")
-    return Finding("view", cause, "ask for sizes that multiply to as many", scene.bounds(one), culprit)
+    return Finding("view", cause, "ask for sizes whose product is the number of elements", scene.bounds(one), culprit)
 
 
 def _select(scene: Scene, clash: Clash) -> Finding:
-    """A mask that selects more places, or other places, than there are values."""
+    """Explain a mask that does not select as many places as there are values."""
     values, mask = clash.left, clash.right
     assert mask is not None
-    cause = f"{mask} selects {clash.other} places, {values} has {clash.place} {clash.rule} for them"
-    fix = f"as many places in {mask.name} as {clash.rule} in {values.name}: {clash.other} and {clash.place}"
+    cause = f"{mask} selects {clash.other} places, but {values} has {clash.place} {clash.rule} for them"
+    fix = f"select as many places in {mask.name} as {values.name} has {clash.rule}: now {clash.other} and {clash.place}"
     return Finding("index", cause, fix, scene.bounds(values))
 
 
 def _rank(scene: Scene, clash: Clash) -> Finding:
-    rest = f": {clash.rule}, {clash.other}"
+    rest = f": {clash.rule} {clash.other}"
     if clash.right is not None:
         rest = f", {clash.right} has {clash.other}: they {clash.rule}"
     fix = f"give {clash.left.name} {many(clash.other)}"
@@ -192,10 +192,10 @@ def _unequal(scene: Scene, clash: Clash) -> Finding:
     left, right = clash.left, clash.right
     assert right is not None
     longer, shorter = (left, right) if len(left.shape) > len(right.shape) else (right, left)
-    fix = f"bring them to one shape, {list(left.shape)} or {list(right.shape)}"
+    fix = f"give them the same shape, {list(left.shape)} or {list(right.shape)}"
     for place, size in enumerate(longer.shape):
         if size == 1 and longer.shape[:place] + longer.shape[place + 1 :] == shorter.shape:
-            fix = f"{longer.name}.squeeze({place}), or {shorter.name}.unsqueeze({place}): then they are of one shape"
+            fix = f"{longer.name}.squeeze({place}), or {shorter.name}.unsqueeze({place}): then their shapes are equal"
             break
     kind = "length" if len(left.shape) == len(right.shape) else "rank"
     return Finding(kind, f"{clash.rule}: {left}, {right}", fix, scene.bounds(left) + scene.bounds(right))
@@ -203,10 +203,10 @@ def _unequal(scene: Scene, clash: Clash) -> Finding:
 
 def _fix(clash: Clash) -> str | None:
     if clash.right is None:
-        return f"give {clash.left.name} {clash.other} in dimension {clash.place}"
+        return f"give {clash.left.name} a size of {clash.other} in dimension {clash.place}"
     left, right = clash.left, clash.right
     last = len(right.shape) - 1
     if clash.rule.endswith("multiplied") and last > 0 and right.shape[last] == left.shape[-1]:
         return f"{right.name}.transpose({last - 1}, {last}): then they can be multiplied"
     sizes = f"{left.shape[clash.place]} or {right.shape[clash.other]}"
-    return f"bring {left.name} and {right.name} to one size there, {sizes}"
+    return f"give {left.name} and {right.name} the same size there, {sizes}"

@@ -1,4 +1,4 @@
-"""A layer, loss or function was given what it does not take: said with the operand, the dimension and who fixed it."""
+"""Explain an argument that a layer, loss or function does not take: its name, dimension, and what sets the size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .texts import virtual_tokens
 
 
 def broken_contract(site: Site) -> Finding | None:
-    """Return that an argument's shape is not what the table says, and what would fit."""
+    """Find an argument whose shape is not what the table says, and what would fit."""
     found = check(site, site.shapes)
     if found is None:
         return None
@@ -45,7 +45,7 @@ def broken_contract(site: Site) -> Finding | None:
         return Finding(_kind(found), cause + scene.on(culprit), _without_repair(site, found, operand), bounds, culprit)
     if first.kind == "batch_first":
         words, fix = _batch_first(site)
-        return Finding("transposed", f"{cause}: {words}", fix, bounds, site.path)
+        return Finding("transposed", f"{cause}; {words}", fix, bounds, site.path)
     culprit = _culprit(scene, operand, found.dimension)
     if first.kind == "turn":
         words, fix = _turn(site, found, first)
@@ -54,7 +54,7 @@ def broken_contract(site: Site) -> Finding | None:
 
 
 def _parts(scene: Scene, operand: Operand) -> list[Bound]:
-    """Return the sizes of what was joined to an operand, along the dimension that they were joined in."""
+    """Return the sizes of the tensors that an operand was joined from, in the dimension in which they were joined."""
     node, place = operand.node, operand.place
     given = node.args[0] if isinstance(node, ast.Call) and node.args else None
     if not isinstance(given, (ast.List, ast.Tuple)) or not operand.is_tensor:
@@ -74,17 +74,17 @@ def _blame(site: Site, found: Mismatch, operand: Operand) -> Blame:
 
 
 def _labels(site: Site, found: Mismatch, operand: Operand, other: Operand, bounds: tuple[Bound, ...]) -> Finding | None:
-    """A label for each token of a text, where there is one row of logits for each text."""
+    """Find labels for each token of a text where there is one row of logits for each text."""
     root, rows = operand.root, found.wanted[0]
     if found.parameter != "target" or root.shape[:1] != (rows,) or math.prod(root.shape) != found.size:
         return None
     cause = (
-        f"the labels, {operand} are {found.size} = {' * '.join(map(str, root.shape))}, one for each token; the logits,"
-        f" {other} have {rows} rows, one for each text"
+        f"the labels, {operand}, are {found.size} = {' * '.join(map(str, root.shape))}, one for each token; the logits,"
+        f" {other}, have {rows} rows, one for each text"
     )
     kind = type(site.scene.model).__name__
-    token = f", or a {kind.replace('Sequence', 'Token')}" if "ForSequenceClassification" in kind else ""
-    return Finding("batch", cause, f"one label for each text, {root.text} of shape [{rows}]{token}", bounds)
+    token = f", or use a {kind.replace('Sequence', 'Token')}" if "ForSequenceClassification" in kind else ""
+    return Finding("batch", cause, f"give one label for each text, {root.text} of shape [{rows}]{token}", bounds)
 
 
 def _kind(found: Mismatch) -> str:
@@ -94,10 +94,10 @@ def _kind(found: Mismatch) -> str:
 
 
 def _likely(site: Site, repair: Repair) -> bool:
-    """Tell whether a change that fits by the sizes is one to propose.
+    """Tell whether to propose a change that makes the sizes fit.
 
-    Exchanging batch and length is, if then the batch is that of the forward, and is not if it is that already, or if
-    that of the forward is not known.
+    Swapping batch and length is proposed only if the batch is then that of the forward: not if it already is, or if the
+    forward's batch is unknown.
     """
     batch = site.scene.history.batch_and_length[:1]
     main = next((name for name in site.takes.patterns if name in site.shapes), None)
@@ -108,13 +108,13 @@ def _likely(site: Site, repair: Repair) -> bool:
         rows = site.takes.patterns[repair.parameters[0]].startswith("N ") and 0 in repair.dimensions
         first = site.shapes[repair.parameters[0]][:1]
         return (not letters or 2 in repair.dimensions) and not (rows and (not batch or first == batch))
-    if repair.kind == "unsqueeze" and repair.dimensions == (0,):  # what has the rows of the forward lacks no batch
+    if repair.kind == "unsqueeze" and repair.dimensions == (0,):  # with the forward's rows, it lacks no batch
         return site.shapes[repair.parameters[0]][:1] != batch
     return True
 
 
 def _cause(site: Site, found: Mismatch, operand: Operand) -> str:
-    """Say what does not fit: ``"x [4, 11, 16] has 11 in dimension 1, where Conv1d 'conv' takes 16 (in_channels)"``."""
+    """Say what does not fit: ``"x [4, 11, 16] has 11 in dimension 1, but Conv1d 'conv' takes 16 there"``."""
     wanted, place = found.wanted[0], found.dimension or 0
     if found.fixed.dimension is None:
         short = _short(found)
@@ -123,25 +123,25 @@ def _cause(site: Site, found: Mismatch, operand: Operand) -> str:
             origin = site.scene.origin(operand)
             source = "" if origin is None else f", {origin.source},"
             return f"{operand}{source} is {found.size} wide, but {site.where} takes {wanted} ({attribute})"
-        return f"{operand} has {found.size} in dimension {place}, where {site.where} takes {wanted}, {attribute}"
+        return f"{operand} has {found.size} in dimension {place}, but {site.where} takes {wanted} there ({attribute})"
     other = site.operands[found.fixed.name]
-    meaning = f", the {found.meaning}" if found.meaning else ""
+    meaning = f" (the {found.meaning})" if found.meaning else ""
     said = "" if operand.text == found.parameter else f"{found.parameter} "
     given = "" if other.text == found.fixed.name else f"{found.fixed.name} "
     return (
-        f"{site.where} takes {said}{operand} with {wanted} in dimension {place}{meaning}, not {found.size}:"
+        f"{site.where} needs {wanted} in dimension {place}{meaning} of {said}{operand}, not {found.size}:"
         f" {given}{other} has {wanted} in dimension {found.fixed.dimension}"
     )
 
 
 def _short(found: Mismatch) -> str:
-    """Return what a layer's attribute is called, that of a layer inside with its path, or what is worked out of two."""
+    """Return the name of a layer's attribute, with the path of an inner layer, or the product that sets the size."""
     name = found.fixed.name
     return "num_layers * directions" if name == "layers" else name
 
 
 def _other(site: Site, found: Mismatch) -> Bound:
-    """Return who says what the size must be."""
+    """Return what sets the size."""
     if found.fixed.dimension is None:
         path = site.path
         owner = site.where if site.module is not None else f"an argument of {site.where}"
@@ -156,9 +156,9 @@ def _culprit(scene: Scene, operand: Operand, place: int) -> str | None:
 
 def _batch_first(site: Site) -> tuple[str, str]:
     main = site.operands[next(name for name in site.takes.patterns if name in site.shapes)]
-    takes = f"{site.where} takes dimension 1 of {main.name}, the {main.shape[1]}, for the batch"
-    words = f"made without batch_first=True, {takes}; the batch is in dimension 0"
-    return words, f"batch_first=True in {site.where}: then everything fits"
+    takes = f"{site.where} takes dimension 1 of {main.name} (the {main.shape[1]}) for the batch"
+    words = f"without batch_first=True, {takes}, which is in dimension 0"
+    return words, f"set batch_first=True in {site.where}: then everything fits"
 
 
 def _turn(site: Site, found: Mismatch, repair: Repair) -> tuple[str, str]:
@@ -166,14 +166,14 @@ def _turn(site: Site, found: Mismatch, repair: Repair) -> tuple[str, str]:
     operand, place = site.operands[repair.parameters[0]], found.dimension or 0
     away, name = other if place == one else one, operand.name
     rank, of_layer = len(operand.shape), found.fixed.dimension is None
-    words = f"the {found.wanted[0]} are in dimension {away} of {name}: exchanged, everything fits"
+    words = f"{name} has {found.wanted[0]} in dimension {away}: with the two transposed, everything fits"
     call = f"{name}.transpose({one}, {other})"
     if rank > 3 and of_layer:  # of images: height and width keep their order
         order = [number for number in range(rank) if number != away]
         order.insert(place, away)
         call = f"{name}.permute({', '.join(map(str, order))})"
-    back = ", and back behind it if what follows takes it as it is now" if of_layer and rank > 2 else ""
-    norm = "; or a LayerNorm, which takes its features last" if site.name == "BatchNorm1d" else ""
+    back = ", and back again after it if what follows expects the present order" if of_layer and rank > 2 else ""
+    norm = "; or use a LayerNorm, which takes its features last" if site.name == "BatchNorm1d" else ""
     return words, f"{call} before {site.where}{back}{norm}"
 
 
@@ -188,26 +188,26 @@ def _fix_of(site: Site, repair: Repair, wanted: int) -> str:
 
 
 def _without_repair(site: Site, found: Mismatch, operand: Operand) -> str | None:
-    """Say what must be done where no exchange fits: nothing is proposed that was not compared with what is there."""
+    """Say what to do where no change makes the sizes fit; only what was compared with the actual sizes is proposed."""
     wanted, place, fixed = found.wanted[0], found.dimension or 0, found.fixed
     owner, name = site.scene.owner(operand.root), operand.name
     if owner is not None:
-        return f"make {owner.name!r} of {site.scene.where(owner.module)} with {wanted} in dimension {place}"
+        return f"create {owner.name!r} of {site.scene.where(owner.module)} with {wanted} in dimension {place}"
     if fixed.dimension is not None:
         other = site.operands[fixed.name].name
-        return f"give {name} {wanted} in dimension {place}, as many as {other} has in {fixed.dimension}"
+        return f"give {name} a size of {wanted} in dimension {place}, as {other} has in dimension {fixed.dimension}"
     if fixed.name in ("in_features", "in_channels", "num_features", "embed_dim", "input_size"):
-        linear = ", with a Linear for instance" if place == len(operand.shape) - 1 else f" in dimension {place}"
-        bring = f"bring {name} from {found.size} to {wanted} before it{linear}"
-        return f"{fixed.name}={found.size} in {site.where}, or {bring}"
-    return f"bring {name} from {found.size} to {wanted} in dimension {place} before {site.where}"
+        linear = ", for instance with a Linear" if place == len(operand.shape) - 1 else f" in dimension {place}"
+        bring = f"project {name} from {found.size} to {wanted} first{linear}"
+        return f"set {fixed.name}={found.size} in {site.where}, or {bring}"
+    return f"change {name} from {found.size} to {wanted} in dimension {place} before {site.where}"
 
 
 def _rank(site: Site, found: Mismatch, operand: Operand, fitting: list[Repair]) -> Finding:
-    """Say that an argument has too many or too few dimensions."""
+    """Explain an argument that has too many or too few dimensions."""
     wanted, scene = " or ".join(map(str, found.wanted)), site.scene
     no_batch = bool(fitting) and (fitting[0].kind, fitting[0].dimensions) == ("unsqueeze", (0,))
-    cause = f"{operand} has {many(found.size)}, {site.where} takes {wanted}, {found.pattern}"
+    cause = f"{operand} has {many(found.size)}, but {site.where} takes {wanted}, {found.pattern}"
     cause += ": the batch dimension is missing" * no_batch
     fix = f"give {operand.name} {wanted} dimension{'s' * (found.wanted != (1,))}, {found.pattern}"
     fix = _fix_of(site, fitting[0], found.wanted[0]) if fitting else fix

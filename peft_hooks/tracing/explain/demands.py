@@ -1,6 +1,6 @@
-"""What operations demand besides sizes that agree: dimensions that are there, memory in order, a dtype, a range.
+"""Explain demands other than matching sizes: an existing dimension, contiguous memory, a dtype, a range of values.
 
-And what a library checks by itself before it raises.
+Also explains checks that a library makes itself before it raises.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FLOATING = frozenset(["mean", "softmax", "log_softmax", "std", "var", "norm", "
 
 
 def unmet_demand(scene: Scene) -> Finding | None:
-    """Find what an expression demands of an operand, and the operand is not."""
+    """Find an operand that does not meet what an expression demands of it."""
     for expression in expressions(scene):
         one = next(iter(expression.operands.values()), None)
         if one is None or not one.is_tensor:
@@ -58,7 +58,7 @@ def _no_such_dimension(scene: Scene, expression: Expression, one: Operand) -> Fi
         return None
     has = f"{one} has {many(len(one.shape))}, 0 to {len(one.shape) - 1}"
     cause = f"{has}; {expression.name}() is asked for dimension {wrong}"
-    return Finding("rank", cause, f"a dimension from 0 to {rank - 1}, or {one.name} with more", scene.bounds(one))
+    return Finding("rank", cause, f"use a dimension from 0 to {rank - 1}, or give {one.name} more", scene.bounds(one))
 
 
 def _permuted(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
@@ -67,26 +67,26 @@ def _permuted(scene: Scene, expression: Expression, one: Operand) -> Finding | N
     dims = flat_of([part.value for part in [*expression.operands.values()][1:]])
     if len(dims) == len(one.shape) or not all(isinstance(dim, int) for dim in dims):
         return None
-    cause = f"{one} has {many(len(one.shape))}, permute() is given {len(dims)}"
+    cause = f"{one} has {many(len(one.shape))}, but permute() is given {len(dims)}"
     return Finding("rank", cause, f"name each of the {len(one.shape)} dimensions once", scene.bounds(one))
 
 
 def _not_in_order(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
-    """Find a view of as many numbers as there are: it fails for one reason alone."""
+    """Find a view that asks for the right number of elements: it can fail for one reason only."""
     sizes = [part.value for part in [*expression.operands.values()][1:]]
     if expression.name != "view" or not isinstance(scene.error, RuntimeError) or isinstance(sizes[0], torch.dtype):
         return None
     if method(one.value, "reshape", sizes, {}) is None:
-        return None  # that there are as many is not known
-    cause = f"{one} is not contiguous, its numbers are not in order in memory, as view() needs them"
-    fix = f"{one.name}.reshape(...), or {one.name}.contiguous() before view()"
+        return None  # whether the number of elements is right is unknown
+    cause = f"{one} is not contiguous: its elements are not in the memory order that view() needs"
+    fix = f"use {one.name}.reshape(...), or {one.name}.contiguous() before view()"
     return Finding("view", cause, fix, scene.bounds(one))
 
 
 def _not_floating(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
     if expression.name not in _FLOATING or one.dtype is None or one.dtype.is_floating_point or one.dtype.is_complex:
         return None
-    cause = f"{one} is {one.short}, {expression.name}() takes floating-point numbers"
+    cause = f"{one} is {one.short}, but {expression.name}() takes floating-point numbers"
     return Finding("dtype", cause, f"{one.name}.float()", scene.bounds(one))
 
 
@@ -100,14 +100,14 @@ def _no_index(scene: Scene, expression: Expression, one: Operand) -> Finding | N
     for part in parts:
         by_index = expression.name in BY_INDEX
         if part.is_float or (by_index and part.dtype not in (None, torch.int64, torch.int32)):
-            cause = f"{part} is {part.short}, an index must be of whole numbers, i64"
+            cause = f"{part} is {part.short}, but an index must hold whole numbers (i64)"
             mask = "" if by_index else f", or {part.name}.bool() if it is a mask"
             return Finding("dtype", cause, f"{part.name}.long(){mask}", scene.bounds(part))
     return None
 
 
 def _one_value(scene: Scene) -> Finding | None:
-    """A batch norm that is trained on one value for each channel."""
+    """Find a batch norm in training mode that is given one value for each channel."""
     for place, step in enumerate(scene.steps):
         given = step.locals.get("input")
         shape = shape_of(given) or ()
@@ -115,14 +115,14 @@ def _one_value(scene: Scene) -> Finding | None:
         if of_norm and len(shape) > 1 and math.prod(shape) == shape[1]:
             one = scene.names.of_parameter(place, "input", given)
             cause = f"{one} has one value for each of its {shape[1]} channels"
-            cause += ": in training a batch norm needs more than one"
-            fix = "a batch of two or more (drop_last=True), or model.eval()"
+            cause += ": in training mode a batch norm needs more than one"
+            fix = "use batches of two or more (drop_last=True), or model.eval()"
             return Finding("batch", cause, fix, scene.bounds(one))
     return None
 
 
 def _no_probability(scene: Scene) -> Finding | None:
-    """A loss of probabilities that is given other numbers."""
+    """Find a loss on probabilities that is given other numbers."""
     for place, step in enumerate(scene.steps):
         given: dict[str, Any] = {name: step.locals.get(name) for name in ("input", "target")}
         of_loss = step.in_torch and step.name.startswith("binary_cross_entropy")
@@ -136,14 +136,14 @@ def _no_probability(scene: Scene) -> Finding | None:
             one = scene.names.of_parameter(place, name, value)
             low, high = (0.0, 0.0) if not value.numel() else map(float, value.detach().aminmax())
             if not 0 <= low <= high <= 1:
-                cause = f"{one}, the {name}, goes from {low:.2f} to {high:.2f}; binary_cross_entropy() takes 0 to 1"
-                logits = "binary_cross_entropy_with_logits, or a sigmoid before it"
+                cause = f"{one}, the {name}, ranges from {low:.2f} to {high:.2f}; binary_cross_entropy() takes 0 to 1"
+                logits = "use binary_cross_entropy_with_logits, or apply a sigmoid first"
                 return Finding("index", cause, logits if name == "input" else "targets from 0 to 1", scene.bounds(one))
     return None
 
 
 def _too_small(scene: Scene) -> Finding | None:
-    """A convolution or pooling whose kernel is larger than what it is given."""
+    """Find a convolution or pooling whose kernel is larger than its input."""
     for call in reversed(scene.calls):
         layer: Any = call.module
         given = shape_of(call.given.get("input"))
@@ -157,9 +157,9 @@ def _too_small(scene: Scene) -> Finding | None:
             if place >= 0 and given[place] < needed:
                 one = scene.names.of_parameter(call.place, "input", call.given["input"])
                 have = f"{one} has {given[place]} in dimension {place}"
-                cause = f"{have}, the kernel of {scene.where(layer)} needs {needed} there at least"
+                cause = f"{have}, but the kernel of {scene.where(layer)} needs at least {needed} there"
                 more = math.ceil((needed - given[place]) / 2 + padding)
-                fix = f"a larger input, a smaller kernel_size, or padding={more}"
+                fix = f"use a larger input, a smaller kernel_size, or padding={more}"
                 return Finding("length", cause, fix, (scene.bound(one, place),))
     return None
 
@@ -169,7 +169,7 @@ def _each(value: Any, count: int) -> list[int]:
 
 
 def guarded(scene: Scene) -> Finding | None:
-    """Find what a library checked before it raised: something that is None, or two things that differ."""
+    """Find what a library checked before it raised: a None, or two values that differ."""
     step, place = scene.steps[-1], len(scene.steps) - 1
     if not step.raises:
         return None
@@ -179,7 +179,7 @@ def guarded(scene: Scene) -> Finding | None:
 
 
 def _tests(step: Step) -> Iterator[tuple[ast.expr, bool]]:
-    """Yield what an ``assert`` or the ``if`` around a ``raise`` asks, and whether it held, the innermost first."""
+    """Yield the test of an ``assert`` and of each ``if`` around the line, innermost first; False marks an ``else``."""
     statement: Any = step.running[1]
     if isinstance(statement, ast.Assert):
         yield statement.test, True
@@ -203,7 +203,7 @@ def _missing(scene: Scene, step: Step, place: int, tests: list[ast.expr]) -> Fin
 
 
 def _first_name(scene: Scene, place: int, name: str) -> str:
-    """Return what a None was called where it was first handed on."""
+    """Return the name of a None where it was first passed on."""
     for _ in range(20):
         found = scene.names.argument(place, name)
         if found is None or not isinstance(found[1], ast.Name):
@@ -223,21 +223,21 @@ def _asks_for_none(test: ast.AST) -> list[ast.Compare]:
 
 
 def _others(step: Step, test: ast.AST) -> list[tuple[str, Any]]:
-    """Return the sides of the comparisons in a test that do not ask for None, with what they are."""
+    """Return the sides of the comparisons in a test, with their values, except for comparisons with None."""
     found: dict[str, Any] = {}
     either = isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or)
     for one in _comparisons(test):
         if len(one.ops) == 1 and not isinstance(one.ops[0], (ast.Is, ast.IsNot)):
             sides = [(side, step.values(side)) for side in (one.left, one.comparators[0])]
             if either and isinstance(one.ops[0], ast.NotEq) and sides[0][1] == sides[1][1]:
-                continue  # it was not this that did not hold
+                continue  # this part of the test held
             if all(isinstance(value, _SIMPLE) for _, value in sides):
                 found.update({text_of(side): value for side, value in sides if not isinstance(side, ast.Constant)})
     return [*found.items()]
 
 
 def _checked(scene: Scene, step: Step, tests: list[tuple[ast.expr, bool]]) -> Finding | None:
-    """Say what the innermost check was, and what it compared."""
+    """Say what the innermost check was and what it compared."""
     test, holds = tests[0] if tests else (None, False)
     others = [] if test is None or not holds else _others(step, test)
     if test is None or not others:

@@ -1,4 +1,4 @@
-"""An exception gains a note: where it was raised, on what, why, and what helps."""
+"""Explain an exception in a note: where it was raised, on what, why, and how to fix it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from .tracebacks import Raised, read
 
 logger = logging.getLogger("peft_hooks")
 
-_NOTHING = ("unknown", "check")  # what says no more of code outside any forward than its message does
+_NOTHING = ("unknown", "check")  # kinds that add nothing to the message of an error outside any forward
 _UNTRACED = Finding(
     "unknown",
-    "not known: the traceback does not tell more than is said above",
-    "`with peft_hooks.trace_shapes(model):` around the call, which records what every module was given",
+    "not known: the traceback does not tell more than the lines above",
+    "wrap the call in `with peft_hooks.trace_shapes(model):`, which records what every module is given",
 )
 
 
 def explain(trace: ShapeTrace, model: nn.Module, error: BaseException, forward: int, failing: int | None) -> Failure:
-    """Say why a traced forward raised.
+    """Explain why a traced forward raised.
 
     Args:
         trace: The trace, up to the failure.
         model: The traced model.
-        error: What the forward raised. It is not kept.
+        error: What the forward raised. No reference to it is kept.
         forward: The number of the forward.
         failing: The index of the innermost recorded call that raised; None if it raised before a call was recorded.
     """
@@ -51,25 +51,25 @@ def explain(trace: ShapeTrace, model: nn.Module, error: BaseException, forward: 
 
 
 def explain_outside(trace: ShapeTrace, model: nn.Module, error: BaseException) -> Failure | None:
-    """Say why code outside the traced model raised: a loss, or a line of the caller's. None if it raised by itself."""
+    """Explain an error of a loss or of the caller's code around the model; None if raised on purpose."""
     forward = trace.rows[-1].forward if trace.rows else 0
     raised = read(error)
     with _scene_of(trace, model, error, raised, forward) as scene:
-        return None if not scene.steps or is_own(scene) else _outside(scene, raised, "the code around it")
+        return None if not scene.steps or is_own(scene) else _outside(scene, raised, "the code around the model")
 
 
 def explain_traceback(error: BaseException) -> Failure | None:
-    """Say why an exception was raised that no trace has seen, from its traceback alone. It is not kept.
+    """Explain an exception that no trace has seen, from its traceback alone. No reference to it is kept.
 
     Returns:
-        None if the code raised it on purpose, or if neither a forward nor an operation on tensors did.
+        None if the code raised it on purpose, or if neither a forward nor a tensor operation raised it.
     """
     raised = read(error)
     calls = module_calls(raised.steps)
     model = calls[0].module if calls else nn.Module()
-    given: list[Raw] = []  # kept to the end: the id of a reference in it tells tensors apart
+    given: list[Raw] = []  # kept until the end: the ids in it identify tensors
     for name, value in calls[0].given.items() if calls else ():
-        if isinstance(value, Tensor):  # what is in a dict may have come into it since
+        if isinstance(value, Tensor):  # a dict may have gained entries since
             collect(given, name, value)
     with _scene_of(_trace_of(model, given, bool(calls)), model, error, raised, 0) as scene:
         if not scene.steps or is_own(scene) or not (calls or is_of_tensors(scene)):
@@ -78,13 +78,13 @@ def explain_traceback(error: BaseException) -> Failure | None:
         last = scene.steps[-1]
         if failure.kind in _NOTHING and not calls:
             return None
-        if failure.kind == "unknown" and last.raises and not last.in_torch:  # on purpose, by code of a library
+        if failure.kind == "unknown" and last.raises and not last.in_torch:  # on purpose, by a library's code
             return None
     return dataclasses.replace(failure, finding=_UNTRACED) if failure.kind == "unknown" else failure
 
 
 def _trace_of(model: nn.Module, given: list[Raw], began: bool) -> ShapeTrace:
-    """Return a trace that has seen one call begin, that of the model, or nothing."""
+    """Return a trace that has seen the model's call begin or, if ``began`` is false, nothing."""
     kind = type(model).__name__
     row = dataclasses.replace(_row("", kind, 0, inputs=tuple(map(as_leaf, given))), index=0)
     rows = [row] if began else []
@@ -95,12 +95,12 @@ def _trace_of(model: nn.Module, given: list[Raw], began: bool) -> ShapeTrace:
 
 
 def _outside(scene: Scene, raised: Raised, where: str) -> Failure:
-    """Say why an error was raised that left no recorded call; ``where`` if no module ran."""
+    """Explain an error that was not raised in a recorded call; ``where`` says where if no module was running."""
     if raised.hook is not None and raised.hooked in scene.paths:
         return _of_a_hook(scene, raised)
     history = scene.history
     ours = [call.module for call in scene.calls if id(call.module) in scene.paths]
-    if ours:  # a forward that was called by itself ran no hooks
+    if ours:  # calling forward() directly runs no hooks
         row = _row(scene.paths[id(ours[-1])], type(ours[-1]).__name__, history.forward)
         return _failure(scene, raised, row, find_cause(scene))
     where = type(scene.calls[-1].module).__name__ if scene.calls else where
@@ -113,20 +113,20 @@ def _outside(scene: Scene, raised: Raised, where: str) -> Failure:
 def _scene_of(
     trace: ShapeTrace, model: nn.Module, error: BaseException, raised: Raised, forward: int, row: Row | None = None
 ) -> Iterator[Scene]:
-    """Put together what is known for the length of a block, and let go of every frame after it."""
+    """Yield everything that is known, and release all frames at the end of the block."""
     try:
         with unseen():
             yield Scene(trace, model, error, raised, forward, row)
     finally:
         for step in raised.steps:
-            vars(step).clear()  # a step refers to its scene, which would keep the frames until the garbage is collected
+            vars(step).clear()  # its cycle with the scene would keep frames until garbage collection
 
 
 def add_explanation(error: BaseException, failure: Failure) -> None:
-    """Add the failure as a note to the exception, once. Python 3.10 shows no notes, so it is logged there, too."""
+    """Add the failure as a note to the exception, once. Python 3.10 does not show notes, so it is also logged there."""
     note = str(failure)
     if is_explained(error):
-        return  # a trace around or inside this one has explained it
+        return  # explained by a trace around or inside this one
     add: Any = getattr(error, "add_note", None)
     if add is not None:
         add(note)
@@ -143,7 +143,7 @@ def is_explained(error: BaseException) -> bool:
 def _message_of(error: BaseException) -> str:
     try:
         return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    except Exception:  # an exception of someone else's that cannot be printed
+    except Exception:  # other code's exception, which cannot be printed
         return ""
 
 
@@ -159,7 +159,7 @@ def _of_a_hook(scene: Scene, raised: Raised) -> Failure:
 
 
 def _row(path: str, module: str, forward: int, call: int = 1, inputs: tuple[Leaf, ...] = ()) -> Row:
-    """Return a row of a call that no trace has recorded."""
+    """Return a row for a call that no trace has recorded."""
     return Row(-1, path, module, (), forward, call, None, "", inputs, (), "raised")
 
 
@@ -172,7 +172,7 @@ def _failure(
     inside: str | None = None,
     outside: bool = False,
 ) -> Failure:
-    """Put a failure together."""
+    """Assemble a failure."""
     return Failure(
         path=row.path,
         module=row.module,

@@ -1,4 +1,4 @@
-"""``Failure``: why a traced forward raised, as data and as the note that the exception gains."""
+"""``Failure``: why a traced forward raised, as data and as the text of the exception's note."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from ..leaves import Leaf
 
-_LISTED = 9  # lines of a note that say what a module was given
+_LISTED = 9  # the most inputs that a note lists
 
 
 @dataclass(frozen=True)
 class Bound:
-    """One size of a disagreement, and where it comes from.
+    """One of the sizes that disagree, and where it comes from.
 
     Attributes:
         size: The size.
-        leaf: The tensor or parameter that has it: ``"features.attention_mask"``.
+        leaf: The tensor or parameter that has it, such as ``"features.attention_mask"``.
         shape: Its shape.
-        dimension: Which of its dimensions.
-        source: Who bound it, as text: ``"which first came out of Transformer '0'"``.
-        path: The path of the module that bound it, or None.
+        dimension: The dimension that has the size.
+        source: Where it comes from, as text: ``"an output of Transformer '0'"``.
+        path: The path of the module that it comes from, or None.
     """
 
     size: int
@@ -46,12 +46,12 @@ class Finding:
     Attributes:
         kind: ``"virtual tokens"``, ``"length"``, ``"batch"``, ``"width"``, ``"transposed"``, ``"rank"``, ``"dtype"``,
             ``"device"``, ``"none"``, ``"object"``, ``"key"``, ``"argument"``, ``"index"``, ``"view"``, ``"operation"``
-            of PyTorch that refuses shapes by a rule of its own, ``"checkpointing"``, ``"check"`` of a library that
-            compared by itself, ``"hook"``, ``"own"`` of an exception that the code raises by itself, or ``"unknown"``.
-        cause: A sentence.
-        fix: The call that mends it, or where to look; None if there is none to give.
-        bounds: The sizes that disagree, and who bound them.
-        culprit: The path of the module that the trouble first came out of, or None.
+            (PyTorch refuses the shapes by a rule of its own), ``"checkpointing"``, ``"check"`` (a library made the
+            comparison itself), ``"hook"``, ``"own"`` (the code has its own ``raise``), or ``"unknown"``.
+        cause: The cause, as a sentence.
+        fix: How to fix it, or where to look; None if that is unknown.
+        bounds: The sizes that disagree, and where they come from.
+        culprit: The path of the module where the problem originated, or None.
     """
 
     kind: str
@@ -67,18 +67,18 @@ class Failure:
 
     Attributes:
         path: The innermost traced module that raised, or the module whose hook raised.
-        module: Its class name.
+        module: The module's class name.
         forward: The number of the forward; 0 if no trace has seen it.
-        call: Which call of the module in this forward.
+        call: The number of the call of this module in the forward.
         row: The index of the call in ``trace.rows``, or None if the hook raised before it began.
         inputs: What went into the module.
         error: The exception's class name.
         message: The exception's message.
         hook: The hook that raised, or None if the model itself did.
-        inside: The module inside that really raised, where it is not traced; or None.
+        inside: The untraced module inside it that actually raised, or None.
         source: The line of code that raised, as ``"pooling.py:188: ..."``, or None.
-        finding: The cause.
-        outside: Whether no module of the model raised, but code outside it; ``inputs`` is then what the model returned.
+        finding: The cause, its fix, and the sizes.
+        outside: Whether code outside the model raised, not a module; ``inputs`` is then the model's last output.
     """
 
     path: str
@@ -114,12 +114,12 @@ class Failure:
 
     @property
     def fix(self) -> str | None:
-        """What mends it, or None if that is not known."""
+        """How to fix it, or None if that is not known."""
         return self.finding.fix
 
     @property
     def culprit(self) -> str | None:
-        """The path of the module that the trouble first came out of, or None."""
+        """The path of the module where the problem originated, or None."""
         return self.finding.culprit
 
     @property
@@ -129,12 +129,12 @@ class Failure:
 
     @property
     def dimension(self) -> int | None:
-        """The dimension that disagrees, of the first tensor that has it."""
+        """The dimension that disagrees, in the first of the tensors."""
         return self.finding.bounds[0].dimension if self.finding.bounds else None
 
     @property
     def summary(self) -> str:
-        """Who raised what, as one line."""
+        """What raised what, in one line."""
         inside = f", inside it {self.inside}" if self.inside else ""
         if self.outside:
             return f"{self.where} raised {self.error}" + ("; no module of the model did" if self.forward else "")
@@ -157,7 +157,7 @@ class Failure:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the failure as what JSON can hold."""
+        """Return the failure as JSON-serializable data."""
         names = ("path", "module", "forward", "call", "row", "error", "message", "hook", "inside", "source")
         more = ("kind", "cause", "fix", "culprit", "dimension")
         return {
@@ -168,7 +168,7 @@ class Failure:
 
 
 def folded(leaves: Sequence[Leaf]) -> list[str]:
-    """Return a line for each leaf, those of repeated layers on one line: a note has twenty at most."""
+    """Return a line for each leaf, with those of repeated layers on one line: a note has at most twenty."""
     groups: dict[tuple[str, str], list[Leaf]] = {}
     for leaf in leaves:
         groups.setdefault((re.sub(r"\d+", "#", leaf.name), str(leaf)[len(leaf.name) + 1 :]), []).append(leaf)

@@ -1,7 +1,7 @@
-"""From what is known to a cause. What is not known is said to be unknown.
+"""Find the cause of an exception; if no rule applies, the cause is unknown.
 
-Each rule looks at the scene and returns a ``Finding``, or None if it does not apply. What is wrong further out comes
-first: what happens inside follows from it.
+Each rule looks at the scene and returns a ``Finding``, or None if it does not apply. Errors in outer calls come first,
+because those in inner calls follow from them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .values import UNKNOWN
 logger = logging.getLogger("peft_hooks")
 T = TypeVar("T")
 
-UNKNOWN_CAUSE = "not known: what was recorded and the line that raised do not tell more than is said above"
+UNKNOWN_CAUSE = "not known: the recorded calls and the line that raised do not tell more than the lines above"
 _OF_SHAPE = {"length", "width", "batch", "transposed", "rank", "view"}
 
 
@@ -41,7 +41,7 @@ def find_cause(scene: Scene) -> Finding:
     """Return the cause of the first rule that applies, or one of kind ``"unknown"``."""
     if is_own(scene):
         where = "" if scene.inner is None else f" of {scene.where(scene.inner)}"
-        return Finding("own", f"the code{where} raises it by itself, on this line")
+        return Finding("own", f"the code{where} raises this exception itself, on that line")
     found, promise = next(_findings(scene), None), broken_promise(scene)
     if promise is not None and (_follows(found, promise) if found is not None else is_of_tensors(scene)):
         bounds = (found.bounds if found is not None else ()) or promise.bounds
@@ -52,13 +52,13 @@ def find_cause(scene: Scene) -> Finding:
 
 
 def is_own(scene: Scene) -> bool:
-    """Tell whether the user's own code raised, by a statement that does nothing else."""
+    """Tell whether the user's own code raised, with a ``raise`` or an ``assert``."""
     last = scene.steps[-1] if scene.steps else None
     return last is not None and last.raises and not last.is_installed
 
 
 def is_of_tensors(scene: Scene) -> bool:
-    """Tell whether it was an operation on tensors that raised."""
+    """Tell whether a tensor operation raised."""
     usual = isinstance(scene.error, (RuntimeError, IndexError, ValueError, TypeError))
     return usual and (scene.steps[-1].in_torch or any(one.tensors() for one in expressions(scene)))
 
@@ -80,7 +80,7 @@ def _of_each(rule: Callable[[T], Finding | None], things: Sequence[T]) -> Iterat
 
 
 def _tried(work: Callable[[], T]) -> T | None:
-    """Return what a rule finds. One that fails on what it never saw must not keep the others from their work."""
+    """Return what a rule finds, or None if it fails: a rule that meets something new must not stop the others."""
     try:
         return work()
     except Exception:
@@ -89,7 +89,7 @@ def _tried(work: Callable[[], T]) -> T | None:
 
 
 def _follows(found: Finding, promise: Finding) -> bool:
-    """Tell whether what was found can come from a layer that broke its promise: it is about a size that changed."""
+    """Tell whether a layer that broke its promise can explain a finding: it is about a size that the layer changed."""
     if found.kind in ("dtype", "device", "none", "object") or promise.kind in ("dtype", "device"):
         return found.kind == promise.kind or (found.kind in ("dtype", "device") and found.culprit == promise.culprit)
     if found.kind in ("key", "argument", "virtual tokens", "checkpointing"):
@@ -100,7 +100,7 @@ def _follows(found: Finding, promise: Finding) -> bool:
 
 
 def _unpacked(scene: Scene) -> Finding | None:
-    """A shape or tuple that was unpacked into more, or fewer, names than it has parts."""
+    """Find a shape or tuple that was unpacked into more or fewer names than it has parts."""
     step, place = scene.steps[-1], len(scene.steps) - 1
     statement = step.running[1]
     if not isinstance(scene.error, (ValueError, TypeError)) or not isinstance(statement, ast.Assign) or step.node:
@@ -116,16 +116,16 @@ def _unpacked(scene: Scene) -> Finding | None:
         return None
     of_size = made.func if isinstance(made, ast.Call) else made
     if not isinstance(of_size, ast.Attribute) or of_size.attr not in ("shape", "size"):
-        return Finding("object", f"{ast.unparse(made)} has {len(value)} parts, {len(names)} are unpacked")
+        return Finding("object", f"{ast.unparse(made)} has {len(value)} parts, but {len(names)} are unpacked")
     owner = scene.names.of_expression(place, of_size.value)
     origin = scene.origin(owner)
     culprit = None if origin is None else origin.maker
-    cause = f"{owner} has {many(len(value))}, the code unpacks {len(names)}{scene.on(culprit)}"
+    cause = f"{owner} has {many(len(value))}, but the code unpacks {len(names)}{scene.on(culprit)}"
     return Finding("rank", cause, f"give {owner.name} {many(len(names))}", scene.bounds(owner), culprit)
 
 
 def _wrong_arguments(scene: Scene) -> Finding | None:
-    """A forward or function that was called with arguments that it does not take."""
+    """Find a forward or function that was called with arguments that it does not take."""
     if not isinstance(scene.error, TypeError):
         return None
     for step in reversed(scene.steps):
@@ -149,38 +149,38 @@ def _unbound(where: str, function: Any, args: Any, kwargs: Any) -> Finding | Non
         takes = ", ".join(name for name in signature.parameters if name != "self") or "nothing"
         given = ", ".join([f"{len(args)} by position"] * bool(args) + [str(name) for name in kwargs]) or "nothing"
         cause = f"{where} takes {takes}; it was given {given}: {error}"
-        return Finding("argument", cause, f"call it with what it takes: {takes}")
+        return Finding("argument", cause, f"call it with the arguments that it takes: {takes}")
     return None
 
 
 def _key(scene: Scene) -> Finding | None:
-    """A ``KeyError`` of features that the expression does not tell more of."""
+    """Find a missing feature where only the ``KeyError`` itself tells the key."""
     if not isinstance(scene.error, KeyError) or not scene.error.args or scene.steps[-1].raises:
-        return None  # what a ``raise KeyError`` has need not be a key
+        return None  # the argument of a ``raise KeyError`` need not be a key
     return missing_feature(scene, str(scene.error.args[0]))
 
 
 def _nested(scene: Scene) -> Finding | None:
-    """A nested tensor in a layer that takes none."""
+    """Find a nested tensor in a layer that does not take one."""
     for call in reversed(scene.calls):
         for name, value in call.given.items():
             if getattr(value, "is_nested", False) and type(call.module).__module__.startswith(nn.__name__):
                 one, where = scene.names.of_parameter(call.place, name, value), scene.where(call.module)
-                rows = "a nested tensor, of rows of different length"
-                fix = f"{one.text if one.text.isidentifier() else name}.to_padded_tensor(0.0) before it"
-                packs = ", or a packed sequence" if isinstance(call.module, nn.RNNBase) else ""
+                rows = "a nested tensor, with rows of different length"
+                fix = f"call {one.text if one.text.isidentifier() else name}.to_padded_tensor(0.0) first"
+                packs = ", or pass a packed sequence" if isinstance(call.module, nn.RNNBase) else ""
                 return Finding("object", f"{one.name} is {rows}, and the code of {where} failed on it", fix + packs)
     return None
 
 
 def _refused(scene: Scene) -> Finding | None:
-    """Find an operation that refuses shapes or dtypes by a rule of its own: it does so whatever numbers it is given."""
+    """Find an operation that refuses these shapes or dtypes by a rule of its own, whatever the values."""
     for expression in expressions(scene):
         operation = expression.step.values.operation(expression.node)
         if operation is not None and fails_alone(*operation, scene.error):
             tensors = expression.tensors()
             given = " and ".join(f"{one}, {one.short}" for one in tensors)
-            cause = f"{expression.name}() fails on {given}, whatever numbers are in there"
+            cause = f"{expression.name}() fails on {given}, whatever their values"
             return Finding("operation", cause, None, tuple(scene.bound(one, 0) for one in tensors if one.shape))
     return None
 

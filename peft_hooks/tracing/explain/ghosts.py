@@ -1,4 +1,4 @@
-"""Tensors as an explanation knows them, at hand or not, and two shapes side by side."""
+"""Represent the tensors of an explanation, including those that no longer exist, and compare their shapes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ghost:
-    """A tensor that is not at hand any more, or never was."""
+    """A tensor that no longer exists, or never did."""
 
     shape: Shape
     dtype: torch.dtype
@@ -26,7 +26,7 @@ class Ghost:
 
 
 def shape_of(value: Any) -> Shape | None:
-    """Return the shape of a tensor, at hand or not; None of anything else, and of nested tensors."""
+    """Return the shape of a tensor or a ``Ghost``; None for anything else and for nested tensors."""
     if isinstance(value, Ghost):
         return value.shape
     if not isinstance(value, Tensor) or value.is_nested:
@@ -35,19 +35,19 @@ def shape_of(value: Any) -> Shape | None:
 
 
 def is_tensor(value: Any) -> bool:
-    """Tell whether something is a tensor, at hand or not."""
+    """Tell whether something is a tensor or a ``Ghost``."""
     return isinstance(value, (Tensor, Ghost))
 
 
 @dataclass(frozen=True)
 class Operand:
-    """One thing that an expression worked on.
+    """One of the things that an expression works on.
 
     Attributes:
         text: What it is called in the source.
-        value: The tensor, a ``Ghost`` of one that is not at hand, or another object.
-        base: The tensor that the expression made it of, if it made it.
-        place: The step that the text is from.
+        value: The tensor, a ``Ghost`` if it no longer exists, or another object.
+        base: The tensor from which the expression made it, if it did.
+        place: The index of the step whose source has the text.
         node: The expression.
     """
 
@@ -74,7 +74,7 @@ class Operand:
 
     @property
     def is_float(self) -> bool:
-        """Whether it is of floating-point numbers."""
+        """Whether it has a floating-point dtype."""
         return self.dtype is not None and self.dtype.is_floating_point
 
     @property
@@ -84,48 +84,48 @@ class Operand:
 
     @property
     def short(self) -> str:
-        """Its dtype, ``"f32"``."""
+        """Its dtype in short, such as ``"f32"``."""
         return "" if self.dtype is None else dtype_of(self.dtype)
 
     @property
     def root(self) -> Operand:
-        """The tensor that it is made of in the end, or itself."""
+        """The tensor from which it was ultimately made, or itself."""
         return self if self.base is None else self.base.root
 
     def __str__(self) -> str:
         root = self.root
-        made = f" (made of {root.name} {list(root.shape)})" if root.shape != self.shape else ""
+        made = f" (made from {root.name} {list(root.shape)})" if root.shape != self.shape else ""
         return f"{self.name} {list(self.shape)}{made}"
 
     @property
     def name(self) -> str:
-        """Its text, set apart if it is more than a name."""
+        """Its text, in backquotes if it is more than a name."""
         plain = all(part.isidentifier() for part in self.text.split("."))
         return self.text if plain else f"`{self.text}`"
 
 
 def many(count: int, noun: str = "dimension") -> str:
-    """Say how many there are: ``"1 dimension"``."""
+    """Return a count with its noun: ``"1 dimension"``, ``"2 dimensions"``."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def first(found: Iterable[T | None]) -> T | None:
-    """Return the first of what was found that is not None."""
+    """Return the first item that is not None."""
     return next((one for one in found if one is not None), None)
 
 
 def flat_of(args: Sequence[Any]) -> list[Any]:
-    """Return sizes or dimensions that were given one by one or as one sequence."""
+    """Return sizes or dimensions as a list, whether given one by one or as one sequence."""
     return list(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list)) else list(args)
 
 
 def kind_of_dimension(dimension: int, rank: int, wide: bool = False) -> str:
-    """Name a dimension of a tensor ``[batch, length, width]``; what has four dimensions ends in two lengths.
+    """Name a dimension of a tensor ``[batch, length, width]``; a tensor with four dimensions ends in two lengths.
 
     Args:
         dimension: Which dimension.
-        rank: How many the tensor has.
-        wide: Whether a tensor of two dimensions ends in its width, as embeddings do and masks do not.
+        rank: How many dimensions the tensor has.
+        wide: Whether a tensor with two dimensions ends in its width, as embeddings do and masks do not.
     """
     if dimension == 0 and rank > 1:
         return "batch"
@@ -133,10 +133,13 @@ def kind_of_dimension(dimension: int, rank: int, wide: bool = False) -> str:
 
 
 def what_changed(known: Shape, shape: Shape, wide: bool = True) -> tuple[str, str] | None:
-    """Compare two shapes: transposed, or one dimension changed; None if they are the same or have little in common."""
+    """Say how a shape differs from a known one; None if they are equal or have little in common.
+
+    It may have another rank, be transposed, or differ in one dimension. Returns the kind and the difference as text.
+    """
     if len(known) != len(shape):
         if set(known) - {1} and len(known) and len(shape):
-            return "rank", f"{many(len(shape))} in place of {len(known)}"
+            return "rank", f"{many(len(shape))} instead of {len(known)}"
         return None
     if known == shape:
         return None

@@ -1,4 +1,4 @@
-"""Indices out of range: what they are, how many rows there are, which is the first bad one, and whose they are."""
+"""Explain indices out of range: their values, the number of rows, the first bad one, and where they come from."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .sites import Expression, Site, expressions
 from .table import BY_INDEX
 from .texts import is_optional, is_vocabulary, room, vocabulary
 
-IGNORED = -100  # what PyTorch's losses leave out among labels
+IGNORED = -100  # the label that PyTorch's losses ignore by default
 
 
 class Range(NamedTuple):
-    """The indices in a tensor.
+    """The range of the indices in a tensor.
 
     Attributes:
         low: The smallest.
         high: The largest.
         bad: The first that is out of range.
-        at: Where that is.
-        start: Where the rows begin, if each counts upwards by one; None if they do not.
+        at: The position of ``bad``.
+        start: The smallest, if each row counts up by one; otherwise None.
     """
 
     low: int
@@ -34,17 +34,17 @@ class Range(NamedTuple):
     start: int | None
 
     def bad_at(self, operand: Operand) -> str:
-        """Say which index is the first that is wrong, and where."""
+        """Say which index is the first that is out of range, and where it is."""
         name = operand.text if operand.text.isidentifier() else "it"
         return f"{self.bad} (the first, at {name}[{', '.join(map(str, self.at))}])"
 
     def counts(self, operand: Operand) -> bool:
-        """Tell whether the indices are positions: each row counts upwards, and all begin with the same."""
+        """Tell whether the indices are positions: each row counts up from the same number."""
         return self.start is not None and self.high - self.start + 1 == operand.shape[-1]
 
 
 def _read(indices: Any, rows: int, lowest: int = 0, spared: Any = None) -> Range | None:
-    """Return what indices are, if one is below ``lowest`` or not below ``rows``."""
+    """Return the range of indices if one of them, other than ``spared``, is not from ``lowest`` to ``rows - 1``."""
     if not isinstance(indices, Tensor) or indices.is_floating_point() or not shape_of(indices):
         return None
     try:
@@ -58,12 +58,12 @@ def _read(indices: Any, rows: int, lowest: int = 0, spared: Any = None) -> Range
         steps = values.diff(dim=-1)
         start = int(values.min()) if steps.numel() and bool((steps == 1).all()) else None
         return Range(int(values.min()), int(values.max()), int(values[at]), at, start)
-    except Exception:  # after an assert on a GPU nothing can be read any more
+    except Exception:  # after an assert on a GPU, nothing on it can be read
         return None
 
 
 def out_of_range(site: Site) -> Finding | None:
-    """Return that indices which a layer or function was given are beyond what it has."""
+    """Find indices beyond what a layer or function has."""
     for parameter, counted in site.takes.indices.items():
         operand = site.operands.get(parameter)
         rows = _rows(site, counted)
@@ -88,22 +88,22 @@ def _rows(site: Site, counted: str) -> int | None:
 
 
 def _labels(site: Site, operand: Operand, found: Range, classes: int) -> Finding:
-    """Labels beyond the classes of a loss."""
+    """Explain labels beyond the classes of a loss."""
     name, logits = operand.text, site.operands.get("input") or site.operands.get("log_probs")
     bounds = () if logits is None or not logits.shape else (site.scene.bound(logits, int(len(logits.shape) > 1)),)
     cause = (
-        f"the labels, {name}, go from {found.low} to {found.high}; there are {classes} classes, 0 to {classes - 1}:"
+        f"the labels ({name}) range from {found.low} to {found.high}; there are {classes} classes, 0 to {classes - 1}:"
         f" {found.bad_at(operand)} is out of range"
     )
     if found.bad < 0:
-        return Finding("index", cause, f"labels from 0 to {classes - 1}, or ignore_index={found.bad}", bounds)
+        return Finding("index", cause, f"use labels from 0 to {classes - 1}, or set ignore_index={found.bad}", bounds)
     known = logits is None or site.scene.origin(logits) is not None or site.scene.maker(logits) is not None
     more = "give the model" if known or logits is None else f"give {logits.name}"
-    return Finding("index", cause, f"correct the labels, {name}, or {more} {found.high + 1} classes", bounds)
+    return Finding("index", cause, f"correct the labels ({name}), or {more} {found.high + 1} classes", bounds)
 
 
 def _lookup(site: Site, operand: Operand, found: Range, rows: int) -> Finding:
-    """Indices beyond the rows of a table."""
+    """Explain indices beyond the rows of a table."""
     scene, name, bad = site.scene, operand.text, found.bad_at(operand)
     weight = site.operands.get("weight") if site.module is None else None
     owner = None if weight is None else scene.owner(weight)
@@ -112,36 +112,36 @@ def _lookup(site: Site, operand: Operand, found: Range, rows: int) -> Finding:
     counted, noun = ("num_classes", "classes") if site.name == "one_hot" else ("num_embeddings", "rows")
     noun = {"classes": "class", "rows": "row"}[noun] if rows == 1 else noun
     bounds = (Bound(rows, f"{counted} of {where}", (), 0, "", site.path),)
-    cause = f"{name} {list(operand.shape)} goes from {found.low} to {found.high}, {where} has {rows} {noun}"
+    cause = f"{name} {list(operand.shape)} ranges from {found.low} to {found.high}, but {where} has {rows} {noun}"
     if found.bad == IGNORED:
-        fix = f"replace {IGNORED} in {name} by the pad token's id"
+        fix = f"replace {IGNORED} in {name} with the pad token's id"
         makes = hasattr(scene.model, "prepare_decoder_input_ids_from_labels") and _is_given(scene, "labels")
         if makes and is_optional(scene, operand):
             kind = type(scene.model).__name__
-            fix = f"leave {name} out: {kind} makes it from labels; or put the pad token's id there"
-        return Finding("index", f"{cause}: {bad} is what losses ignore in labels, no index", fix, bounds)
+            fix = f"leave {name} out: {kind} makes it from labels; or use the pad token's id instead"
+        return Finding("index", f"{cause}: {bad} is what losses ignore in labels, not an index", fix, bounds)
     if found.bad < 0:
-        return Finding("index", f"{cause}: {bad} is negative", f"no negative number in {name}", bounds)
+        return Finding("index", f"{cause}: {bad} is negative", f"use no negative numbers in {name}", bounds)
     if found.counts(operand):
         return _positions(scene, operand, found, rows, where)
     cause += f", 0 to {rows - 1}: {bad} is out of range"
-    fix = f"{name} from 0 to {rows - 1}, or {counted}={found.high + 1} in {site.where}"
+    fix = f"give {name} values from 0 to {rows - 1}, or set {counted}={found.high + 1} in {site.where}"
     return Finding("index", cause, _of_tokens(scene, operand, found, rows, table) or fix, bounds)
 
 
 def _of_tokens(scene: Scene, operand: Operand, found: Range, rows: int, table: nn.Module | None) -> str | None:
-    """Return what helps against ids beyond the vocabulary of a model, or beyond another table of its own."""
+    """Say how to fix ids beyond a model's vocabulary or beyond another of its tables; None if that is unknown."""
     name, known = operand.text, vocabulary(scene)
     if is_vocabulary(scene, table) and known is not None and rows < known > found.high:
         resize = f"model[0].auto_model.resize_token_embeddings({known})"
-        return f"{resize}: the tokenizer has {known} tokens, {rows} have a row"
+        return f"{resize}: the tokenizer has {known} tokens, but only {rows} have a row"
     optional = is_optional(scene, operand)
     if rows == 1 and optional:
-        return f"leave {name} out, or give zeros only"
+        return f"leave {name} out, or give only zeros"
     if is_vocabulary(scene, table):
-        more = "if tokens were added, resize_token_embeddings(len(tokenizer))"
-        return f"{more}; else a tokenizer of {rows} tokens at most"
-    return f"give {name} from 0 to {rows - 1}, or leave it out" if optional else None
+        more = "if tokens were added, call resize_token_embeddings(len(tokenizer))"
+        return f"{more}; otherwise use a tokenizer of at most {rows} tokens"
+    return f"give {name} values from 0 to {rows - 1}, or leave it out" if optional else None
 
 
 def _is_given(scene: Scene, name: str) -> bool:
@@ -149,18 +149,18 @@ def _is_given(scene: Scene, name: str) -> bool:
 
 
 def _positions(scene: Scene, operand: Operand, found: Range, rows: int, where: str) -> Finding:
-    """Positions that count beyond their table."""
+    """Explain positions beyond the end of their table."""
     start = found.start or 0
     virtual, offset, fix = room(scene, rows, start)
     cause = f"{found.high - start + 1} positions{virtual}, but {where} has {rows}{offset}"
     if is_optional(scene, operand) and _is_given(scene, operand.text):
-        fix = f"give {operand.text} from 0 to {rows - 1}, or leave it out"  # they were chosen, not counted
-    bounds = (scene.bound(operand, len(operand.shape) - 1), Bound(rows, f"the positions of {where}", (), 0, "", None))
+        fix = f"give {operand.text} values from 0 to {rows - 1}, or leave it out"  # the caller chose them
+    bounds = (scene.bound(operand, len(operand.shape) - 1), Bound(rows, f"the capacity of {where}", (), 0, "", None))
     return Finding("length", cause, fix, bounds)
 
 
 def bad_index(scene: Scene) -> Finding | None:
-    """Find an index out of range in what raised: ``gather``, ``index_select``, ``x[:, ids]``, ``x[7]``."""
+    """Find an index out of range in the expression that raised: ``gather``, ``x[:, ids]``, ``x[7]`` and others."""
     rules = {**dict.fromkeys(BY_INDEX, _by_index), "getitem": _item, "setitem": _item}
     return first(rules[one.name](scene, one) for one in expressions(scene) if one.name in rules)
 
@@ -171,7 +171,7 @@ def _by_index(scene: Scene, expression: Expression) -> Finding | None:
         return None
     rank = len(table.shape)
     if len(index.shape) != rank and expression.name not in ("index_select", "index_add", "index_copy"):
-        cause = f"{index} has {many(len(index.shape))}, {table} has {rank}: {expression.name}() takes as many"
+        cause = f"{index} has {many(len(index.shape))}, but {table} has {rank}: {expression.name}() needs as many"
         fix = f"unsqueeze and expand {index.name} to {many(rank)}"
         return Finding("rank", cause, fix, scene.bounds(index))
     found = _read(index.value, table.shape[dim.value % rank])
@@ -185,28 +185,28 @@ def _along(scene: Scene, table: Operand, index: Operand, along: int, found: Rang
         where = f"{table}" if owner is None else f"the {owner.kind} {owner.name!r} of {scene.where(owner.module)}"
         return _positions(scene, index, found, rows, where)
     cause = (
-        f"{index.name} {list(index.shape)} goes from {found.low} to {found.high}, {table} has {rows} in dimension"
+        f"{index.name} {list(index.shape)} ranges from {found.low} to {found.high}, but {table} has {rows} in dimension"
         f" {along}, 0 to {rows - 1}: {found.bad_at(index)} is out of range"
     )
-    return Finding("index", cause, f"{index.name} from 0 to {rows - 1}", (scene.bound(table, along),))
+    return Finding("index", cause, f"give {index.name} values from 0 to {rows - 1}", (scene.bound(table, along),))
 
 
 def _item(scene: Scene, expression: Expression) -> Finding | None:
     table, index = expression.operands["input"], expression.value("index")
     if isinstance(table.value, (list, tuple, nn.ModuleList, nn.Sequential)) and isinstance(index, int):
         length = len(table.value)
-        cause = f"{table.name} has {length} {'entry' if length == 1 else 'entries'}, {index} is asked for"
+        cause = f"{table.name} has {length} {'entry' if length == 1 else 'entries'}, but {index} is asked for"
         return None if -length <= index < length else Finding("index", cause)
     parts = list(index) if isinstance(index, tuple) else [index]
     if not table.is_tensor or any(part is ... or part is None for part in parts):
         return None
     if len(parts) > len(table.shape):
-        cause = f"{table} has {many(len(table.shape))}, {len(parts)} are indexed"
+        cause = f"{table} has {many(len(table.shape))}, but {len(parts)} are indexed"
         return Finding("rank", cause, f"give {table.name} {many(len(parts))}", scene.bounds(table))
     for place, (part, size) in enumerate(zip(parts, table.shape)):
         if isinstance(part, int) and not isinstance(part, bool) and not -size <= part < size:
-            cause = f"{table} has {size} in dimension {place}, 0 to {size - 1}; {part} is asked for, out of range"
-            return Finding("index", cause, f"an index from 0 to {size - 1}", scene.bounds(table))
+            cause = f"{table} has {size} in dimension {place}, 0 to {size - 1}: {part} is out of range"
+            return Finding("index", cause, f"use an index from 0 to {size - 1}", scene.bounds(table))
         found = _read(part, size, -size) if isinstance(part, Tensor) and str(part.dtype) != "torch.bool" else None
         if found is not None:
             return _along(scene, table, Operand(expression.operands["index"].text, part), place, found)

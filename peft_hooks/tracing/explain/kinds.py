@@ -1,4 +1,4 @@
-"""Operands of another dtype or device than the rest."""
+"""Explain operands whose dtype or device differs from the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sites import Site, expressions
 
 
 def wrong_device(site: Site) -> Finding | None:
-    """Return that an operand is on another device than the layer's parameters, or than the rest."""
+    """Find an operand on a different device than the layer's parameters or the other operands."""
     own = _parameter(site)
     if own is not None and own.device.type == "meta" and site.module is not None:
         cause = f"the parameters of {site.where} are on the meta device and have no values"
@@ -27,7 +27,7 @@ def wrong_device(site: Site) -> Finding | None:
 
 def mixed_devices(scene: Scene) -> Finding | None:
     """Find operands of an expression that are not on one device."""
-    outwards = reversed([*expressions(scene)])  # PyTorch's own names tell less than those of the code that called it
+    outwards = reversed([*expressions(scene)])  # the names in PyTorch's code tell less than its caller's
     return first(_on_another(scene, expression.tensors()) for expression in outwards)
 
 
@@ -42,7 +42,7 @@ def _on_another(
     rest = "the rest is" if own is None else f"the parameters of {where} are"
     found = _odd(scene, one, "device", f"is on {one.device}, but {rest} on {usual}", f".to({str(usual)!r})")
     owner = scene.owner(one)
-    fix = f"make {one.name} on {usual}: on meta it has no values"
+    fix = f"create {one.name} on {usual}: on meta it has no values"
     fix = fix if owner is None else _materialise(scene, owner.module)
     return replace(found, fix=fix) if _on_meta(one) else found
 
@@ -57,19 +57,19 @@ def _materialise(scene: Scene, module: nn.Module) -> str:
     if not all(part.isidentifier() for part in name.split(".")):
         name = f'model.get_submodule("{path}")'
     reset = " and .reset_parameters()" if hasattr(type(module), "reset_parameters") else ""
-    anew = f"{name}.to_empty(device=...){reset}, if they are to be trained anew"
+    anew = f"{name}.to_empty(device=...){reset}, if they are to be trained from scratch"
     return f"load the weights of {path or type(module).__name__!r}; or {anew}"
 
 
 def _parameter(site: Site) -> Tensor | None:
-    """Return the first parameter of a layer's own, or of one inside it."""
+    """Return the first parameter of a layer itself, or else of a layer inside it."""
     if site.module is None:
         return None
     return next((one for deep in (False, True) for one in site.module.parameters(recurse=deep)), None)
 
 
 def wrong_dtype(site: Site) -> Finding | None:
-    """Return that an operand is not of the dtype that a layer or function takes."""
+    """Find an operand whose dtype a layer or function does not take."""
     for parameter in site.takes.integers:
         one = site.operands.get(parameter)
         if one is not None and (one.is_float or one.dtype == torch.bool):
@@ -79,45 +79,45 @@ def wrong_dtype(site: Site) -> Finding | None:
             odd = _odd(site.scene, one, "dtype", f"is {one.short}, but {name} {what}", ".long()")
             if _is_whole(one.value):
                 return odd
-            return replace(odd, fix=f"whole numbers for {one.name}: .long() would cut off what follows the point")
+            return replace(odd, fix=f"give {one.name} whole numbers: .long() would drop their fractions")
     return _mask(site) or _one_hot(site) or (None if is_autocast() else _alike(site))
 
 
 def _is_whole(value: object) -> bool:
-    """Tell whether the numbers of a tensor are whole, as far as it is at hand."""
+    """Tell whether the values of a tensor are whole numbers; True if they cannot be read."""
     try:
         return not isinstance(value, Tensor) or bool((value.detach() == value.detach().round()).all())
-    except Exception:  # on meta there are none
+    except Exception:  # on meta there are no values
         return True
 
 
 def _mask(site: Site) -> Finding | None:
-    """Return that a mask of attention is of whole numbers, as tokenizers give it."""
+    """Find an attention mask of whole numbers, as tokenizers return it."""
     attends = any("attention" in one.lower() or "Transformer" in one for one in (site.name, type(site.module).__name__))
     for parameter, one in site.operands.items() if attends else ():
         if "mask" in parameter and one.dtype not in (None, torch.bool) and not one.is_float:
             layer = site.module is not None
-            what = f"booleans there, True {'leaves out' if layer else 'takes part'}, or floats"
+            what = f"booleans there (True means {'ignored' if layer else 'attended to'}) or floats"
             cause = f"{one}, the {parameter}, is {one.short}; {site.where} takes {what}"
-            fix = f"{one.name} == 0 if 1 marks what takes part" if layer else f"{one.name}.bool()"
+            fix = f"{one.name} == 0 if 1 means attended to" if layer else f"{one.name}.bool()"
             return Finding("dtype", cause, fix, site.scene.bounds(one))
     return None
 
 
 def _one_hot(site: Site) -> Finding | None:
-    """Return that probabilities of classes are whole numbers."""
+    """Find class probabilities of an integer dtype."""
     given, target = site.operands.get("input"), site.operands.get("target")
     if site.name != "cross_entropy" or given is None or target is None or len(given.shape) < 2:
         return None
     if target.shape != given.shape or target.dtype is None or target.is_float:
         return None
-    cause = f"{target} has the shape of the logits, one number for each class: then they must be floats"
-    fix = f"{target.name}.float(), or the numbers of the classes, {target.name}.argmax(1)"
+    cause = f"{target} has the shape of the logits, one number for each class, so they must be floats"
+    fix = f"{target.name}.float(), or class numbers, {target.name}.argmax(1)"
     return Finding("dtype", f"{cause}, not {target.short}", fix, site.scene.bounds(target))
 
 
 def _alike(site: Site) -> Finding | None:
-    """Compare the dtypes of those that must be of one, with the layer's weight."""
+    """Find an operand whose dtype must equal that of the layer's weight or of the other operands, and does not."""
     alike = [site.operands[name] for name in site.takes.alike if name in site.operands]
     if site.module is None:
         return _of_one_dtype(site.scene, alike)
@@ -125,7 +125,7 @@ def _alike(site: Site) -> Finding | None:
     for one in alike:
         if own is not None and own.is_floating_point() and one.dtype not in (None, own.dtype):
             what = f"is {one.short}, but the parameters of {site.where} are {dtype_of(own.dtype)}"
-            more = f"bring {site.where} and it to one dtype"
+            more = f"convert {site.where} instead"
             return _odd(site.scene, one, "dtype", what, f".to({own.dtype!s})", more)
     return None
 
@@ -144,13 +144,13 @@ def _of_pair(scene: Scene, one: Operand, other: Operand) -> Finding:
 
 
 def _odd(scene: Scene, one: Operand, kind: str, what: str, call: str, more: str = "") -> Finding:
-    """Return a finding about a tensor that is not like the rest, with where it became so."""
+    """Return a finding about a tensor that differs from the rest, with where it came to differ."""
     owner = scene.owner(one)
     if owner is not None:
         cause = f"the {owner.kind} {owner.name!r} of {scene.where(owner.module)} {what}"
         return Finding(kind, cause, f"convert it with {call}", culprit=scene.path(owner.module))
     origin = _became(scene, one, kind)
-    made = "" if one.base is None else f" made of {one.root.name},"  # where it comes from is known of that alone
+    made = "" if one.base is None else f" made from {one.root.name},"  # only the origin of that is known
     source = "" if origin is None else f",{made} {origin.source},"
     cause = f"{one.name}{source} {what}"
     fix = f"convert {one.name} with {call}" + (f", or {more}" if more else "")
@@ -164,7 +164,7 @@ def _odd(scene: Scene, one: Operand, kind: str, what: str, call: str, more: str 
 
 
 def _became(scene: Scene, one: Operand, kind: str) -> Origin | None:
-    """Return where a tensor came to be of its dtype or device: where it was first seen so, if it was only handed on."""
+    """Return where a tensor got its dtype or device: where they were first seen, if it was only passed on."""
     origin = scene.origin(one)
     earliest = scene.history.first(lambda leaf: getattr(leaf, kind) == getattr(one, kind))
     if origin is None:

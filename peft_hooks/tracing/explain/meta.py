@@ -1,7 +1,7 @@
-"""What PyTorch makes of tensors, and what it refuses: asked with other tensors of the same shapes and dtypes.
+"""Ask PyTorch what an operation returns, or refuses, using other tensors of the same shapes and dtypes.
 
-Meta tensors have no numbers, so nothing is computed, nothing of the user's is touched, and no rule about shapes has to
-be written down here.
+Meta tensors have no values, so nothing is computed, nothing of the user's is touched, and no shape rules need to be
+written down here.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from torch import Tensor
 
 from .ghosts import Ghost, is_tensor, shape_of
 
-# Whatever else is handed to a function may do what it likes when it is asked.
+# Any other object that is passed to a function may run code of its own.
 _PLAIN = (int, float, complex, str, EllipsisType, torch.dtype, type(None))
-_NUMBERS = ("size", "dim", "ndimension", "numel")  # methods whose results are right without strides and values
+_NUMBERS = ("size", "dim", "ndimension", "numel")  # methods that need neither strides nor values
 _MOVES = ("to", "type", "cpu", "cuda")
-_OF_AUTOGRAD = {"backward", "register_hook", "requires_grad_", "retain_grad"}  # other tensors have no history
+_OF_AUTOGRAD = {"backward", "register_hook", "requires_grad_", "retain_grad"}  # meta tensors have no history
 _NEW = ("new_empty", "new_full", "new_ones", "new_zeros")
 _CREATE = (
     torch.zeros, torch.ones, torch.rand, torch.randn, torch.empty, torch.full, torch.arange, torch.eye,
     torch.linspace, torch.randint, torch.randperm,
 )  # fmt: skip
-_MOST = 10**6  # numbers: larger tensors are not made for an explanation
+_MOST = 10**6  # elements: an explanation makes no larger tensors
 
 Like = Callable[[Tensor], Tensor]
-"""Makes of a meta tensor what an operation is asked with."""
+"""Turns a meta tensor into the tensor that is passed to an operation."""
 
 
 def worked_out(work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Any:
-    """Return what an operation gives, on the device of the first tensor; None if that is not known.
+    """Return what an operation would return, on the device of the first tensor; None if that is not known.
 
     Args:
         work: The operation.
-        args: Tensors, at hand or not, in lists, too, and numbers.
-        kwargs: The same by name.
+        args: Tensors, ghosts and numbers, also inside lists.
+        kwargs: Keyword arguments of the same kinds.
     """
     like = next((one for one in _flat([*args, *(kwargs or {}).values()]) if is_tensor(one)), None)
     if like is None:
         return None
     try:
         return _as_ghost(_run(work, args, kwargs), like.device)
-    except Exception:  # what does not go together has no shape
+    except Exception:  # operands that do not match give no result
         return None
 
 
 def method(tensor: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return what a method of a tensor gives, as far as shape and dtype go; None if that is not known."""
+    """Return what a method of a tensor would return, in shape and dtype; None if that is not known."""
     if name in _MOVES:
         return _moved(tensor, name, [*args, *kwargs.values()])
     if not is_method(name):
@@ -61,7 +61,7 @@ def method(tensor: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any
 
 
 def created(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Ghost | None:
-    """Return what ``torch.zeros`` and similar functions make of numbers; None if that is not known."""
+    """Return what ``torch.zeros`` or a similar function would return; None if that is not known."""
     if not any(function is one for one in _CREATE):
         return None
     device = torch.device(kwargs.get("device") or "cpu")
@@ -70,18 +70,18 @@ def created(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Gh
 
 
 def on_meta(value: Any) -> Any:
-    """Return a meta tensor for each tensor, and numbers as they are.
+    """Replace each tensor with a meta tensor, and leave numbers as they are.
 
     Raises:
-        TypeError: If there is anything else.
+        TypeError: If there is anything else in it.
     """
     return _other(value, lambda meta: meta)
 
 
 def fails_alone(work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], error: BaseException) -> bool:
-    """Tell whether an operation raises the very error on other tensors of these shapes and dtypes as well.
+    """Tell whether an operation raises the same error on other tensors of these shapes and dtypes.
 
-    It has to fail on meta tensors. Some do so in other words than the kernel, which is asked with zeros and ones then.
+    It must fail on meta tensors. If the message differs from the kernel's, the kernel must fail on zeros and on ones.
     """
     try:
         _run(work, args, kwargs)
@@ -105,21 +105,21 @@ def _fails_on(
 
 
 def is_operation(function: Any) -> bool:
-    """Tell whether a function is one of PyTorch's that make tensors of tensors; ``torch.save`` is not."""
+    """Tell whether a function is one of PyTorch's operations on tensors; ``torch.save`` is not."""
     try:
         return function in _operations()[0]
-    except TypeError:  # it has no hash
+    except TypeError:  # it is not hashable
         return False
 
 
 def is_method(name: str) -> bool:
-    """Tell whether tensors have an operation as a method of this name."""
+    """Tell whether tensors have a method of this name that is an operation."""
     return name in _operations()[1] or name in _NEW
 
 
 @functools.cache
 def _operations() -> tuple[frozenset[Any], frozenset[str]]:
-    """Return the functions that take tensors, and the names of the methods."""
+    """Return the functions that take tensors, and the names of the methods of tensors."""
     found = torch.overrides.get_overridable_functions()
     methods = frozenset(getattr(one, "__name__", "") for one in found[Tensor]) - _OF_AUTOGRAD
     functions = (one for owner, of_it in found.items() if owner is not Tensor for one in of_it if callable(one))
@@ -139,7 +139,7 @@ def _run(
 
 
 def _other(value: Any, made: Like) -> Any:
-    """Return another tensor for each tensor, and numbers as they are; raise at whatever else there is."""
+    """Replace each tensor with another one, leave numbers as they are, and raise ``TypeError`` for anything else."""
     shape = shape_of(value)
     if shape is not None:
         return made(torch.empty(shape, dtype=value.dtype, device="meta"))
@@ -163,7 +163,7 @@ def _is_like(raised: BaseException, error: BaseException) -> bool:
 
 
 def _moved(tensor: Any, name: str, given: Sequence[Any]) -> Ghost | None:
-    """Return a tensor with another dtype or on another device."""
+    """Return a ghost of the tensor with another dtype or on another device."""
     shape, dtype, device = shape_of(tensor), tensor.dtype, tensor.device
     if shape is None:
         return None
@@ -173,7 +173,7 @@ def _moved(tensor: Any, name: str, given: Sequence[Any]) -> Ghost | None:
         elif isinstance(one, torch.dtype):
             dtype = one
         elif isinstance(one, (str, torch.device)):
-            device = torch.empty(0, device=one).device  # with its number
+            device = torch.empty(0, device=one).device  # with its index
     return Ghost(shape, dtype, device)
 
 

@@ -1,4 +1,4 @@
-"""Something else where a tensor goes: None, a tuple, a str, a model's output; or a key that is not there."""
+"""Explain something other than a tensor (None, a tuple, a str, a model's output), and missing keys."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _KEYED = (nn.ModuleDict, nn.ParameterDict)
 
 
 def wrong_object(site: Site) -> Finding | None:
-    """Return that a layer or function was given something else where it takes a tensor."""
+    """Find an argument that is not a tensor where a layer or function takes one."""
     for parameter in site.takes.patterns:
         one = site.operands.get(parameter)
         pair = site.operands.get(parameter.partition(".")[0])
         if one is None and pair is not None and isinstance(pair.value, Tensor):
-            cause = f"{pair} is a tensor, where {site.where} takes a pair of them, (h_0, c_0)"
-            fix = f"({pair.name}, torch.zeros_like({pair.name})), or none at all: then both are zeros"
+            cause = f"{pair} is a tensor, but {site.where} takes a pair of tensors, (h_0, c_0)"
+            fix = f"pass ({pair.name}, torch.zeros_like({pair.name})), or no state: then both are zeros"
             return Finding("object", cause, fix, site.scene.bounds(pair))
         if one is not None and one.value is not None and _is_other(one.value):
-            return _other(site.scene, one, f", where {site.where} takes a tensor")
+            return _other(site.scene, one, f", but {site.where} takes a tensor")
         if one is not None and one.value is None and parameter in ("input", "query", "src", "weight", "target"):
             return is_none(site.scene, one, site.where)
     return None
@@ -46,7 +46,7 @@ def _is_other(value: Any) -> bool:
 
 
 def wrong_operand(scene: Scene) -> Finding | None:
-    """Find that the expression that raised works on something that is no tensor."""
+    """Find an operand that is not a tensor in the expression that raised."""
     step = scene.steps[-1]
     if isinstance(step.module, _KEYED) and isinstance(scene.error, KeyError):
         return _missing_key(scene, Operand("", step.module), scene.error.args[0])
@@ -74,19 +74,19 @@ def _of_operands(scene: Scene, expression: Expression) -> Finding | None:
     for one in operands:
         if isinstance(one.value, (str, Mapping)) or (_is_other(one.value) and expression.name == "add"):
             what = "arithmetic with a tensor" if binary else f"{expression.name}()"
-            return _other(scene, one, f", where {what} takes a tensor")
+            return _other(scene, one, f", but {what} takes a tensor")
     return None
 
 
 def _of_access(scene: Scene, place: int, node: Any) -> Finding | None:
-    """Find that what an attribute, a key or indices are taken of has none."""
+    """Find an object that lacks the attribute or key that is read, or takes no such index."""
     one = scene.names.of_expression(place, node.value)
     value, error = one.value, scene.error
     if value is None:
         return is_none(scene, one, ast.unparse(node))
     if isinstance(node, ast.Subscript):
         if isinstance(node.slice, ast.Tuple) and _is_other(value) and not isinstance(value, str):
-            return _other(scene, one, f", where `{ast.unparse(node)}` takes a tensor")
+            return _other(scene, one, f", but `{ast.unparse(node)}` needs a tensor")
         if isinstance(error, KeyError) and isinstance(value, (Mapping, *_KEYED)):
             key = error.args[0] if error.args else scene.steps[place].values(node.slice)
             return _missing_key(scene, one, key)
@@ -100,7 +100,7 @@ def _of_access(scene: Scene, place: int, node: Any) -> Finding | None:
 
 
 def is_none(scene: Scene, one: Operand, where: str) -> Finding | None:
-    """Say that something is None, and who returned it or did not give it."""
+    """Explain a None: which module returned it, or that it was not given."""
     row = _returned_none(scene, scene.maker(one))
     if row is not None:
         cause = f"{row.where} returned None{scene.on(row.path)}"
@@ -115,19 +115,19 @@ def is_none(scene: Scene, one: Operand, where: str) -> Finding | None:
     if one.text == "task_ids" and scene.transformers:
         fix = "peft_hooks.register_prompt_mask_hooks(model, task_id=0), with the number of the task"
     elif one.node is None or isinstance(one.node, ast.Name):
-        fix = f"give it a tensor for {one.text!r}"
-    elif hasattr(getattr(scene.model, "config", None), option):  # a model of transformers left it out
+        fix = f"pass a tensor for {one.text!r}"
+    elif hasattr(getattr(scene.model, "config", None), option):  # a transformers model left it out
         fix = f"call the model with {option}=True"
     return Finding("none", f"{one.name} is None{owner}, where a tensor is needed", fix)
 
 
 def _returned_none(scene: Scene, module: nn.Module | None) -> Row | None:
-    """Return the last call that returned None, of a module or of any; of calls inside each other the innermost."""
+    """Return the last call, of one module or of any, that returned None; the innermost of nested ones."""
     for row in scene.history.ended():
         if returned_none(row) and (module is None or scene.modules.get(row.path) is module):
             last: Row | None = row
             while last is not None and returned_none(last):
-                row = last  # a module mostly returns what its last part returned
+                row = last  # a module usually returns what its last part returned
                 inside = [one for one in scene.history.rows if one.parent == row.index and one.state == "done"]
                 last = inside[-1] if inside else None
             return row
@@ -135,7 +135,7 @@ def _returned_none(scene: Scene, module: nn.Module | None) -> Row | None:
 
 
 def _other(scene: Scene, one: Operand, but: str) -> Finding:
-    """Say what something is that is no tensor, and which module returned it."""
+    """Explain an object that is not a tensor, and say which module returned it."""
     value, name = one.value, one.name
     kind = with_article(type(value).__name__)
     shown = f", {value!r}" if isinstance(value, str) and len(value) < 50 else ""
@@ -146,43 +146,43 @@ def _other(scene: Scene, one: Operand, but: str) -> Finding:
     outputs = [leaf.name for leaf in tensors_of(row.outputs)]
     names = ", ".join(outputs[:4]) + (", ..." if len(outputs) > 4 else "")
     cause = f"returned {kind} of {many(len(outputs), 'tensor')}, {names}"
-    fix = f"take one of them, as the first: [0] of what {row.where} returns"
+    fix = f"take one of them, such as the first: [0] of what {row.where} returns"
     if isinstance(value, str):
-        cause = f"returned a dict-like output of {names}, and unpacking or iterating it gives the names"
-        fix = f"read it by name, .{value} or [{value!r}], or return_dict=False"
+        cause = f"returned a dict-like output of {names}; unpacking or iterating over it gives these names"
+        fix = f"read it by name, .{value} or [{value!r}], or pass return_dict=False"
     elif isinstance(value, PackedSequence):
-        cause = "was given packed rows, and packed they are returned"
-        fix = f"torch.nn.utils.rnn.pad_packed_sequence({name}, batch_first=...)[0] before it"
+        cause = "was given a packed sequence and returned one"
+        fix = f"pass torch.nn.utils.rnn.pad_packed_sequence({name}, batch_first=...)[0]"
     elif isinstance(value, Mapping):
         fix = f"take one by name, .{outputs[0] if outputs else '...'}"
     return Finding("object", f"{what}: {row.where} {cause}", fix, culprit=row.path)
 
 
 def _tensor_in(one: Operand) -> str | None:
-    """Say how to come to a tensor from an object that no module of the model returned."""
+    """Say how to get a tensor from an object that no module of the model returned."""
     value = one.value
     if isinstance(value, str):
         return None
     if isinstance(value, Mapping):
-        return f"one of its values: {', '.join(map(repr, [*value][:5]))}"
+        return f"pass one of its values: {', '.join(map(repr, [*value][:5]))}"
     if hasattr(type(value), "__array__"):
-        return f"torch.from_numpy({one.name})" + ".float()" * (str(value.dtype) == "float64")
+        return f"pass torch.from_numpy({one.name})" + ".float()" * (str(value.dtype) == "float64")
     flat = [*value]
     while flat and all(isinstance(part, (list, tuple)) for part in flat):
         flat = [inner for part in flat for inner in part]
     if flat and all(isinstance(part, (int, float)) for part in flat):
-        return f"torch.tensor({one.name})"
+        return f"pass torch.tensor({one.name})"
     has_some = any(isinstance(part, Tensor) for part in flat)
-    return f"one of the tensors in {one.name}, or torch.stack or torch.cat of them" if has_some else None
+    return f"pass one of the tensors in {one.name}, or torch.stack or torch.cat them" if has_some else None
 
 
 def _returned(scene: Scene, one: Operand) -> Row | None:
-    """Return the call that returned an object: that the source names, or whose tensors are in it."""
+    """Return the call that returned an object: the one in the source, or the one that returned its tensors."""
     maker, value = scene.maker(one), one.value
     held = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
     tensors = {identity_of(part) for part in held if isinstance(part, Tensor)}
     for row in scene.history.ended():
-        # A call that returned one tensor by itself did not return what the code made of it.
+        # A call that returned a bare tensor did not return the object, which the code made from it.
         bare = [leaf.name for leaf in tensors_of(row.outputs)] == ["output"]
         if maker is not None and scene.modules.get(row.path) is maker:
             return None if bare else row
@@ -194,25 +194,25 @@ def _returned(scene: Scene, one: Operand) -> Row | None:
 
 
 def _missing_key(scene: Scene, one: Operand, key: Any) -> Finding | None:
-    """Say which keys there are, and who made what lacks one."""
+    """Say which keys there are, and which module returned the mapping that lacks one."""
     value = one.value
     if isinstance(value, _KEYED):
         keys, path = ", ".join(map(repr, value.keys())), scene.path(value)
         name = one.text if path is None else f"{type(value).__name__} {path!r}"
         cause = f"{name} has the keys {keys}, not {key!r}"
-        return Finding("key", cause, f"one of {keys}, or add {key!r} to it", culprit=path)
+        return Finding("key", cause, f"use one of {keys}, or add {key!r} to it", culprit=path)
     maker, own = scene.maker(one), {str(name) for name in value}
     given = set() if scene.row is None else {leaf.key for leaf in scene.row.inputs}
     if maker is None and (not own or own & given):
         return missing_feature(scene, str(key))
     keys = ", ".join(sorted(map(repr, own))[:8]) or "nothing"
-    made = "" if maker is None else f": {scene.where(maker)} returned it"
-    cause = f"{one.name} has the keys {keys}, {key!r} is missing{made}"
-    return Finding("key", cause, f"one of {keys}", culprit=scene.path(maker))
+    made = "" if maker is None else f"; {scene.where(maker)} returned it"
+    cause = f"{one.name} has the keys {keys}, but {key!r} is missing{made}"
+    return Finding("key", cause, f"use one of {keys}", culprit=scene.path(maker))
 
 
 def missing_feature(scene: Scene, key: str) -> Finding | None:
-    """Say that features lack a key, and which module gave it, or did not."""
+    """Explain a missing feature: which module returned it, or should have."""
     failing = scene.row
     if failing is None or key in {leaf.key for leaf in failing.inputs}:
         return None
@@ -222,12 +222,12 @@ def missing_feature(scene: Scene, key: str) -> Finding | None:
     had = next((row for row in before if key in {leaf.key for leaf in row.outputs}), None)
     if had is not None:
         fix = f"look at what happens to {key!r} after {had.where}"
-        return Finding("key", f"{cause}; it came out of {had.where}", fix, culprit=had.path)
-    # The step before it in a pipeline: a call that ended beside it, and returned a dict of features.
+        return Finding("key", f"{cause}; {had.where} returned it", fix, culprit=had.path)
+    # The previous step of a pipeline: a sibling call that ended before it and returned several features.
     beside = (row for row in before if row.parent == failing.parent and row.state == "done" and len(row.outputs) > 1)
     step = next(beside, None)
     if step is None:
         return Finding("key", cause, f"give {key!r} with the rest of the input")
-    cause += f"; {step.where}, which ran before it, gave {', '.join(leaf.key for leaf in step.outputs)}"
-    fix = f"{step.where} must set {key!r}, or a module that does must stand between it and {failing.where}"
+    cause += f"; {step.where}, which ran before it, returned {', '.join(leaf.key for leaf in step.outputs)}"
+    fix = f"make {step.where} set {key!r}, or insert a module that does between it and {failing.where}"
     return Finding("key", cause + scene.on(step.path), fix, culprit=step.path)

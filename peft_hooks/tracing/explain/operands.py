@@ -1,4 +1,4 @@
-"""What was given to what, by the names that a reader knows: those of the source, as far out as they go."""
+"""Find out what was passed to what, under the names that users know: those in the outermost source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST = 60
 
 
 class Names:
-    """Finds out what tensors are called.
+    """Find out what tensors are called in the source.
 
     Args:
         steps: The steps of the traceback.
@@ -28,7 +28,7 @@ class Names:
         self.steps = steps
 
     def of_expression(self, place: int, node: ast.AST) -> Operand:
-        """Return the operand that an expression of a step is."""
+        """Return an expression of a step as an operand."""
         value = self.steps[place].values(node)
         if isinstance(node, ast.Name):
             return self.outward(place, node.id, value, node)
@@ -37,7 +37,7 @@ class Names:
         return Operand(text_of(node), value, base if base is not None and base.is_tensor else None, place, node)
 
     def of_parameter(self, place: int, parameter: str, value: Any) -> Operand:
-        """Return what was given for a parameter of the function of a step, by its name where the call is."""
+        """Return the argument for a parameter of a step's function, under its name in the calling code."""
         found = self.argument(place, parameter)
         if found is None:
             return Operand(parameter, value, None, place)
@@ -51,14 +51,14 @@ class Names:
         return Operand(made.text, value, made.base, before, node)
 
     def outward(self, place: int, name: str, value: Any, node: ast.AST | None = None) -> Operand:
-        """Follow a name to the functions further out, as long as it is a parameter that was only handed on."""
+        """Follow a name to outer functions as long as it is a parameter that was merely passed on."""
         step, plain = self.steps[place], Operand(name, value, None, place, node)
         found = self.argument(place, name) if name in step.parameters else None
         if found is None or value is UNKNOWN or value is None:
             return plain
         before, outer = found
         if self.steps[before].in_torch and not step.in_torch:
-            return plain  # PyTorch's own names tell no more
+            return plain  # the names in PyTorch's code tell no more
         if isinstance(outer, ast.Name):
             known = self.steps[before].values(outer)
             if known is value or _same_numbers(known, value):
@@ -73,7 +73,7 @@ class Names:
         return plain
 
     def argument(self, place: int, parameter: str) -> tuple[int, ast.expr] | None:
-        """Return the expression that was given for a parameter of the function of a step, and where it stands."""
+        """Return the expression passed for a parameter of a step's function, and the index of the step that has it."""
         own = self.steps[place].positional
         callers = [before for before in range(place) if self.steps[before].file != CALLS]  # PyTorch's own say nothing
         for before in reversed(callers):
@@ -90,7 +90,7 @@ class Names:
 
 
 def _same_numbers(one: Any, other: Any) -> bool:
-    """Tell whether a tensor is another in another shape, as ``ids.view(-1, ids.size(-1))`` is."""
+    """Tell whether two tensors are the same elements in different shapes, such as ``ids.view(-1, ids.size(-1))``."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one.is_nested or other.is_nested:
         return False
     same = one.dtype == other.dtype and one.device == other.device and one.numel() == other.numel()
@@ -103,7 +103,7 @@ def _argument_of(call: ast.Call, own: list[str], parameter: str) -> ast.expr | N
             return word.value
     given = call.args
     if given and isinstance(given[0], ast.Name) and given[0].id == "self":
-        given = given[1:]  # a forward that was called as a plain function
+        given = given[1:]  # forward() was called as a plain function
     place = own.index(parameter) if parameter in own else len(given)
     if place < len(given) and not any(isinstance(one, ast.Starred) for one in given[: place + 1]):
         return given[place]
@@ -111,7 +111,7 @@ def _argument_of(call: ast.Call, own: list[str], parameter: str) -> ast.expr | N
 
 
 def _made_of(node: ast.AST, step: Step) -> ast.expr | None:
-    """Return the expression that a chain of methods and indices begins with."""
+    """Return the expression that a method, index or attribute of a tensor is applied to."""
     inner: ast.expr | None = None
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         if isinstance(step.values(node.func), nn.Module):
@@ -127,14 +127,14 @@ def _made_of(node: ast.AST, step: Step) -> ast.expr | None:
 
 
 def text_of(node: ast.AST) -> str:
-    """Return the source of an expression."""
+    """Return the source of an expression, with double quotes."""
     return ast.unparse(node).replace("'", '"')
 
 
 def assigned(step: Step, name: str) -> ast.expr | None:
-    """Return what was last assigned to a name before the line that raised, in code that surely ran.
+    """Return what was last assigned to a name before the line that raised, in code that certainly ran.
 
-    Only statements of the blocks around the line count. None if the name is assigned in a block beside them, too.
+    Only assignments in the blocks around the line count. None if another statement, such as an ``if``, follows.
     """
     statement, found = step.running[1], None
     while statement is not None:
@@ -147,13 +147,13 @@ def assigned(step: Step, name: str) -> ast.expr | None:
                     if found is not None:
                         return found or None
         if isinstance(parent, (*FUNCTIONS, ast.For, ast.While)):
-            return None  # what a loop did before cannot be told
+            return None  # what earlier iterations of a loop did is unknown
         statement = parent
     return None
 
 
 def assigns(step: Step, name: str) -> bool:
-    """Tell whether the function assigns to a name anywhere, or cannot be read."""
+    """Tell whether the function assigns to a name anywhere; True if its source cannot be read."""
     node: Any = step.running[1]
     while node is not None and not isinstance(node, FUNCTIONS):
         node = getattr(node, "parent", None)
@@ -161,7 +161,7 @@ def assigns(step: Step, name: str) -> bool:
 
 
 def _assigned_by(statement: ast.stmt, name: str) -> Any:
-    """Return what a statement assigns to a name, None if nothing, False if that cannot be told."""
+    """Return what a statement assigns to a name, None if nothing, and False if that is unclear."""
     if isinstance(statement, (ast.Assign, ast.AnnAssign)):
         for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
             names = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
@@ -172,7 +172,7 @@ def _assigned_by(statement: ast.stmt, name: str) -> Any:
 
 
 def _stored(node: ast.AST) -> set[str]:
-    """Return the names that are assigned to anywhere inside."""
+    """Return the names that are assigned to anywhere inside a node."""
     return {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
 
 
@@ -180,9 +180,9 @@ class ModuleCall(NamedTuple):
     """A call of a module in a traceback.
 
     Attributes:
-        place: The number of the step that the module's own code begins at.
+        place: The index of the step of the module's own forward.
         module: The module.
-        given: What it was given, by parameter.
+        given: Its arguments, by parameter.
     """
 
     place: int
@@ -191,7 +191,7 @@ class ModuleCall(NamedTuple):
 
 
 def module_calls(steps: Sequence[Step]) -> list[ModuleCall]:
-    """Return the calls of modules among the steps, outermost first, also where ``forward`` was called by itself."""
+    """Return the calls of modules among the steps, outermost first, including direct calls of ``forward``."""
     found: list[ModuleCall] = []
     for place, step in enumerate(steps):
         module = step.module
@@ -204,5 +204,5 @@ def module_calls(steps: Sequence[Step]) -> list[ModuleCall]:
 
 
 def _bound(step: Step, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments by parameter as they came in."""
+    """Return the arguments by parameter, as they were passed."""
     return {**dict(zip(step.positional, given["args"])), **given.get("kwargs", {})}

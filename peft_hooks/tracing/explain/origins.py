@@ -1,4 +1,4 @@
-"""Where a tensor in a failed forward comes from: whose parameter it is, or where its size was seen first."""
+"""Find out where a tensor in a failed forward comes from, or where its size was first seen."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Event(NamedTuple):
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
-        """The tensors that went in, or came out."""
+        """The tensors that went in or came out."""
         return self.row.came if self.side == "in" else tensors_of(self.row.outputs)
 
 
 class Origin(NamedTuple):
-    """The call that a tensor was first seen at, and when.
+    """The call at which a tensor was first seen.
 
     Attributes:
-        when: The number of the event.
+        when: The index of the event.
         row: The call.
-        made: Whether the call made it: whether it came out of a call that it had not gone into.
+        made: Whether the call made it: the tensor came out of it and had not gone in.
         leaf: The tensor.
-        around: The call around that one, or None.
+        around: The recorded call around it, or None.
     """
 
     when: int
@@ -48,16 +48,16 @@ class Origin(NamedTuple):
 
     @property
     def source(self) -> str:
-        """Where that was, as text."""
+        """The origin, as text."""
         if self.made:
-            return f"which came out of {self.row.where}"
+            return f"{'the' if len(self.row.outputs) == 1 else 'an'} output of {self.row.where}"
         if self.around is None:
-            return f"which came in with the call of {self.row.where}"
-        return f"which was made in {self.around.where} before it called {self.row.where}"
+            return f"passed to {self.row.where}"
+        return f"created in {self.around.where} before it called {self.row.where}"
 
 
 class History:
-    """What happened in one forward, in order.
+    """The calls of one forward, in order.
 
     Args:
         rows: The rows of the trace.
@@ -76,14 +76,14 @@ class History:
             began.setdefault(event.row.index, when)
             for leaf in event.leaves:
                 seen = self._seen.setdefault((leaf.identity, *_looks(leaf)), [])
-                # What a call gives that was seen neither going into it nor inside it, it has made.
+                # A call made what comes out of it if that was seen neither going in nor inside.
                 made = event.side == "out" and not (seen and seen[-1][0] >= began[event.row.index])
                 seen.append((when, made))
 
     def origin(self, leaf: Leaf) -> Origin | None:
-        """Return where a recorded tensor was seen first: what made it last, or the first call that it went into.
+        """Return the call that last made a recorded tensor, or else the first that it was passed to, if any.
 
-        A tensor that was changed in place has another shape or dtype, and counts as another.
+        A tensor whose shape or dtype was changed in place counts as another tensor.
         """
         seen = self._seen.get((leaf.identity, *_looks(leaf)))
         if not seen:
@@ -96,11 +96,11 @@ class History:
         return Origin(when, row, made, leaf, self.around(row))
 
     def around(self, row: Row) -> Row | None:
-        """Return the recorded call around another."""
+        """Return the recorded call around another one."""
         return None if row.parent is None else self._by_index.get(row.parent)
 
     def origin_of(self, tensor: Tensor) -> Origin | None:
-        """Return where a tensor that is at hand was seen first, or the tensor that it is a view of."""
+        """Return the origin of an existing tensor, or of the tensor that it is a view of."""
         base = tensor._base
         for one in (tensor,) if base is None else (tensor, base):
             shape = tuple(int(size) for size in one.shape)
@@ -110,10 +110,10 @@ class History:
         return None
 
     def birth(self, shape: Shape, place: int, is_float: bool, is_wide: bool) -> Origin | None:
-        """Return where a tensor first had this size in this dimension, whichever tensor of this rank it was.
+        """Return where any tensor of this rank first had this size in this dimension.
 
-        A wrong size goes on from tensor to tensor: the first that has it tells more than the last. In tensors of every
-        rank the batch comes first, and the width last.
+        A wrong size propagates from tensor to tensor, so the first tensor that has it tells more than the last. Batches
+        and widths are compared across ranks: the batch always comes first, and the width last.
         """
         rank, size = len(shape), shape[place]
         width = is_wide and place == rank - 1
@@ -128,7 +128,7 @@ class History:
         return self.first(alike)
 
     def first(self, wanted: Callable[[Leaf], bool]) -> Origin | None:
-        """Return where a tensor of some kind was seen first."""
+        """Return where a tensor that satisfies ``wanted`` was first seen."""
         for when, event in enumerate(self.events):
             for leaf in event.leaves:
                 if wanted(leaf):
@@ -136,7 +136,7 @@ class History:
         return None
 
     def turned(self) -> Origin | None:
-        """Return the first call that gave ``[length, batch, ...]`` for ``[batch, length, ...]``."""
+        """Return the first call that returned ``[length, batch, ...]`` for ``[batch, length, ...]``."""
         if len(set(self.batch_and_length)) < 2:
             return None
         for when, event in enumerate(self.events):
@@ -148,16 +148,16 @@ class History:
 
     @property
     def batch_and_length(self) -> tuple[int, ...]:
-        """The first two sizes of what the forward was called with; empty if that is no batch of texts."""
+        """The first two sizes of the forward's first input that has two or more dimensions; empty if none has."""
         return next((leaf.shape[:2] for leaf in self.given if leaf.shape is not None and len(leaf.shape) > 1), ())
 
     @property
     def given(self) -> tuple[Leaf, ...]:
-        """What the forward was called with."""
+        """The inputs of the forward."""
         return self.events[0].row.inputs if self.events else ()
 
     def ended(self) -> Iterator[Row]:
-        """Yield the calls that returned, the last first."""
+        """Yield the calls that returned, last first."""
         for event in reversed(self.events):
             if event.side == "out" and event.row.state == "done":
                 yield event.row
@@ -169,12 +169,12 @@ def returned_none(row: Row) -> bool:
 
 
 def is_float(leaf: Leaf) -> bool:
-    """Tell whether a tensor is of floating-point numbers."""
+    """Tell whether a tensor has a floating-point dtype."""
     return leaf.dtype is not None and leaf.dtype.is_floating_point
 
 
 def is_wide(leaf: Leaf) -> bool:
-    """Tell whether the last of two dimensions is a width: of floating-point tensors that are no masks."""
+    """Tell whether a tensor ends in its width: floating-point tensors other than masks do."""
     return is_float(leaf) and not leaf.key.endswith("mask")
 
 
@@ -183,7 +183,7 @@ def _looks(leaf: Leaf) -> tuple[object, ...]:
 
 
 def _events(rows: Sequence[Row]) -> Iterator[Event]:
-    """Yield the beginning of every call, and its end after the ends of the calls inside it."""
+    """Yield the beginning and the end of every call, with the calls inside it in between."""
     inside: dict[int | None, list[Row]] = {}
     known = {row.index for row in rows}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Reads ``table.py``: whether arguments are as a layer takes them, and if not, which dimension of which is not."""
+"""Check arguments against ``table.py``, find the dimension that does not fit, and what would."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from .table import MEANINGS, Takes
 
 
 class Fixed(NamedTuple):
-    """Who says what a size must be: an attribute of the layer, or a dimension of another argument."""
+    """What sets a size: an attribute of the layer, or a dimension of another argument."""
 
     name: str
     dimension: int | None = None
 
 
 class Mismatch(NamedTuple):
-    """One argument that is not as the layer takes it.
+    """One argument that the layer does not take as it is.
 
     Attributes:
         parameter: Which argument.
-        dimension: Which of its dimensions; None if it has too many or too few.
+        dimension: Which of its dimensions; None if it has too many or too few of them.
         size: The size that it has.
-        wanted: The size that it must have; the numbers of dimensions that it may have if ``dimension`` is None.
-        fixed: Who says so.
-        word: The dimension, in the words of the table.
-        pattern: What the argument should be like.
+        wanted: The size that it must have or, if ``dimension`` is None, the allowed numbers of dimensions.
+        fixed: What sets that size.
+        word: The dimension's word in the table.
+        pattern: What the argument should look like.
     """
 
     parameter: str
@@ -47,19 +47,19 @@ class Mismatch(NamedTuple):
 
     @property
     def meaning(self) -> str:
-        """What the dimension is, ``"batch"``, or nothing."""
+        """What the dimension means, such as ``"batch"``; empty if that is unknown."""
         return MEANINGS.get(self.word.strip("~").partition("*")[0], "")
 
 
 @dataclass
 class _Known:
-    """What letters stand for so far."""
+    """The sizes that letters stand for so far."""
 
     site: Site
     letters: dict[str, tuple[int, Fixed]] = field(default_factory=dict)
 
     def wanted(self, word: str) -> tuple[int, Fixed] | None:
-        """Return the size that a word asks for, and who says so; None if any will do."""
+        """Return the size that a word asks for, and what sets it; None if any size will do."""
         sizes, by, parts = [], None, word.split("*")
         for part in parts:
             if part in self.letters:
@@ -83,12 +83,12 @@ def is_letter(word: str) -> bool:
 
 
 def check(site: Site, shapes: Mapping[str, Shape], batch_first: bool | None = None) -> Mismatch | None:
-    """Return the first argument that is not as the layer takes it.
+    """Return the first argument that the layer does not take as it is.
 
     Args:
-        site: What takes it.
+        site: The call that takes them.
         shapes: The shapes of the arguments that are tensors.
-        batch_first: Whether the batch comes first; what the layer says by default.
+        batch_first: Whether the batch comes first; by default, what the layer says.
     """
     takes = site.takes
     first = bool(takes.batch_first and site.number(takes.batch_first)) if batch_first is None else batch_first
@@ -102,7 +102,7 @@ def check(site: Site, shapes: Mapping[str, Shape], batch_first: bool | None = No
 
 
 def _check_fronts(takes: Takes, shapes: Mapping[str, Shape]) -> Mismatch | None:
-    """Compare what stands for ``...`` in front of several arguments: it is broadcast."""
+    """Compare the leading dimensions (``...``) of several arguments, which are broadcast together."""
     plain = [name for name, one in takes.patterns.items() if one.startswith("... ") and not {"|", "*"} & set(one)]
     fronts = {one: shapes[one][: 1 - len(takes.patterns[one].split())] for one in plain if one in shapes}
     for (other, before), (name, front) in itertools.combinations(fronts.items(), 2):
@@ -115,7 +115,7 @@ def _check_fronts(takes: Takes, shapes: Mapping[str, Shape]) -> Mismatch | None:
 
 
 def _alternatives(site: Site, pattern: str, batch_first: bool) -> list[list[str]]:
-    """Return the words of every alternative, in the order that the layer has them."""
+    """Return the words of each alternative, in the layer's order of batch and length."""
     turned = re.sub(r"\((\w+) (\w+)\)", r"\2 \1" if batch_first else r"\1 \2", pattern)
     found = []
     for alternative in turned.split("|"):
@@ -133,7 +133,7 @@ def _check_one(parameter: str, alternatives: list[list[str]], shape: Shape, know
         wanted = tuple(sorted({len(words) - ("..." in words) for words in alternatives}))
         return Mismatch(parameter, None, len(shape), wanted, Fixed(""), "", _readable(alternatives[0]))
     words = fitting[0]
-    start = len(words) if words[:1] == ["..."] else 0  # then places are counted from the end
+    start = len(words) if words[:1] == ["..."] else 0  # count places from the end
     places = [(place - start, word) for place, word in enumerate(words) if word != "..."]
     for place, word in sorted(places, key=lambda one: is_letter(one[1])):
         size, loose, name = shape[place], word.startswith("~"), word.strip("~")
@@ -155,10 +155,10 @@ def _readable(words: Iterable[str]) -> str:
 
 
 class Repair(NamedTuple):
-    """A change of an argument, or of the layer, after which everything fits.
+    """A change of an argument or of the layer after which everything fits.
 
     Attributes:
-        kind: ``"batch_first"``, ``"turn"``, ``"mask"`` of a mask with a row for each text, or a tensor's method.
+        kind: ``"batch_first"``, ``"turn"``, ``"mask"`` for a mask with one row per text, or a method of tensors.
         parameters: Which arguments.
         dimensions: Which of their dimensions.
     """
@@ -169,7 +169,7 @@ class Repair(NamedTuple):
 
 
 def repairs(site: Site, found: Mismatch) -> list[Repair]:
-    """Return the changes after which everything fits, the likeliest first."""
+    """Return the changes after which everything fits, most likely first."""
     takes, shapes, fitting = site.takes, site.shapes, []
     if takes.batch_first and site.number(takes.batch_first) is False and check(site, shapes, True) is None:
         fitting.append(Repair("batch_first"))
@@ -183,7 +183,7 @@ def repairs(site: Site, found: Mismatch) -> list[Repair]:
 
 
 def _after(kind: str, dimensions: tuple[int, ...], shape: Shape, found: Mismatch) -> Shape | None:
-    """Return the shape that an argument has after a change."""
+    """Return the shape of an argument after a change."""
     if kind == "mask":
         return (shape[0], 1, 1, *shape[1:])
     if kind == "repeat":
@@ -193,7 +193,7 @@ def _after(kind: str, dimensions: tuple[int, ...], shape: Shape, found: Mismatch
 
 
 def _changes(takes: Takes, name: str, shape: Shape, found: Mismatch) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield what could be done to one argument: the kind, and which dimensions."""
+    """Yield the possible changes of one argument: the kind and the dimensions."""
     own, rank = name == found.parameter, len(shape)
     if own and found.dimension is None:
         yield from (("unsqueeze", (place,)) for place in (0, 1) if rank + 1 in found.wanted)
@@ -213,9 +213,9 @@ def _of_size(pattern: str, shape: Shape, found: Mismatch) -> Iterator[tuple[str,
             yield "unsqueeze", (-1,)
         places = range(1, len(shape) - 1) if pattern.startswith("...") else ()
         yield from (("flatten", (place,)) for place in places if math.prod(shape[place:]) == wanted)
-    if first and wanted == 1:  # channels of one, left out
+    if first and wanted == 1:  # a single channel, left out
         yield "unsqueeze", (1,)
     if first and "*" in found.word and wanted % max(found.size, 1) == 0:  # one for each head
         yield "repeat_interleave", (wanted // max(found.size, 1), 0)
-    if found.word == "~L":  # a row for each text, not for each place of a text
+    if found.word == "~L":  # a row for each text, not for each position of it
         yield "mask", ()

@@ -1,7 +1,7 @@
-"""Which module a wrong size came out of: a layer that broke its promise, or the last to make it of another.
+"""Find the module that a wrong size came out of: a layer that broke its promise, or the last module to change the size.
 
-PyTorch's layers say by their class and their sizes what they return. If one returned something else before the forward
-failed, a hook changed it, or someone replaced its forward.
+The class and the sizes of a PyTorch layer determine what it returns. If it returned something else before the forward
+failed, a hook changed the output, or the layer's forward was replaced.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .scene import Owned, Scene, is_autocast
 
 
 def due(module: nn.Module, given: Leaf) -> Ghost | None:
-    """Return what a layer of PyTorch's must return for a tensor, or None if its class does not tell.
+    """Return what a PyTorch layer must return for a tensor, or None if its class does not determine that.
 
-    Its forward runs on the meta device, on a copy whose parameters have no values and that has no hooks.
+    Runs the forward on the meta device, on a copy without hooks whose parameters have no values.
     """
     layer = type(module)
     if not layer.__module__.startswith("torch.nn.modules") or has_children(module) or given.dtype is None:
@@ -49,7 +49,7 @@ def kind_of(operand: Operand, place: int) -> str:
 
 
 def changed(scene: Scene, birth: Origin, operand: Operand) -> str:
-    """Say what a call made of what it was given, if one size of it changed there."""
+    """Say how a call changed one size of its input; empty if it did not."""
     module = scene.modules.get(birth.row.path)
     if not birth.made or module is None:
         return ""
@@ -57,7 +57,7 @@ def changed(scene: Scene, birth: Origin, operand: Operand) -> str:
     for other in birth.row.came:
         change = what_changed(other.shape or (), made, operand.is_float) if other.dtype == operand.dtype else None
         if change is not None and change[0] == "width" and any(one.dim() > 1 for one in module.parameters()):
-            continue  # another width is what such a module is for
+            continue  # changing the width is what such a module is for
         must = due(module, other)
         if change is not None and change[0] != "rank" and (must is None or must.shape != made):
             return f"{birth.row.where} turned {other.name} {list(other.shape or ())} into {list(made)}: {change[1]}"
@@ -82,13 +82,13 @@ def _promise(scene: Scene, row: Row) -> Finding | None:
     device = came.device if own is None else own.device
     types = [None if one is None else one.type for one in (came.device, device, went.device)]
     if None not in types and types[0] == types[1] != types[2]:
-        return _finding(scene, row, "device", f"is on {went.device}, but {device} is due")
+        return _finding(scene, row, "device", f"is on {went.device}, but should be on {device}")
     if went.dtype is not None and went.dtype != made.dtype and not is_autocast():
-        return _finding(scene, row, "dtype", f"is {dtype_of(went.dtype)}, but {dtype_of(made.dtype)} is due")
+        return _finding(scene, row, "dtype", f"is {dtype_of(went.dtype)}, but should be {dtype_of(made.dtype)}")
     if went.shape == made.shape:
         return None
     kind, words = what_changed(made.shape, went.shape or ()) or ("rank", "another shape")
-    what = f"is {list(went.shape or ())}, but {list(made.shape)} is due: {words}"
+    what = f"is {list(went.shape or ())}, but should be {list(made.shape)}: {words}"
     return _finding(scene, row, kind, what, _difference(row, went.shape or (), made.shape))
 
 
@@ -98,11 +98,11 @@ def _finding(scene: Scene, row: Row, kind: str, what: str, bounds: tuple[Bound, 
 
 
 def _difference(row: Row, shape: Shape, wanted: Shape) -> tuple[Bound, ...]:
-    """Return the first size that is not what is due, beside what is."""
+    """Return the first size that is wrong, and the size that it should be."""
     for place, (size, other) in enumerate(zip(shape, wanted)):
         if size != other:
             given = Bound(size, f"the output of {row.where}", shape, place, "", row.path)
-            return given, Bound(other, "what is due there", wanted, place, "", None)
+            return given, Bound(other, "the expected output", wanted, place, "", None)
     return ()
 
 
@@ -116,7 +116,7 @@ class Blame(NamedTuple):
 
 
 def blame(scene: Scene, sides: Sequence[tuple[Operand, int]], pair: Sequence[int]) -> Blame:
-    """Find what happened to the side whose size was seen later, and that nothing asks for."""
+    """Find what happened to the side that is wrong: its size is not expected, or was seen later than the other."""
     if scene.row is None:
         return Blame()
     turned = scene.history.turned()
@@ -138,7 +138,7 @@ def _of_origin(scene: Scene, origin: Origin, operand: Operand, place: int, path:
 
 
 def is_odd(scene: Scene, found: Blame) -> bool:
-    """Tell whether what a module returned is to be looked at: it returned, and is no layer that does as it should."""
+    """Tell whether a module's output is suspect: it returned, and is not a PyTorch layer without hooks."""
     ended = scene.row is None or found.path != scene.row.path
     return bool(found.words and ended and (scene.on(found.path) or not scene.is_torch(found.path)))
 
@@ -163,7 +163,7 @@ def _by_change(scene: Scene, sides: Sequence[tuple[Operand, int]]) -> Blame | No
 
 
 def owner_of(scene: Scene, operand: Operand, size: int) -> Owned | None:
-    """Return the parameter or buffer that an operand is, or got a size from."""
+    """Return the parameter or buffer that an operand is, or that it got a size from."""
     root = operand.root
     owner = scene.owner(operand) or scene.owner(root)
     step = scene.steps[root.place]
@@ -177,7 +177,7 @@ def owner_of(scene: Scene, operand: Operand, size: int) -> Owned | None:
 
 
 def _is_new(scene: Scene, operand: Operand) -> bool:
-    """Tell whether the source makes a tensor of no other, as ``torch.zeros(2, 5)`` does."""
+    """Tell whether the source creates a tensor from no other tensor, as ``torch.zeros(2, 5)`` does."""
     step, node = scene.steps[operand.root.place], operand.root.node
     made = assigned(step, node.id) if isinstance(node, ast.Name) else node
     if not isinstance(made, ast.Call):
@@ -186,13 +186,13 @@ def _is_new(scene: Scene, operand: Operand) -> bool:
 
 
 def trail(scene: Scene, operand: Operand, place: int, wanted: int) -> Origin | None:
-    """Go back from call to call, by the tensors themselves, to the one that made a size of another.
+    """Follow tensors back from call to call, to the call that turned another size into this one.
 
     Args:
         scene: What is known.
         operand: The tensor with the size.
         place: In which dimension.
-        wanted: The size that it was, or should have been, before.
+        wanted: The size that it had, or should have had, before.
     """
     size = operand.shape[place]
     origin = scene.origin(operand)
@@ -215,19 +215,19 @@ def trail(scene: Scene, operand: Operand, place: int, wanted: int) -> Origin | N
 
 
 def _made_inside(scene: Scene, operand: Operand, place: int) -> Blame | None:
-    """Find that a tensor has a size that the trace never saw: the code that failed made it of what it was given."""
+    """Find an input that the failing code itself turned into a tensor of a size that the trace never saw."""
     assert scene.row is not None
     for leaf in scene.row.came:
         shape = leaf.shape or ()
         others = shape[:place] + shape[place + 1 :] == operand.shape[:place] + operand.shape[place + 1 :]
         if len(shape) == len(operand.shape) and others and shape != operand.shape:
-            words = f"{scene.row.where} was given {leaf.name} {list(shape)} and made it {list(operand.shape)}"
+            words = f"{scene.row.where} was given {leaf.name} {list(shape)} and turned it into {list(operand.shape)}"
             return Blame(words, scene.row.path, scene.row.where, kind_of(operand, place))
     return None
 
 
 def _is_due(scene: Scene, operand: Operand, place: int) -> bool:
-    """Tell whether a size is right: the length of the texts, or the width of the layer that the tensor came out of."""
+    """Tell whether a size is expected: the length of the texts, or the width of the layer that returned the tensor."""
     if kind_of(operand, place) == "length" and scene.history.batch_and_length[1:] == (operand.shape[place],):
         return True
     origin = scene.origin(operand)

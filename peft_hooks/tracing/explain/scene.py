@@ -1,4 +1,4 @@
-"""Everything that is known when something has been raised: the frames, the trace, the model."""
+"""``Scene``: everything that is known about an exception: its frames, the trace, the model."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ class Owned(NamedTuple):
 
 
 class Scene:
-    """What is known when something has been raised.
+    """Everything that is known about an exception.
 
     Args:
         trace: What was recorded.
         model: The traced model.
         error: The exception.
-        raised: Its traceback.
+        raised: What its traceback tells.
         forward: The number of the forward that failed, or of the last one.
-        row: The innermost recorded call that raised; None if the error was raised outside of the model.
+        row: The innermost recorded call that raised; None if the error was raised outside the model.
 
     Attributes:
-        steps: The frames that the error has left, outermost first.
+        steps: The frames that the error passed through, outermost first.
         inner: The innermost module that was running, recorded or not.
-        history: What happened in the forward.
+        history: The calls of the forward.
         modules: The model's modules by path.
         paths: The path of each module, by its ``id``.
         adapters: The active adapters that learn prompts.
-        names: What tensors are called.
+        names: Finds out what tensors are called.
         calls: The calls of modules in the traceback, outermost first.
-        transformers: The modules of a Sentence Transformers model that hold one of transformers.
+        transformers: The modules of a Sentence Transformers model that hold a transformers model.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Scene:
             step.returned = self.returned
 
     def _in_traceback(self, row: Row | None) -> Row | None:
-        """Return the call that the error left, or the one around it: an error that was caught may have its ``id``."""
+        """Return the innermost call, at or around ``row``, in the traceback: a caught error may have had its ``id``."""
         ran = {id(step.module) for step in self.steps}
         around = row
         while around is not None and id(self.modules[around.path]) not in ran:
@@ -79,7 +79,7 @@ class Scene:
         return around or row
 
     def returned(self, module: nn.Module) -> Any:
-        """Return what a module returned last: a tensor that is not at hand, a tuple of some, or ``UNKNOWN``."""
+        """Return what a module returned last: None, a ``Ghost``, a tuple of them, or ``UNKNOWN``."""
         row = next((row for row in self.history.ended() if self.modules.get(row.path) is module), None)
         if row is not None and returned_none(row):
             return None
@@ -92,26 +92,26 @@ class Scene:
         return tuple(ghosts) if names == [f"output.{number}" for number in range(len(names))] else UNKNOWN
 
     def where(self, module: nn.Module) -> str:
-        """Name a module: ``"Linear '0.dense'"``, or ``"MSELoss"`` if it is none of the model's."""
+        """Name a module: ``"Linear '0.dense'"``, or ``"MSELoss"`` if it is not in the model."""
         kind = type(module).__name__
         return f"{kind} {self.paths[id(module)]!r}" if id(module) in self.paths else kind
 
     def path(self, module: nn.Module | None) -> str | None:
-        """Return the path of a module, or None if it is none of the model's."""
+        """Return the path of a module, or None if it is not in the model."""
         return self.paths.get(id(module))
 
     def is_torch(self, path: str | None) -> bool:
-        """Tell whether the module at a path is a layer of PyTorch's own, which does what its class says."""
+        """Tell whether the module at a path is one of PyTorch's own layers, which do what their class says."""
         return path is not None and path in self.modules and type(self.modules[path]).__module__.startswith("torch.nn.")
 
     def on(self, path: str | None) -> str:
-        """Name the hooks that others have on the module at ``path``, as the end of a sentence."""
+        """Return the hooks of others on the module at ``path``, as the end of a sentence."""
         names = [] if path is None or path not in self.modules else foreign_hooks(self.modules[path])
         return f"; it has {' and '.join(names)} on it" if names else ""
 
     @functools.cached_property
     def _owned(self) -> list[Owned]:
-        """The parameters and buffers of the model, and of the modules in the traceback."""
+        """The parameters and buffers of the model and of the modules in the traceback."""
         modules = {id(module): module for module in self.modules.values()}
         modules.update({id(step.module): step.module for step in self.steps if step.module is not None})
         found = []
@@ -133,7 +133,7 @@ class Scene:
         return None if place is None else next((one for one in self._owned if _storage_of(one.tensor) == place), None)
 
     def maker(self, operand: Operand) -> nn.Module | None:
-        """Return the module that the code got an operand from, as far as a straight reading of the source tells."""
+        """Return the module that returned an operand, as far as the source says so plainly."""
         return None if operand.node is None else self._maker(operand.place, operand.node, 8)
 
     def _maker(self, place: int, node: ast.AST | None, left: int) -> nn.Module | None:
@@ -160,13 +160,13 @@ class Scene:
         return None if found is None else self._maker(*found, left - 1)
 
     def origin(self, operand: Operand) -> Origin | None:
-        """Return where an operand, or what it was made of, was seen in the trace."""
+        """Return the origin of an operand, or of the tensor that it was made from."""
         values = [one.value for one in (operand, operand.root) if isinstance(one.value, Tensor)]
         found = [origin for origin in map(self.history.origin_of, values) if origin is not None]
         return next((origin for origin in found if origin.made), next(iter(found), None))
 
     def birth(self, operand: Operand, place: int) -> Origin | None:
-        """Return where a tensor first had the size that an operand has in a dimension."""
+        """Return where any tensor first had the size that an operand has in a dimension."""
         wide = operand.is_float and not operand.root.text.endswith("mask")
         size, given = operand.shape[place], () if self.row is None else self.row.came
         for leaf in given if len(operand.shape) > 3 and place > 0 else ():
@@ -176,7 +176,7 @@ class Scene:
         return self.history.birth(operand.shape, place, operand.is_float, wide) or self.made(operand, size)
 
     def made(self, operand: Operand, size: int) -> Origin | None:
-        """Return the call that the source says an operand came out of, if it gave a tensor of a size."""
+        """Return the call that, by the source, returned an operand, if it returned a tensor that has ``size``."""
         maker = self.maker(operand)
         for when, event in reversed([*enumerate(self.history.events)]):
             if maker is not None and event.side == "out" and self.modules.get(event.row.path) is maker:
@@ -185,24 +185,24 @@ class Scene:
         return None
 
     def culprit(self, origin: Origin | None) -> str | None:
-        """Return the path of the module that made a tensor, or changed it on its way in; None if it was given so."""
+        """Return the path of the module that made a tensor or whose hooks changed it; None if it came from outside."""
         if origin is None or origin.made or self.on(origin.row.path):
             return None if origin is None else origin.row.path
         return None if origin.around is None else origin.around.path
 
     def last_places(self) -> Iterator[int]:
-        """Yield the steps from the innermost to the first whose code is not PyTorch's."""
+        """Yield the indices of the steps, innermost first, up to the first whose code is not PyTorch's."""
         for place in range(len(self.steps) - 1, -1, -1):
             yield place
             if not self.steps[place].in_torch:
                 return
 
     def bounds(self, operand: Operand) -> tuple[Bound, ...]:
-        """Return the first size of an operand, if it has any, with where it comes from."""
+        """Return the first size of an operand with where it comes from; empty if the operand has no dimensions."""
         return (self.bound(operand, 0),) if operand.shape else ()
 
     def bound(self, operand: Operand, place: int) -> Bound:
-        """Return the size of one dimension of an operand, with where it comes from."""
+        """Return the size of one dimension of an operand with where it comes from."""
         source, path = self._source(operand)
         return Bound(operand.shape[place], operand.name, operand.shape, place, source, path)
 
@@ -214,14 +214,14 @@ class Scene:
             return f"the {owner.kind} {owner.name!r}{shown} of {self.where(owner.module)}", self.path(owner.module)
         root, words, path = operand.root, [], None
         if root.shape != operand.shape:
-            words.append(f"made of {root.name} {list(root.shape)}")
+            words.append(f"made from {root.name} {list(root.shape)}")
         origin, maker = self.origin(operand), self.maker(operand)
         if origin is not None:
             words.append(origin.source)
             path = origin.maker
         elif maker is not None:
             direct = isinstance(operand.node, ast.Call) and operand.base is None
-            out = "which came out of {}" if direct else "made of what {} returns"
+            out = "the output of {}" if direct else "made from what {} returns"
             words.append(out.format(self.where(maker)))
             path = self.path(maker)
         return ", ".join(words), path
@@ -233,12 +233,12 @@ def with_article(kind: str) -> str:
 
 
 def is_autocast() -> bool:
-    """Tell whether PyTorch chooses dtypes by itself."""
+    """Tell whether autocast chooses the dtypes."""
     return torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu")
 
 
 def _storage_of(tensor: Tensor) -> tuple[Any, int] | None:
-    """Return where a tensor's numbers are kept; None if that cannot be told, or there are none."""
+    """Return where a tensor's values are stored; None if that is unknown or it has none."""
     try:
         place = tensor.untyped_storage().data_ptr()
     except Exception:  # some tensors have no storage

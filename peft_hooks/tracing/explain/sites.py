@@ -1,4 +1,4 @@
-"""What a traceback went through: expressions that were running, layers and functions that the table knows."""
+"""List what a traceback passed through: running expressions, and layers and functions that are in the table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Expression:
 
     Args:
         names: Finds out what tensors are called.
-        place: The step.
+        place: The index of the step.
     """
 
     def __init__(self, names: Names, place: int) -> None:
@@ -39,15 +39,15 @@ class Expression:
         self._read(self.node)
 
     def operand(self, node: ast.AST) -> Operand:
-        """Return the operand that a part of the expression is."""
+        """Return a part of the expression as an operand."""
         return self.names.of_expression(self.place, node)
 
     def value(self, parameter: str) -> Any:
-        """Return what was given for a parameter, or ``UNKNOWN``."""
+        """Return the value of a parameter, or ``UNKNOWN``."""
         return self.operands[parameter].value if parameter in self.operands else UNKNOWN
 
     def tensors(self) -> list[Operand]:
-        """Return the operands that are tensors, those in lists, too."""
+        """Return the operands that are tensors, including those in lists."""
         found = []
         for one in self.operands.values():
             parts = one.value if isinstance(one.value, (list, tuple)) else ()
@@ -90,20 +90,20 @@ class Expression:
 
 
 def expressions(scene: Scene) -> Iterator[Expression]:
-    """Yield what was running from the innermost step to the first whose code is not PyTorch's."""
+    """Yield the expressions that were running, innermost first, up to the first in code that is not PyTorch's."""
     return (Expression(scene.names, place) for place in scene.last_places())
 
 
 @dataclass(frozen=True)
 class Site:
-    """One call of something that the table knows.
+    """One call of a layer or function in the table.
 
     Attributes:
-        scene: What is known beside it.
+        scene: Everything else that is known.
         name: Its name in the table.
         takes: What it takes.
-        module: The layer, or None of a function.
-        operands: What it was given, by parameter.
+        module: The layer, or None for a function.
+        operands: Its arguments, by parameter.
     """
 
     scene: Scene
@@ -119,7 +119,7 @@ class Site:
 
     @property
     def path(self) -> str | None:
-        """The layer's path."""
+        """The layer's path, or None."""
         return self.scene.path(self.module)
 
     @property
@@ -128,20 +128,20 @@ class Site:
         return {name: one.shape for name, one in self.operands.items() if one.is_tensor}
 
     def number(self, name: str) -> Any:
-        """Return an attribute of the layer, or an argument that is a number."""
+        """Return an attribute of the layer, or an argument that is a number or a list of them."""
         if self.module is None:
             given = self.operands[name].value if name in self.operands else 1 if name == "groups" else None
             return given if isinstance(given, (int, tuple, list)) else None
         return number_of(self.module, name)
 
     def same(self, parameter: str) -> tuple[str, ...]:
-        """Return the parameters that were given the very tensor that a parameter was given."""
+        """Return all parameters that were given the same object as ``parameter``."""
         value = self.operands[parameter].value
         return tuple(name for name, one in self.operands.items() if one.value is value)
 
 
 def number_of(module: Any, name: str) -> Any:
-    """Return an attribute of a layer, or of one inside; ``layers`` and ``state_size`` are worked out."""
+    """Return an attribute of a layer or of one inside it; ``layers`` and ``state_size`` are computed."""
     if name == "layers":
         return module.num_layers * (2 if module.bidirectional else 1)
     if name == "state_size":
@@ -153,7 +153,7 @@ def number_of(module: Any, name: str) -> Any:
 
 
 def takes_of(module: nn.Module) -> tuple[str, Takes] | None:
-    """Return what a layer takes, by the first class of PyTorch's that it is of."""
+    """Return the name and the entry of a layer in the table, by the first PyTorch class that it inherits from."""
     for kind in type(module).__mro__:
         if kind.__module__.startswith("torch.nn.modules") and kind.__name__ in LAYERS:
             return kind.__name__, LAYERS[kind.__name__]
@@ -163,7 +163,7 @@ def takes_of(module: nn.Module) -> tuple[str, Takes] | None:
 
 
 def sites(scene: Scene) -> Iterator[Site]:
-    """Yield what the traceback went through and the table knows, outermost first."""
+    """Yield the calls in the traceback of layers and functions that are in the table, outermost first."""
     calls = {call.place: call for call in scene.calls}
     for place, step in enumerate(scene.steps):
         call = calls.get(place)
@@ -184,7 +184,7 @@ def _operands(scene: Scene, place: int, given: Mapping[str, Any]) -> dict[str, O
 
 def _function(scene: Scene, name: str, given: dict[str, Operand]) -> Site:
     takes = FUNCTIONS[name]
-    for parameter, one in given.items():  # a list of numbers will do where a tensor of one dimension does
+    for parameter, one in given.items():  # a list of numbers may stand for a tensor with one dimension
         if isinstance(one.value, list) and one.value and all(type(number) is int for number in one.value):
             given = {**given, parameter: replace(one, value=torch.tensor(one.value))}
     if name in CLASSIFY and given.get("input") is not None:
@@ -193,7 +193,7 @@ def _function(scene: Scene, name: str, given: dict[str, Operand]) -> Site:
 
 
 def _for_classes(takes: Takes, given: dict[str, Operand]) -> Takes:
-    """Return what a loss over classes takes: a target with the classes' dimension left out, or probabilities."""
+    """Return what a loss over classes takes: a target without the class dimension, or class probabilities."""
     rank, target = len(given["input"].shape), given.get("target")
     if target is not None and target.shape == given["input"].shape and target.is_float:
         return Takes({"input": takes.patterns["input"]})
@@ -207,7 +207,7 @@ def _for_classes(takes: Takes, given: dict[str, Operand]) -> Takes:
 
 
 def _flat(given: dict[str, Operand], takes: Takes) -> dict[str, Operand]:
-    """Lay out the pair of states of an LSTM, and a packed sequence."""
+    """Replace an LSTM's pair of states with its parts, and a packed sequence with its data."""
     flat: dict[str, Operand] = {}
     for name, one in given.items():
         if isinstance(one.value, PackedSequence):

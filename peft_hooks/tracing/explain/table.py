@@ -1,14 +1,14 @@
-"""What PyTorch's layers, losses and functions take: a table, which ``patterns.py`` reads.
+"""The table of what PyTorch's layers, losses and functions take; ``patterns.py`` reads it.
 
-A pattern has a word for each dimension of an argument; alternatives of other rank stand behind ``|``:
+A pattern has one word per dimension of an argument; ``|`` separates alternatives of different rank:
 
-- ``in_features``: the layer's attribute, or a number among the arguments; ``self_attn.embed_dim`` is one further in;
-- ``N``: any size, but the same wherever the letter stands in one call; what the letters mean is in ``MEANINGS``;
-- ``N*num_heads``: a product; ``~N``: that or 1, which is expanded;
-- ``(L N)``: the other way round if the layer has ``batch_first``;
+- ``in_features``: an attribute of the layer, or a number among the arguments; a dotted name is of an inner layer;
+- ``N``: any size, but the same wherever the letter occurs in one call; ``MEANINGS`` says what the letters mean;
+- ``N*num_heads``: a product; ``~N``: that size, or 1, which is expanded;
+- ``(L N)``: swapped if the layer has ``batch_first``;
 - ``...``: any dimensions; ``*normalized_shape``: as many as the attribute has.
 
-Arguments are compared in the order in which they stand: what comes first is taken to be right.
+Arguments are compared in the order of the table: the first ones are taken to be right.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Takes:
 
     Attributes:
         patterns: The arguments' dimensions, by parameter.
-        batch_first: Where the layer keeps whether ``(L N)`` is the other way round.
+        batch_first: The attribute of the layer that says whether ``(L N)`` is swapped.
         integers: Parameters that must be integers.
-        indices: Parameters whose values are indices, with what they count, in the words of patterns.
-        alike: Parameters that must be of one dtype, with the layer's own ``weight``.
+        indices: Parameters whose values are indices, with what they index, as a word of a pattern.
+        alike: Parameters that must have the same dtype as each other and the layer's own ``weight``.
     """
 
     patterns: dict[str, str] = field(default_factory=dict)
@@ -68,7 +68,7 @@ def _recurrent(state: dict[str, str]) -> Takes:
 
 
 def _attention(heads: str, **masks: str) -> dict[str, str]:
-    """Return what masks are: two letters, of which the second is the length of what is attended to."""
+    """Return the patterns of masks, given two letters each; the second is the length of what is attended to."""
     own = {name: f"{' '.join(two)} | N*{heads} {' '.join(two)}" for name, two in masks.items()}
     padding = {f"{name.removesuffix('mask')}key_padding_mask": f"N {two[1]} | {two[1]}" for name, two in masks.items()}
     return {**own, **padding}
@@ -93,7 +93,7 @@ _NORM = Takes({"input": "... *normalized_shape"})
 _GATES = Takes({"input": "N input_size | input_size", "hx": "N hidden_size | hidden_size"}, alike=("input",))
 
 ANY_TENSOR = Takes({"input": "..."})
-"""What a layer of PyTorch takes that is not among ``LAYERS``."""
+"""What a PyTorch layer takes that is not in ``LAYERS``."""
 
 LAYERS: dict[str, Takes] = {
     "Linear": _LINEAR,
@@ -143,7 +143,7 @@ LAYERS: dict[str, Takes] = {
         "batch_first",
     ),
 }
-"""By the name of a class of ``torch.nn``; a subclass takes what its class takes."""
+"""By the name of a class in ``torch.nn``; a subclass takes what its base class takes."""
 
 CLASSIFY = ("cross_entropy", "nll_loss", "multi_margin_loss")
 _INDEXED = {"input": "N C ... | C", "target": "N ... | "}
@@ -181,7 +181,7 @@ FUNCTIONS: dict[str, Takes] = {
     "einsum": Takes(alike=("args.1", "args.2", "args.3")),
     "one_hot": Takes({"tensor": "..."}, integers=("tensor",), indices={"tensor": "num_classes"}),
 }
-"""By name: functions of ``torch`` and ``torch.nn.functional``, and methods of tensors."""
+"""By name: functions in ``torch`` and ``torch.nn.functional``, and methods of tensors."""
 
 
 def _all(names: str, *parameters: str) -> dict[str, tuple[str, ...]]:
@@ -200,10 +200,10 @@ BROADCAST = {
     **_all("add sub mul div pow maximum minimum eq ne lt le gt ge logical_and logical_or", "input", "other"),
     **_all("add_ sub_ mul_ div_", "input", "other"),
 }
-"""Functions whose arguments are broadcast against each other."""
+"""Functions whose arguments are broadcast together."""
 
 EQUAL = _all("binary_cross_entropy binary_cross_entropy_with_logits poisson_nll_loss", "input", "target")
-"""Losses whose ``input`` and ``target`` must be of one shape."""
+"""Losses whose ``input`` and ``target`` must have the same shape."""
 
 BY_INDEX = {
     **_all("gather index_select", "input", "dim", "index"),
@@ -211,7 +211,7 @@ BY_INDEX = {
     **_all("scatter scatter_ scatter_add scatter_add_", "input", "dim", "index", "src"),
     **_all("index_add index_copy", "input", "dim", "index", "source"),
 }
-"""Functions that are given an index along a dimension."""
+"""Functions that take an index along a dimension."""
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
     **_all("linear", "input", "weight", "bias"),
@@ -234,4 +234,4 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     **BROADCAST,
     **BY_INDEX,
 }
-"""The parameters of functions that are written in C++, in their order; a method's own tensor comes first."""
+"""The parameters, in order, of functions written in C++; a method's own tensor comes first."""

@@ -1,4 +1,4 @@
-"""What only models of texts have: virtual tokens, a longest text, a vocabulary, arguments that may be left out."""
+"""Explain what only text models have: virtual tokens, a maximum length, a vocabulary, optional arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .tracebacks import CALLS
 def virtual_tokens(
     scene: Scene, operands: list[Operand], pair: tuple[int, int], bounds: tuple[Bound, ...]
 ) -> Finding | None:
-    """Find that two sizes, or those of what they were made of, differ by the virtual tokens of an adapter."""
+    """Find two sizes, of operands or what they were made from, that differ by the virtual tokens of an adapter."""
     pairs = [pair]
     if len(operands) == 2:
         pairs += [(a, b) for a, b in zip(*(one.root.shape for one in operands)) if a != b]
@@ -37,13 +37,13 @@ def _of_virtual_tokens(
     cause = f"{long} - {short} = {extra} = num_virtual_tokens of {adapter}"
     checkpoints = any(getattr(one, "gradient_checkpointing", False) and one.training for one in scene.modules.values())
     if adapter.method in releases.PREFIX_METHODS and checkpoints:
-        cause += ": its prefix is a cache (past_key_values), which gradient checkpointing throws away"
+        cause += ": its prefix is a cache (past_key_values), which gradient checkpointing discards"
         return Finding("checkpointing", cause, "model.gradient_checkpointing_disable()", bounds)
     if scene.row is None:
         longer = max(operands, key=lambda one: max(one.root.shape, default=0)).root
-        cause += f": {longer.text} {list(longer.shape)} has the virtual tokens in front, the other has not"
+        cause += f": {longer.text} {list(longer.shape)} has the virtual tokens in front, the other tensor does not"
         name = longer.text if longer.text.isidentifier() else "the output"
-        fix = f"leave them out, {name}[:, {extra}:], or give the model the labels and let it compute the loss"
+        fix = f"drop them, {name}[:, {extra}:], or give the model the labels and let it compute the loss"
         return Finding("virtual tokens", cause, fix, bounds)
     mask = next((bound for bound in bounds if "mask" in bound.leaf), None)
     if mask is not None and mask.size == short:
@@ -56,7 +56,7 @@ def _of_virtual_tokens(
 
 
 def virtual_tokens_inside(scene: Scene) -> Finding | None:
-    """Find tensors in an expression that cannot be worked out whose lengths differ by the virtual tokens."""
+    """Find tensors whose lengths differ by the virtual tokens, in an expression that no other rule explains."""
     if not scene.adapters or not scene.steps:
         return None
     place = [*scene.last_places()][-1]
@@ -73,13 +73,13 @@ def virtual_tokens_inside(scene: Scene) -> Finding | None:
 
 
 def no_batch(scene: Scene) -> Finding | None:
-    """Find that a model of transformers was given one text as a vector."""
+    """Find a single text that a transformers model was given without a batch dimension."""
     for call in scene.calls:
         ids = call.given.get("input_ids")
         if getattr(type(call.module), "main_input_name", None) == "input_ids" and getattr(ids, "ndim", 0) == 1:
             one = scene.names.of_parameter(call.place, "input_ids", ids)
             where = scene.where(call.module)
-            cause = f"{one} has 1 dimension, {where} takes 2, [batch, length]: the batch dimension is missing"
+            cause = f"{one} has 1 dimension, but {where} takes 2, [batch, length]: the batch dimension is missing"
             return Finding("rank", cause, f"{one.name}.unsqueeze(0)", scene.bounds(one))
     return None
 
@@ -89,14 +89,14 @@ def room(scene: Scene, rows: int, start: int) -> tuple[str, str, str]:
 
     Args:
         scene: What is known.
-        rows: How many positions the table has.
-        start: Where they begin.
+        rows: The number of positions in the table.
+        start: The first position.
 
     Returns:
-        How many of the positions are virtual tokens', where they begin, and what to cut the text to, each as text.
+        The virtual tokens among them, the first position, and how to truncate the text, each as text.
     """
     left, virtual = rows - start, ""
-    offset = f": they begin at {start}, so that {left} are left for tokens" if start else ""
+    offset = f": they begin at {start}, which leaves {left} for tokens" if start else ""
     for adapter in scene.adapters:
         left -= adapter.virtual_tokens
         virtual = f", {adapter.virtual_tokens} of them virtual tokens of {adapter}"
@@ -105,7 +105,7 @@ def room(scene: Scene, rows: int, start: int) -> tuple[str, str, str]:
 
 
 def vocabulary(scene: Scene) -> int | None:
-    """Return how many tokens the tokenizer of a Sentence Transformers model has."""
+    """Return the number of tokens in the tokenizer of a Sentence Transformers model, or None."""
     for _, transformer in scene.transformers:
         tokenizer = getattr(transformer, "tokenizer", None)
         if hasattr(type(tokenizer), "__len__"):
@@ -114,7 +114,7 @@ def vocabulary(scene: Scene) -> int | None:
 
 
 def is_vocabulary(scene: Scene, table: nn.Module | None) -> bool:
-    """Tell whether a table is what a model of transformers looks its tokens up in."""
+    """Tell whether a table holds the token embeddings of a transformers model."""
     return table is not None and any(_embeddings_of(module) is table for module in scene.modules.values())
 
 
@@ -122,7 +122,7 @@ def _embeddings_of(module: nn.Module) -> object:
     try:
         ask = getattr(type(module), "get_input_embeddings", None)
         return None if ask is None else ask(module)
-    except Exception:  # not every model has any
+    except Exception:  # some models have none
         return None
 
 
@@ -131,13 +131,13 @@ def is_optional(scene: Scene, operand: Operand) -> bool:
     name = operand.text
     if not name.isidentifier() or scene.steps[operand.place].module is not scene.model:
         return False
-    for step in scene.steps:  # where nothing traced it, these begin outside the model
+    for step in scene.steps:  # without a trace, the steps begin outside the model
         if step.file == CALLS or step.name == "forward":
             break
         if step.module is scene.model:
             return False
     frame = scene.steps[0].frame.f_back
-    while frame is not None:  # the model's own generate() makes such arguments
+    while frame is not None:  # the model's own generate() creates such arguments
         if frame.f_locals.get("self") is scene.model and frame.f_code.co_filename != CALLS:
             return False
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""A traceback: what each frame was running, which modules were called, and who raised, the model or a hook."""
+"""Read a traceback: what each frame was running, which modules were called, and whether the model or a hook raised."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class _Function(executing.Source):
-    """The source of one function: parsing all of a large file takes longer than everything else here."""
+    """The source of one function: parsing a whole large file takes longer than everything else here."""
 
     @classmethod
     def for_frame(cls, frame: FrameType, use_cache: bool = True) -> executing.Source:
@@ -42,7 +42,7 @@ class _Function(executing.Source):
             return executing.Source.for_frame(frame, use_cache)
         first = code.co_firstlineno - 1
         block = inspect.getblock(lines[first:])
-        # Line numbers stay as they are; a method is indented, which "if 1:" allows.
+        # Line numbers stay as they are; "if 1:" allows the indentation of a method.
         head = ["\n"] * (first - 1) + ["if 1:\n"] if first and block[0][:1].isspace() else ["\n"] * first
         return cls(code.co_filename, [*head, *block])
 
@@ -54,7 +54,7 @@ class Step:
         frame: The frame.
         file: The file that its code is in.
         line: The line that raised.
-        module: The module whose method it is, or None.
+        module: The module whose method this is, or None.
     """
 
     def __init__(self, traceback: TracebackType) -> None:
@@ -69,7 +69,7 @@ class Step:
         self.module = owner if isinstance(owner, nn.Module) else None
 
     def _first_of_forward(self) -> object:
-        """Return the module whose forward this is, where its first parameter has another name than ``self``."""
+        """Return the module whose forward this is, if the first parameter is not called ``self``."""
         code = self.frame.f_code
         first = self.locals.get(code.co_varnames[0]) if self.name == "forward" and code.co_argcount else None
         forward = inspect.getattr_static(type(first), "forward", None)
@@ -82,7 +82,7 @@ class Step:
 
     @property
     def is_installed(self) -> bool:
-        """Whether the code is of an installed package or of Python itself, not the user's own."""
+        """Whether the code belongs to an installed package or to Python itself, not to the user."""
         return self.file.startswith(_INSTALLED) or self.in_torch
 
     @property
@@ -92,34 +92,34 @@ class Step:
 
     @property
     def positional(self) -> list[str]:
-        """The parameters of the function that may be given by position, without ``self``."""
+        """The positional parameters of the function, without ``self``."""
         return self.parameters[: self.frame.f_code.co_argcount - ("self" in self.frame.f_code.co_varnames[:1])]
 
     @property
     def parameters(self) -> list[str]:
-        """The parameters of the function, without ``self`` and what takes the rest."""
+        """The parameters of the function, without ``self``, ``*args`` and ``**kwargs``."""
         code = self.frame.f_code
         return [name for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if name != "self"]
 
     @property
     def given(self) -> dict[str, Any]:
-        """The values of the parameters, as the function holds them now."""
+        """The current values of the parameters."""
         return {name: self.locals[name] for name in self.parameters if name in self.locals}
 
     @functools.cached_property
     def running(self) -> tuple[ast.AST | None, ast.stmt | None]:
-        """The expression that was running, and its statement; None for what cannot be told."""
+        """The expression that was running and its statement; None for what is unknown."""
         try:
             found = _Function.executing(self._traceback)
             statements = [one for one in found.statements or () if isinstance(one, ast.stmt)]
-        except Exception:  # no source, or one that does not belong to the code: then there is nothing to read
+        except Exception:  # there is no source, or it does not match the code
             return None, None
-        # Of several on one line it is the last that begins before what raised.
+        # Of several on one line, it is the last that begins before the code that raised.
         here = [one for one in statements if (one.lineno, one.col_offset) <= (self.line, self._column())]
         return found.node, max(here or statements, key=lambda one: (one.lineno, one.col_offset), default=None)
 
     def _column(self) -> float:
-        """Return where on its line the code that raised begins; beyond it where Python does not keep that."""
+        """Return the column at which the code that raised begins; infinity if Python does not record it."""
         code: Any = self.frame.f_code
         if not hasattr(code, "co_positions"):
             return math.inf
@@ -133,12 +133,12 @@ class Step:
 
     @property
     def raises(self) -> bool:
-        """Whether the line is a ``raise`` or an ``assert`` of its own."""
+        """Whether the statement that was running is a ``raise`` or an ``assert``."""
         return isinstance(self.running[1], (ast.Raise, ast.Assert)) and self.running[0] is None
 
     @functools.cached_property
     def values(self) -> Values:
-        """What the names in the frame are."""
+        """The values of expressions in the frame."""
         return Values(self.frame, self.returned)
 
 
@@ -146,11 +146,11 @@ class Raised(NamedTuple):
     """What a traceback tells.
 
     Attributes:
-        steps: The frames that the error has left, outermost first, without those of this library.
+        steps: The frames that the error passed through, outermost first, without those of this library.
         hook: The hook that raised, as text, or None.
-        hooked: The ``id`` of the module that the hook sits on.
+        hooked: The ``id`` of the module that the hook is on.
         inner: The ``id`` of the innermost module that was called, or whose method ran.
-        source: The line of code that raised: the innermost that is not PyTorch's own.
+        source: The line of code that raised: the innermost one that is not PyTorch's own.
     """
 
     steps: list[Step]
@@ -161,7 +161,7 @@ class Raised(NamedTuple):
 
 
 def read(error: BaseException) -> Raised:
-    """Read the traceback of ``error``. What it returns refers to the frames, and must not be kept."""
+    """Read the traceback of ``error``. The result refers to the frames, so it must not be kept."""
     steps: list[Step] = []
     traceback = error.__traceback__
     while traceback is not None:
@@ -179,14 +179,14 @@ def read(error: BaseException) -> Raised:
 
 
 def foreign_hooks(module: nn.Module) -> list[str]:
-    """Return the forward hooks on a module as text, except for the traces' and those of this library."""
+    """Return the forward hooks on a module, as text, except for those of this library."""
     hooks = forward_hooks_of(module)
     names = [_name(hook) for hook in hooks if not isinstance(getattr(hook, "__self__", None), Tap)]
     return [name for name in dict.fromkeys(names) if name]
 
 
 def _hook_that_runs(module: nn.Module, inside: Sequence[Step]) -> str | None:
-    """Return the hook of ``module`` whose code comes next. The code of a module's forward is no hook's."""
+    """Return the hook of ``module`` whose code comes next, as text; None if that is not a hook's code."""
     for hook in forward_hooks_of(module) if inside else ():
         if inside[0].frame.f_code in _codes(hook):
             return _registered(inside) if dispatcher_of(hook) is not None else _name(hook)
@@ -200,7 +200,7 @@ def _registered(steps: Sequence[Step]) -> str:
 
 
 def _codes(hook: Any) -> Iterator[CodeType]:
-    """Yield the code of a function, a bound method, or an object that is called."""
+    """Yield the code of a function, a bound method or a callable object."""
     hook = _unwrapped(hook)
     for function in (hook, getattr(hook, "__func__", None), vars(type(hook)).get("__call__")):
         code = getattr(function, "__code__", None)
@@ -215,7 +215,7 @@ def _unwrapped(hook: Any) -> Any:
 
 
 def _name(hook: Any) -> str:
-    """Name a hook, or those of others that a registry's dispatcher runs; empty if all are this library's."""
+    """Name a hook or, for a registry's dispatcher, those of its hooks that are not this library's; empty if none."""
     hook = _unwrapped(hook)
     dispatcher = dispatcher_of(hook)
     if dispatcher is not None:

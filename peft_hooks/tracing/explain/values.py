@@ -1,4 +1,4 @@
-"""What the expressions of a frame are: read from names, attributes and what modules own, without running anything."""
+"""Evaluate the expressions of a frame from names, attributes and what modules own, without running user code."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _UNARY: dict[type, Callable[[Any], Any]] = {ast.USub: operator.neg, ast.Invert: 
 
 
 class _Unknown:
-    """What an expression is that cannot be told."""
+    """The value of an expression whose value is unknown."""
 
     def __repr__(self) -> str:
         return "UNKNOWN"
@@ -58,7 +58,7 @@ class Values:
 
     Args:
         frame: The frame.
-        returned: Returns what a module returned last, as far as its tensors' shapes go.
+        returned: Returns what a module returned last, with ghosts for its tensors.
     """
 
     def __init__(self, frame: FrameType, returned: Callable[[nn.Module], Any] = lambda module: UNKNOWN) -> None:
@@ -67,11 +67,11 @@ class Values:
         self._pure = Evaluator(self.names)
 
     def __call__(self, node: ast.AST | None) -> Any:
-        """Return the value of an expression, a ``Ghost`` for a tensor that is not at hand, or ``UNKNOWN``."""
+        """Return the value of an expression, a ``Ghost`` for a tensor that no longer exists, or ``UNKNOWN``."""
         work = _WORK.get(type(node))
         try:
             value = UNKNOWN if work is None else work(self, node)
-        except Exception:  # a foreign object may raise whatever it likes when it is asked
+        except Exception:  # other code's object may raise anything
             value = UNKNOWN
         if value is UNKNOWN and isinstance(node, ast.expr):
             try:
@@ -81,7 +81,7 @@ class Values:
         return value
 
     def arguments(self, node: ast.Call) -> tuple[list[Any], dict[str, Any]]:
-        """Return the values of a call's arguments, ``*args`` laid out."""
+        """Return the values of a call's arguments, with ``*args`` unpacked."""
         args: list[Any] = []
         for one in node.args:
             if isinstance(one, ast.Starred):
@@ -138,7 +138,7 @@ class Values:
         if len(node.ops) > 1 or work is None:
             return UNKNOWN
         if type(left) is Tensor and type(right) in (int, float, bool):
-            return work(left.detach(), right)  # a new tensor, of which nobody knows
+            return work(left.detach(), right)  # the result is a new tensor, which nothing refers to
         return _known(worked_out(work, [left, right]))
 
     def _negative(self, node: ast.UnaryOp) -> Any:
@@ -158,15 +158,15 @@ class Values:
         if function is len and len(args) == 1:
             return (shape_of(args[0]) or (UNKNOWN,))[0]
         if function is torch.tensor and args and isinstance(args[0], (list, int, float)):
-            return torch.tensor(args[0])  # of numbers in the source: a new one, of which nobody knows
+            return torch.tensor(args[0])  # numbers in the source: a new tensor, which nothing refers to
         return _known((worked_out if is_operation(function) else created)(function, args, kwargs))
 
     def _owner(self, node: ast.Call) -> Any:
-        """Return what has the method that is called; None of a plain function."""
+        """Return the object whose method is called; None for a plain function."""
         return self(node.func.value) if isinstance(node.func, ast.Attribute) else None
 
     def operation(self, node: ast.AST | None) -> tuple[Any, list[Any], dict[str, Any]] | None:
-        """Return what an expression runs, with its arguments, if that is an operation of PyTorch's on tensors."""
+        """Return what an expression runs, with its arguments, if it is a PyTorch operation on tensors."""
         if isinstance(node, ast.BinOp):
             work = _TENSORS.get(type(node.op))
             return None if work is None else (work, [self(node.left), self(node.right)], {})

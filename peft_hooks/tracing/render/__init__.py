@@ -1,1 +1,1 @@
-"""A trace as text, SVG and HTML."""
+"""Render a trace as text, SVG and HTML."""

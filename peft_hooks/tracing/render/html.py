@@ -1,6 +1,6 @@
-"""A trace as one self-contained page: the picture, why the forward failed, and a tree of all modules.
+"""Render a trace as one self-contained page: the picture, why the forward failed, and a tree of all modules.
 
-How it looks is in ``trace.html.j2`` and ``trace.css``; this is what they are given.
+This module prepares the data for ``trace.html.j2``, which with ``trace.css`` determines the look.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..explain.failure import Failure
     from ..trace import ShapeTrace
 
-_PICTURES = 4  # forwards that are drawn; the tree has them all
+_PICTURES = 4  # the most forwards that are drawn; the tree has all of them
 _SIGNS = {
     "virtual": "virtual tokens",
     "both": "text and padding",
@@ -37,12 +37,12 @@ _TEMPLATES = Environment(
 
 
 def page(trace: ShapeTrace) -> str:
-    """Return the page."""
+    """Return the page of a trace."""
     return _rendered(whole=True, **_trace(trace))
 
 
 def fragment(trace: ShapeTrace) -> str:
-    """Return the page's body, for notebooks."""
+    """Return the body of a trace's page, for notebooks."""
     return _rendered(whole=False, **_trace(trace))
 
 
@@ -57,7 +57,7 @@ def diff_page(diff: TraceDiff) -> str:
 
 
 def diff_fragment(diff: TraceDiff) -> str:
-    """Return the page's body of a comparison, for notebooks."""
+    """Return the body of a comparison's page, for notebooks."""
     return _rendered(whole=False, **_diff(diff))
 
 
@@ -66,13 +66,13 @@ def _rendered(**given: Any) -> str:
 
 
 def _diff(diff: TraceDiff) -> dict[str, Any]:
-    """Return what the template needs of a comparison."""
+    """Return what the template needs for a comparison."""
     summary = str(diff).split("\n\n")[0]
     return {"title": "What changed", "lines": summary.splitlines(), "changes": diff.changes}
 
 
 def _trace(trace: ShapeTrace) -> dict[str, Any]:
-    """Return what the template needs of a trace."""
+    """Return what the template needs for a trace."""
     drawn = list(trace.forwards[:_PICTURES])
     if trace.failure is not None and trace.failure.forward not in drawn:
         drawn[-1:] = [trace.failure.forward]
@@ -94,5 +94,5 @@ def _trace(trace: ShapeTrace) -> dict[str, Any]:
 
 
 def _signs(pictures: list[tuple[int, str]]) -> list[tuple[str, str]]:
-    """Return the signs that the pictures have, with what they stand for."""
+    """Return the signs in the pictures, with their meanings."""
     return [(kind, name) for kind, name in _SIGNS.items() if any(f'class="{kind}"' in svg for _, svg in pictures)]

@@ -1,4 +1,4 @@
-"""What of a trace is shown: which calls are boxes of the picture, and which layers are folded into one."""
+"""Choose what to show of a trace: which calls are boxes in the picture, and which layers are folded into one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 
 
 class Folded(NamedTuple):
-    """Calls that are shown once.
+    """Calls that are shown only once.
 
     Attributes:
         rows: The calls of the first layer, or a single call.
-        paths: The paths of the layers that did the same, the first included; empty for a single call.
-        last: The last of them.
+        paths: The paths of the layers that did the same, including the first; empty for a single call.
     """
 
     rows: tuple[Row, ...]
@@ -27,7 +26,7 @@ class Folded(NamedTuple):
 
     @property
     def repeats(self) -> str:
-        """What is folded away, for a reader: ``"layer.1 to layer.5 are the same"``; empty if nothing is."""
+        """What is folded, as text: ``"layer.1 to layer.5 are the same"``; empty if nothing is."""
         if len(self.paths) < 2:
             return ""
         same = self.paths[1:]
@@ -35,7 +34,7 @@ class Folded(NamedTuple):
 
 
 def fold(rows: Sequence[Row]) -> list[Folded]:
-    """Return the rows with runs of numbered sibling layers that did the same folded into the first."""
+    """Return the rows, with runs of numbered sibling layers that did the same folded into the first."""
     layers = list(_layers(rows))
     found: list[Folded] = []
     at = 0
@@ -53,10 +52,10 @@ def fold(rows: Sequence[Row]) -> list[Folded]:
 
 
 def _layers(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """Yield runs of rows inside one numbered layer with the path that its siblings share; "" for rows in none."""
+    """Yield each run of rows inside one numbered layer, with the path that its siblings share; ``""`` if in none."""
     run: list[Row] = []
     for row in rows:
-        if run and _goes_on(run[0], row):
+        if run and _is_same_call(run[0], row):
             run.append(row)
             continue
         if run:
@@ -66,7 +65,7 @@ def _layers(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield _stem(_layer_of(run[0])), run
 
 
-def _goes_on(first: Row, row: Row) -> bool:
+def _is_same_call(first: Row, row: Row) -> bool:
     """Tell whether ``row`` is in the same call of the same layer as ``first``."""
     again = row.path == first.path and row.call != first.call
     return bool(_layer_of(row)) and _layer_of(row) == _layer_of(first) and row.forward == first.forward and not again
@@ -76,7 +75,7 @@ _LAYER = re.compile(r"^(.*?[^.\d][^.]*\.\d+)(?:\.|$)")
 
 
 def _layer_of(row: Row) -> str:
-    """Return the path of the outermost numbered layer: ``"0.model.encoder.layer.3"``. A pipeline's stages are none."""
+    """Return the path of the outermost numbered layer: ``"0.model.encoder.layer.3"``; pipeline stages do not count."""
     match = _LAYER.match(row.path)
     return match[1] if match else ""
 
@@ -86,22 +85,22 @@ def _stem(layer: str) -> str:
 
 
 def _same(one: Sequence[Row], other: Sequence[Row]) -> bool:
-    return len(one) == len(other) and [_deed(row) for row in one] == [_deed(row) for row in other]
+    return len(one) == len(other) and [_signature(row) for row in one] == [_signature(row) for row in other]
 
 
-def _deed(row: Row) -> tuple[object, ...]:
+def _signature(row: Row) -> tuple[object, ...]:
     layer = _layer_of(row)
     return row.path[len(layer) :], row.module, row.state, row.forward, row.thread, row.came, row.went
 
 
 class Stage(NamedTuple):
-    """One box of the picture.
+    """One box in the picture.
 
     Attributes:
         row: The call.
-        steps: What is shown of the calls inside, layers folded.
+        steps: The calls inside that are shown, with layers folded.
         failed: Whether the forward ended here.
-        culprit: The call inside, or this one, that raised first.
+        culprit: The call inside, or this one, that raised first; or None.
     """
 
     row: Row
@@ -124,7 +123,7 @@ def stages(trace: ShapeTrace, forward: int) -> list[Stage]:
 
 
 def not_reached(trace: ShapeTrace, forward: int) -> list[tuple[str, str]]:
-    """Return path and class of the model's children that a failed forward never came to."""
+    """Return the path and class of each child of the model that a failed forward never reached."""
     if trace.failure is None or trace.failure.forward != forward:
         return []
     called = {row.path.split(".")[0] for row in trace.rows if row.forward == forward}
@@ -149,7 +148,7 @@ def _raised_first(trace: ShapeTrace, rows: Sequence[Row]) -> Row | None:
 
 
 def _steps(stage: Row, inside: dict[int | None, list[Row]], broken: Row | None) -> list[Folded]:
-    """Open the calls that hold most of what is inside, such as the encoder, until single layers show."""
+    """Open the calls that contain most of the others, such as the encoder, until single layers are shown."""
     shown = list(inside.get(stage.index, []))
     total = _count(stage, inside)
     while True:
@@ -169,7 +168,7 @@ def _count(row: Row, inside: dict[int | None, list[Row]]) -> int:
 
 
 def is_new(leaf: Leaf, before: Row | None) -> bool:
-    """Tell whether a tensor on an arrow was not on the arrow before."""
+    """Tell whether a tensor on an arrow was not on the previous arrow."""
     if before is None:
         return False
     return not any((leaf.key, leaf.shape, leaf.dtype) == (old.key, old.shape, old.dtype) for old in before.came)

@@ -1,4 +1,4 @@
-"""The picture of one forward, as inline SVG: stages as boxes, tensors on the arrows, sequences as bars."""
+"""Draw one forward as inline SVG: stages as boxes, tensors on the arrows, sequences as bars."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINE, _STEP, _HEAD, _MASK_ROW, _NAME_SIGNS = 24, 22, 40, 7, 27
 
 
 class _Canvas:
-    """Grows downwards."""
+    """The SVG elements so far, and the height at which the next one goes."""
 
     def __init__(self, trace: ShapeTrace, forward: int) -> None:
         self.parts: list[str] = []
@@ -33,7 +33,7 @@ class _Canvas:
         )
 
     def positions(self, leaf: Leaf) -> int:
-        """Return how many positions of a sequence a tensor has; 0 if it is none that the picture knows."""
+        """Return the number of sequence positions in a tensor; 0 if it does not look like a sequence."""
         shape, length = leaf.shape or (), self.length
         sequence = len(shape) == 3 or (len(shape) == 2 and leaf.key.endswith(("_ids", "mask")))
         if length is None or not sequence:
@@ -72,14 +72,14 @@ def picture(trace: ShapeTrace, forward: int) -> str:
 
 
 def _last(row: Row) -> list[tuple[Leaf, bool]]:
-    """Return what comes out of the picture: new tensors, or the embedding that a Normalize leaves in its shape."""
+    """Return the outputs on the last arrow: new tensors, or an embedding that kept its shape, as after a Normalize."""
     tensors = tensors_of(row.outputs)
     named = [leaf for leaf in tensors if leaf.key == "sentence_embedding"]
     return [(leaf, True) for leaf in row.went or named or tensors]
 
 
 def _box_not_reached(canvas: _Canvas, path: str, kind: str) -> None:
-    """Draw a stage that the forward never came to; red if a hook on it is why."""
+    """Draw a stage that the forward never reached; red if a hook on it is the reason."""
     bad = canvas.failure is not None and canvas.failure.hook is not None and canvas.failure.path == path
     canvas.y += 0 if bad else 14
     canvas.rect(_LEFT, canvas.y, _RIGHT - _LEFT, _HEAD - 4, "boxbad" if bad else "boxoff", 9)
@@ -90,7 +90,7 @@ def _box_not_reached(canvas: _Canvas, path: str, kind: str) -> None:
 
 
 def _arrow(canvas: _Canvas, leaves: Sequence[tuple[Leaf, bool]], bad: bool) -> None:
-    """Draw a wire down, and a line for each tensor on it."""
+    """Draw an arrow down, with a line for each tensor on it."""
     top = canvas.y
     canvas.y += 8
     for leaf, new in leaves[:12]:
@@ -129,7 +129,7 @@ def _scale(canvas: _Canvas) -> float:
 
 
 def _bar(canvas: _Canvas, length: int, y: float) -> None:
-    """Draw a sequence of which only the length is known: virtual tokens, and the rest."""
+    """Draw a sequence of which only the length is known: virtual tokens and the rest."""
     virtual = canvas.virtual if canvas.length is not None and length == canvas.length + canvas.virtual else 0
     scale = _scale(canvas)
     if virtual:
@@ -138,7 +138,7 @@ def _bar(canvas: _Canvas, length: int, y: float) -> None:
 
 
 def _mask_rows(canvas: _Canvas, leaf: Leaf, y: float) -> None:
-    """Draw what a mask keeps, text by text."""
+    """Draw what a mask keeps, with one bar for each text."""
     assert leaf.stats is not None
     length = canvas.positions(leaf)
     virtual = canvas.virtual if canvas.length is not None and length == canvas.length + canvas.virtual else 0
@@ -156,7 +156,7 @@ def _mask_rows(canvas: _Canvas, leaf: Leaf, y: float) -> None:
 
 
 def _box(canvas: _Canvas, stage: Stage) -> None:
-    """Draw one stage with what goes on inside."""
+    """Draw one stage with the calls inside it."""
     steps = stage.steps[:14]
     more = len(stage.steps) - len(steps)
     lines = len(steps) + bool(more)

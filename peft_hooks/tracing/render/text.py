@@ -1,4 +1,4 @@
-"""How a trace looks as text, and as a rich table."""
+"""Render a trace as text and as a rich table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def text(trace: ShapeTrace) -> str:
-    """Return the trace as plain text: a title, a line for each call, what is missing, and the failure."""
+    """Return the trace as plain text: a title, a line for each call, what is not shown, and the failure."""
     lines = [title(trace), *adapter_lines(trace)]
     for forward in trace.forwards:
         rows = [row for row in trace.rows if row.forward == forward]
@@ -37,7 +37,7 @@ def title(trace: ShapeTrace) -> str:
 
 
 def adapter_lines(trace: ShapeTrace) -> list[str]:
-    """Say how many virtual tokens there are, measured, and what the adapters' configs say."""
+    """Return the measured number of virtual tokens, and those in the adapters' configs, as text."""
     lines = []
     if trace.virtual_tokens:
         length = trace.text_length or 0
@@ -83,7 +83,7 @@ def _state(row: Row) -> str:
 
 
 def leaves(found: Iterable[Leaf], most: int = 8) -> str:
-    """Return tensors as one line, with what masks keep if that was read."""
+    """Return tensors as one line, including what masks keep if that was read."""
     parts = [str(leaf) for leaf in found]
     if len(parts) > most:
         parts[most:] = [f"{len(parts) - most} more"]

@@ -45,7 +45,7 @@ def test_each_cell_is_explained_from_loading_to_unloading(tmp_path: Path) -> Non
     )
     for shown in (first, second):
         assert shown.count("peft_hooks: Linear raised RuntimeError") == 1
-        assert "fix: in_features=5" in shown
+        assert "fix: set in_features=5" in shown
     for shown in (before, after):
         assert "mat1 and mat2" in shown
         assert "peft_hooks:" not in shown

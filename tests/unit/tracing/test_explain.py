@@ -287,9 +287,7 @@ def test_a_wrong_width_names_the_layer_that_takes_another(failure_of: Any) -> No
 def test_a_transposed_input_is_said_to_be_transposed(failure_of: Any) -> None:
     failure = failure_of(nn.Linear(4, 4), torch.zeros(2, 4, 9))
     assert failure.kind == "transposed"
-    assert_says(
-        failure.cause, "input [2, 4, 9] | Linear '' | 9 wide | takes 4 | in_features | the 4 are in dimension 1"
-    )
+    assert_says(failure.cause, "input [2, 4, 9] | Linear '' | 9 wide | takes 4 | in_features | has 4 in dimension 1")
     assert_says(failure.fix, "input.transpose(1, 2) | Linear '' | back")
 
 
@@ -342,7 +340,7 @@ def test_an_exception_of_the_users_own_gets_no_cause(failure_of: Any) -> None:
 
     failure = failure_of(nn.Sequential(Stubborn()), torch.zeros(1))
     assert (failure.kind, failure.fix) == ("own", None)
-    assert_says(str(failure).splitlines()[-1], "code of Stubborn '0' | by itself")
+    assert_says(str(failure).splitlines()[-1], "code of Stubborn '0' | itself")
     assert "cause" not in str(failure)
 
 
@@ -405,7 +403,7 @@ def test_features_of_another_length_are_named_at_the_door(bert: Any) -> None:
     failure = explained(bert, features)
     assert failure.module.endswith("SelfAttention")
     assert failure.sizes == (18, 16)
-    assert failure.cause.endswith("which are not of one length")
+    assert failure.cause.endswith("which disagree in the length dimension")
 
 
 @pytest.mark.parametrize("architecture", ["bert", "qwen3", "t5"])
@@ -443,7 +441,7 @@ def test_the_failing_module_is_named_when_it_is_too_deep_to_be_traced(bert: Any)
         ((2, 9, 4), (4, 9, 4), ("batch", "its rows are doubled")),
         ((2, 9, 4), (2, 9, 3), ("width", "1 column fewer")),
         ((2, 9, 4), (9, 2, 4), ("transposed", "its dimensions are transposed")),
-        ((2, 9, 4), (2, 4), ("rank", "2 dimensions in place of 3")),
+        ((2, 9, 4), (2, 4), ("rank", "2 dimensions instead of 3")),
         ((2, 9, 4), (3, 8, 4), None),
         ((2, 1, 9, 9), (2, 1, 9, 8), ("length", "1 position fewer")),
     ],
@@ -470,7 +468,7 @@ def test_what_code_made_of_an_input_is_not_said_to_have_come_in() -> None:
     with pytest.raises(RuntimeError), trace_shapes(model := Hot()) as trace:
         model(torch.tensor([1, 2]))
     assert trace.failure is not None
-    assert "one_hot(x, 10)`, made of x, which came in" in trace.failure.finding.cause
+    assert "one_hot(x, 10)`, made from x, passed to" in trace.failure.finding.cause
 
 
 def test_an_attribute_of_a_layer_inside_is_named_with_its_path() -> None:

@@ -130,7 +130,7 @@ def test_a_view_of_memory_that_is_not_in_order_is_told_from_one_of_another_size(
     assert finding.kind == "view"
     assert "`x.transpose(1, 2)` [2, 8, 5]" in finding.cause
     assert "not contiguous" in finding.cause
-    assert finding.fix.startswith("`x.transpose(1, 2)`.reshape(")
+    assert finding.fix.startswith("use `x.transpose(1, 2)`.reshape(")
     assert "not contiguous" not in told(Heads(), torch.randn(3, 5, 8)).cause
 
 

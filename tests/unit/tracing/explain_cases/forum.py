@@ -32,7 +32,7 @@ def an_error_after_one_that_was_caught() -> Made:
     return called(Does(does, a=nn.Linear(9, 4), b=nn.Linear(4, 6), table=nn.Embedding(5, 2)), torch.randn(2, 4))
 
 
-@case("fc", "LSTM_'lstm' 16 8", "in_features=16", "made_in")
+@case("fc", "LSTM_'lstm' 16 8", "in_features=16", "created_in")
 def a_head_behind_a_bidirectional_lstm() -> Made:
     def does(self: Any, x: Tensor) -> Tensor:
         out, _ = self.lstm(x)
@@ -95,7 +95,7 @@ def a_padding_mask_for_scaled_dot_product_attention() -> Made:
     return called(Does(does, q=nn.Linear(8, 8)), torch.randn(3, 5, 8), torch.ones(3, 5).bool())
 
 
-@case("", "8 4 zeros", "", "made_it look_at_what")
+@case("", "8 4 zeros", "", "turned_it_into look_at_what")
 def a_where_with_new_zeros_of_another_width() -> Made:
     def does(self: Any, x: Tensor) -> Tensor:
         return torch.where(x[..., :1] > 0, self.p(x), torch.zeros(2, 5, 8))
@@ -103,7 +103,7 @@ def a_where_with_new_zeros_of_another_width() -> Made:
     return called(Does(does, p=nn.Linear(4, 4)), torch.randn(2, 5, 4))
 
 
-@case("", "'cls' 1 2", r"expand", "make_'cls'_with")
+@case("", "'cls' 1 2", r"expand", "create_'cls'_with")
 def a_class_token_of_one_row() -> Made:
     def does(self: Any, x: Tensor) -> Tensor:
         return torch.cat((self.cls, self.p(x)), dim=1)
@@ -161,7 +161,7 @@ def one_hot_labels_of_whole_numbers() -> Made:
     return model, lambda: functional.cross_entropy(model(torch.randn(2, 4)), y)
 
 
-@case(None, "f32 class_numbers", "long", "came_in")
+@case(None, "f32 class_numbers", "long", "passed_to")
 def labels_made_of_floats_in_the_line() -> Made:
     model = nn.Linear(4, 3)
     return model, lambda: functional.cross_entropy(model(torch.randn(2, 4)), torch.tensor([0.0, 1.0]))
@@ -184,7 +184,7 @@ def a_target_of_another_width() -> Made:
     return called(nn.Transformer(16, 2, 1, 1, 32), torch.randn(5, 2, 16), torch.randn(5, 2, 8))
 
 
-@case("", "w 10 7 enc", "", "made_it look_at_what")
+@case("", "w 10 7 enc", "", "turned_it_into look_at_what")
 def attention_of_a_fixed_length() -> Made:
     def does(self: Any, x: Tensor, enc: Tensor) -> Tensor:
         w = functional.softmax(self.attention(x), 1)
@@ -198,7 +198,7 @@ def a_none_in_the_line() -> Made:
     return called(Does(lambda self, x: torch.stack([self.p(x), None]), p=nn.Linear(4, 4)), torch.randn(2, 4))
 
 
-@case("", "out 3 5 Linear_'p'", "", "made_it")
+@case("", "out 3 5 Linear_'p'", "", "turned_it_into")
 def a_slice_set_to_another_width() -> Made:
     def does(self: Any, x: Tensor) -> Tensor:
         out = torch.zeros(2, 4)
@@ -219,7 +219,7 @@ def scores_without_a_transpose() -> Made:
     return model, call
 
 
-@case(None, "hidden_states None", "output_hidden_states=True", "give_it")
+@case(None, "hidden_states None", "output_hidden_states=True", "pass_a_tensor")
 def hidden_states_that_were_not_asked_for() -> Made:
     model = _bert()
 

@@ -39,7 +39,7 @@ def an_einsum_of_two_widths() -> Made:
     return called(Does(does), torch.randn(2, 5, 3), torch.randn(2, 6, 4))
 
 
-@case("", r"numbers 60|x \[8,_8\]|64", "")
+@case("", r"elements 60|x \[8,_8\]|64", "")
 def a_view_of_too_many_numbers() -> Made:
     def does(self: Any, x: Tensor) -> Tensor:
         return x.view(-1, 8, 8)

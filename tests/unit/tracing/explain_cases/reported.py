@@ -80,13 +80,13 @@ def a_transformer_alone_of_half_precision() -> Made:
 
 
 @case("layers.0.self_attn|", r"input_ids_\[9\] 1_dimension batch_dimension_is_missing", r"input_ids\.unsqueeze\(0\)",
-      "made_it_of look_at_the_forward itself_does_not given_no_tensor")  # fmt: skip
+      "turned_it_into look_at_the_forward itself_does_not given_no_tensor")  # fmt: skip
 def one_text_for_a_llama() -> Made:
     return called(llama("LlamaModel"), input_ids=torch.arange(9))
 
 
 @case("", r"selects_5_places 8_rows ids_==_7", "5 8 as_many|same_number",
-      "5_is_dimension_1_of_ids made_it_of given_no_tensor itself_does_not look_at")  # fmt: skip
+      "5_is_dimension_1_of_ids turned_it_into given_no_tensor itself_does_not look_at")  # fmt: skip
 def fewer_image_tokens_than_rows_of_the_image() -> Made:
     def does(self: Any, ids: Tensor, pixels: Tensor) -> Tensor:
         x = self.embed(ids).clone()
@@ -98,7 +98,7 @@ def fewer_image_tokens_than_rows_of_the_image() -> Made:
 
 
 @case("base_model", "labels 300 50_classes 0_to_49 out_of_range", "labels",
-      "one_length virtual_tokens attention_mask itself_does_not")  # fmt: skip
+      "disagree_in virtual_tokens attention_mask itself_does_not")  # fmt: skip
 def a_label_beyond_the_vocabulary_behind_a_prefix() -> Made:
     model = with_prefix(llama())
     labels = torch.where(IDS == 4, 300, IDS)
@@ -152,7 +152,7 @@ def a_prefix_with_gradient_checkpointing() -> Made:
 
 
 @case("", r"labels_\[8,_6\] 48_=_8_\*_6 one_for_each_token 8_rows one_for_each_text",
-      r"BertForTokenClassification shape_\[8\]", "itself_does_not one_length one_batch")  # fmt: skip
+      r"BertForTokenClassification shape_\[8\]", "itself_does_not disagree_in")  # fmt: skip
 def a_label_for_each_token_of_a_text() -> Made:
     model = bert("BertForSequenceClassification", num_labels=4)
     ids = torch.arange(48).view(8, 6)
