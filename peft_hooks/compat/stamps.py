@@ -7,11 +7,13 @@ change that is visible without reading values is noticed.
 from __future__ import annotations
 
 import types
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 # The attributes of these are not compared: they are covered in other ways, or do not change.
 _NOT_REFERRED = (
@@ -25,8 +27,8 @@ class Stamp:
 
     It covers the attributes of each module (its children, hooks, parameters and buffers, whether it is in training
     mode, which adapters of its layers are active); the version, memory, dtype and strides of each tensor; the
-    attributes of objects that modules refer to, such as a config; and autocast. Memory is kept alive, so that its
-    address is not reused.
+    attributes of objects that modules refer to, such as a config; autocast; and that no optimizer takes a step. Memory
+    is kept alive, so that its address is not reused.
 
     Args:
         roots: The modules, including everything below them.
@@ -42,10 +44,11 @@ class Stamp:
         self._others = [(other, _attributes(other)) for other in _referred_to(modules)]
         self._tensors = [_TensorState(tensor) for tensor in _tensors_of(modules)]
         self._world = _world(device)
+        self._steps = _Steps()
 
     def holds(self, device: str) -> bool:
         """Tell whether everything is unchanged, as far as that can be seen."""
-        if self._world != _world(device):
+        if self._world != _world(device) or self._steps.taken:
             return False
         try:
             return self._same_attributes() and all(held.is_same() for held in self._tensors)
@@ -58,6 +61,24 @@ class Stamp:
             if vars(thing) != attributes:
                 return False
         return all(vars(thing) == attributes for thing, attributes in self._others)
+
+
+class _Steps:
+    """Whether any optimizer has taken a step. A fused one writes to weights without raising their versions.
+
+    PyTorch 2.13: ``torch.optim.AdamW(fused=True)``, the default of transformers' trainer, and all other fused ones.
+    """
+
+    def __init__(self) -> None:
+        self.taken = False
+        this = weakref.ref(self)
+
+        def note(*_: object) -> None:
+            steps = this()
+            if steps is not None:
+                steps.taken = True
+
+        weakref.finalize(self, register_optimizer_step_post_hook(note).remove)
 
 
 class _TensorState:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import optimizer
 
 import peft_hooks
 from peft_hooks import prompt_mask_hooks, register_prompt_mask_hooks, trace_shapes
@@ -139,9 +140,9 @@ def prompt_of(model: Any) -> Any:
 
 def steps_optimizer(model: Any) -> None:
     weights = [weight_of_layer(model).requires_grad_(), prompt_of(model)]
-    optimizer = torch.optim.AdamW(weights, lr=0.3)
+    adam = torch.optim.AdamW(weights, lr=0.3)
     model(dict(model.tokenize(list(TEXTS))))["sentence_embedding"].sin().sum().backward()
-    optimizer.step()
+    adam.step()
 
 
 def steps_optimizer_outside(model: Any) -> None:
@@ -149,6 +150,21 @@ def steps_optimizer_outside(model: Any) -> None:
     weight = weight_of_layer(model).requires_grad_()
     weight.grad = torch.randn_like(weight)
     torch.optim.SGD([weight], lr=0.3).step()
+
+
+def steps_fused(weight: Any) -> None:
+    """As the trainer does by default: it writes to weights, whose versions stay as they are."""
+    weight.requires_grad_()
+    weight.grad = torch.randn_like(weight)
+    torch.optim.AdamW([weight], lr=0.3, fused=True).step()
+
+
+def steps_fused_optimizer_of_layer(model: Any) -> None:
+    steps_fused(weight_of_layer(model))
+
+
+def steps_fused_optimizer_of_prompt(model: Any) -> None:
+    steps_fused(prompt_of(model))
 
 
 def other_state(model: Any) -> dict[str, Tensor]:
@@ -255,6 +271,8 @@ def adds_lora(model: Any) -> None:
 CHANGES: tuple[Callable[[Any], None], ...] = (
     steps_optimizer,
     steps_optimizer_outside,
+    steps_fused_optimizer_of_layer,
+    steps_fused_optimizer_of_prompt,
     loads_state,
     assigns_state,
     copies_into_layer,
@@ -476,14 +494,17 @@ def test_a_network_or_a_layer_that_is_watched_runs(adapted: Any) -> None:
 
 @pytest.mark.parametrize("how", ["remove", "refresh", "block"])
 def test_what_is_kept_goes(how: str, adapted: Any) -> None:
-    """With the hooks, and with a refresh."""
+    """With the hooks, and with a refresh; and so does what waited for the steps of optimizers."""
     model = adapted("llama", padding_side="left")
+    gc.collect()
+    waiting = len(optimizer._global_optimizer_post_hooks)
     with contextlib.ExitStack() as stack:
         handle = stack.enter_context(prompt_mask_hooks(model, share_prompt="keep"))
         encoded(model)
         (kept,) = kept_by(handle)
         tensor = weakref.ref(next(iter(kept._entries.values())).made.output["last_hidden_state"])
         assert tensor() is not None
+        assert len(optimizer._global_optimizer_post_hooks) > waiting
         del kept
         if how != "block":
             getattr(handle, how)()
@@ -491,6 +512,7 @@ def test_what_is_kept_goes(how: str, adapted: Any) -> None:
             assert tensor() is None
     gc.collect()
     assert tensor() is None
+    assert len(optimizer._global_optimizer_post_hooks) == waiting
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

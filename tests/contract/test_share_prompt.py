@@ -684,7 +684,7 @@ ONLOOKERS = (
 def test_where_others_watch_the_backbone_sharing_steps_aside_and_says_so(put: Any, adapted: Any) -> None:
     """Their hooks see what they would with PEFT's own way; sharing goes on when they go."""
     model = adapted("llama", padding_side="left")
-    with prompt_mask_hooks(model) as handle, runs(model) as seen:
+    with prompt_mask_hooks(model, share_prompt="auto") as handle, runs(model) as seen:
         encoded(model)
         take_off = put(model)
         encoded(model)
