@@ -51,7 +51,9 @@ def drop_ended(calls: list[AnyRunning], beginning: Running | None = None) -> Non
 
 def _has_ended(calls: Sequence[Running], beginning: Running | None) -> bool:
     last = calls[-1]
-    if not last._visible or last.module is None:
+    if last.module is None:
+        return True  # a call that runs keeps its module alive
+    if not last._visible:
         return False
     listed = count_like(calls, last) + (beginning is not None and _alike(beginning, last))
     return calls_of(last.module, enough=listed) < listed

@@ -78,15 +78,8 @@ def trace_shapes(
     recorder.trace = trace = ShapeTrace(recorder.kind, recorder.frames, recorder.skipped, stats)
     handles: list[Any] = []
     try:
-        paths: dict[nn.Module, tuple[str, ...]] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
-            paths[module] = (*paths.get(module, ()), path)
-        recorder.peft_models = find_peft_models(paths)
-        chosen = None if select is None else {module for _, module in find(model, select, find_roles)}
-        for module, tap in _taps(recorder, paths, depth, chosen):
-            for handle in tap.put_on(module):
-                handles.append(handle)
-            recorder.taps.append(tap)
+        for handle in _put_on(model, recorder, depth, select):
+            handles.append(handle)
         try:
             yield trace
         except Exception as error:
@@ -96,6 +89,18 @@ def trace_shapes(
         for handle in handles:
             handle.remove()
         recorder.end()
+
+
+def _put_on(model: nn.Module, recorder: Recorder, depth: int | None, select: Selector | None) -> Iterator[Any]:
+    """Put a tap on every module to record, and yield PyTorch's handle of each hook. Nothing here outlives the loop."""
+    paths: dict[nn.Module, tuple[str, ...]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths[module] = (*paths.get(module, ()), path)
+    recorder.peft_models = find_peft_models(paths)
+    chosen = None if select is None else {module for _, module in find(model, select, find_roles)}
+    for module, tap in _taps(recorder, paths, depth, chosen):
+        yield from tap.put_on(module)
+        recorder.taps.append(tap)
 
 
 def _taps(

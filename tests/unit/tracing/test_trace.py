@@ -386,6 +386,21 @@ def test_after_an_interrupt_a_part_that_is_called_by_itself_is_outermost_and_exp
         assert outermost == ["", path]
 
 
+def test_a_module_that_is_gone_is_in_no_call() -> None:
+    """What is called next is outermost, though the interrupted call cannot be looked for any more."""
+    model = nn.ModuleList([nn.Sequential(Stops()), nn.Linear(3, 2)])
+    with trace_shapes(model) as trace:
+        try:
+            model[0](torch.zeros(1, 3))
+        except KeyboardInterrupt:
+            gone = weakref.ref(model[0])
+        model[0] = nn.Identity()
+        gc.collect()
+        assert gone() is None
+        model[1](torch.zeros(2, 3))
+    assert [(row.path, row.parent) for row in trace] == [("0", None), ("1", None)]
+
+
 def test_an_interrupt_that_a_forward_catches_ends_the_calls_inside_only() -> None:
     class Catches(nn.Module):
         def __init__(self) -> None:
