@@ -47,7 +47,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     },
     "bamba": {**_MAMBA, "attn_layer_indices": [1, 3]},
     "recurrent_gemma": {"lru_width": 32, "attention_window_size": 16, "block_types": ["recurrent", "attention"]},
-    "kimi_linear": {"first_k_dense_replace": 4},
+    "kimi_linear": {"first_k_dense_replace": 4, "linear_head_dim": 8, "linear_num_heads": 2},
     "mamba": {"state_size": 4, "time_step_rank": 4},
     "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16},
 }
@@ -68,10 +68,7 @@ def hybrid(adapted: Any) -> Any:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize(
-    "architecture",  # Kimi Linear's chunks of 64 positions are a loop in Python
-    [pytest.param(name, marks=[pytest.mark.slow] * (name == "kimi_linear")) for name in HYBRIDS],
-)
+@pytest.mark.parametrize("architecture", HYBRIDS)
 def test_a_text_is_the_same_alone_and_in_a_batch_on_either_side(architecture: str, side: str, hybrid: Any) -> None:
     """And equal to one made by hand from a single text in float64, with no padding and no PEFT."""
     model = hybrid(architecture, side)
