@@ -307,7 +307,7 @@ def test_a_failing_test_is_explained_if_asked_whatever_failed(pytester: pytest.P
     asked.assert_outcomes(passed=1, failed=3, errors=1, skipped=1)
     shown = [line for line in asked.outlines if line.startswith("E   ") and "peft_hooks: Linear raised" in line]
     assert len(shown) == 3
-    assert sum("fix: in_features=5" in line for line in asked.outlines) == 3
+    assert sum("in_features=5 in Linear" in line for line in asked.outlines) == 3
 
 
 @shows_notes
