@@ -3,7 +3,8 @@
 ``entry``       is asked by the recorder of a trace, or by ``aftermath`` for an exception that nobody traced.
 ``tracebacks``  reads the frames that the error left: what each was running, and whether a hook raised it. What the
                 names and expressions in a frame are comes from ``values``, without a call of anybody's code. A tensor
-                that is not at hand is a ghost (``ghosts``), and PyTorch says what it would be (``meta``).
+                that is not at hand is a ghost (``ghosts``), and PyTorch says what it would be (``meta``). A
+                comprehension is read as what it is short for (``loops``).
 ``scene``       holds what is known: the frames; the forward's calls in order and where a tensor came from
                 (``origins``); what the source calls things, and what was given to what (``operands``).
 ``find``        asks one rule after another, and the first that applies is the cause. ``sites`` lists for them the
@@ -14,8 +15,9 @@
     ``contracts``   sizes that a layer, loss or function does not take: ``table`` says what it takes, ``patterns``
                     reads it, and finds what would fit
     ``indices``     out of range
-    ``clashes``     sizes of an expression that do not go together: ``operations`` says which
+    ``clashes``     sizes of an expression that do not go together: ``operations`` and ``selections`` say which
     ``demands``     a dimension, an order in memory, a range, a check of a library's own
+    ``unpacking``   more names, or fewer, than what is unpacked has parts
     ``texts``       virtual tokens, vocabularies and lengths, which the others ask for, too
 
 ``promises``    says which module a wrong size first came out of, as the rules ask, and whether a layer returned what

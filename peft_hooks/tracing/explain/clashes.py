@@ -9,13 +9,14 @@ from torch import nn
 from ..leaves import Leaf
 from .failure import Bound, Finding
 from .ghosts import Operand, first, kind_of_dimension, many
-from .operations import Clash, clash_of, clash_of_loss
+from .operations import clash_of, clash_of_loss
 from .origins import is_float, is_wide
 from .promises import blame, changed, is_odd, kind_of, owner_of, trail
 from .scene import Owned, Scene
 from .sites import expressions
 from .table import BROADCAST, EQUAL
 from .texts import room, virtual_tokens
+from .unlike import Clash
 
 
 def broken_loss(scene: Scene) -> Finding | None:

@@ -13,6 +13,7 @@ from .sites import Expression, Site, expressions
 from .table import BY_INDEX
 from .texts import is_optional, is_vocabulary, room, vocabulary
 
+_OF_ROWS = ("index_select", "index_add", "index_add_", "index_copy", "index_copy_")  # their index is a vector
 IGNORED = -100  # what PyTorch's losses leave out among labels
 
 
@@ -170,7 +171,11 @@ def _by_index(scene: Scene, expression: Expression) -> Finding | None:
     if table is None or index is None or dim is None or not isinstance(dim.value, int) or not table.shape:
         return None
     rank = len(table.shape)
-    if len(index.shape) != rank and expression.name not in ("index_select", "index_add", "index_copy"):
+    if len(index.shape) > 1 and expression.name in _OF_ROWS:
+        cause = f"{index} has {many(len(index.shape))}, {expression.name}() takes 1: each row the same places"
+        fix = f"{index.name}.flatten() for that; for places of each row gather(), with {many(rank)} in the index"
+        return Finding("rank", cause, fix, scene.bounds(index))
+    if len(index.shape) != rank and expression.name not in _OF_ROWS:
         cause = f"{index} has {many(len(index.shape))}, {table} has {rank}: {expression.name}() takes as many"
         fix = f"unsqueeze and expand {index.name} to {many(rank)}"
         return Finding("rank", cause, fix, scene.bounds(index))

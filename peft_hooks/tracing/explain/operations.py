@@ -5,46 +5,19 @@ from __future__ import annotations
 import ast
 import itertools
 import math
-import operator
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 from .ghosts import Operand, first, flat_of, shape_of
-from .meta import worked_out
+from .selections import by_index, by_item, by_mask
 from .sites import Expression
-from .table import BROADCAST, EQUAL
-
-
-class Clash(NamedTuple):
-    """Two sizes of an operation's operands that do not go together.
-
-    Attributes:
-        kind: ``"sizes"`` of two dimensions; or ``"rank"``, ``"equal"``, ``"select"`` or ``"view"``.
-        left: An operand.
-        place: Which of its dimensions; how many it has (``"rank"``), or how much there is in it (``"select"``).
-        right: The other operand, if there is one.
-        other: The same of it, or what there must be if there is none.
-        rule: What must be so.
-    """
-
-    kind: str
-    left: Operand
-    place: int
-    right: Operand | None = None
-    other: int = 0
-    rule: str = ""
+from .table import BROADCAST, BY_INDEX, EQUAL
+from .unlike import RULE, Clash, unlike
 
 
 def clash_of(expression: Expression) -> Clash | None:
     """Return the sizes that do not go together in an expression, or None if all do."""
     work = _WORK.get(expression.name, _broadcast if expression.name in BROADCAST else None)
     return None if work is None else work(expression)
-
-
-_RULE = "must be of one size there, or one of them 1"
 
 
 def clash_of_loss(name: str, given: Sequence[Operand]) -> Clash | None:
@@ -56,17 +29,9 @@ def clash_of_loss(name: str, given: Sequence[Operand]) -> Clash | None:
     return clash
 
 
-def _first_unlike(operands: Sequence[Operand], rule: str = _RULE) -> Clash | None:
+def _first_unlike(operands: Sequence[Operand], rule: str = RULE) -> Clash | None:
     """Return the first two operands that cannot be broadcast against each other."""
-    return first(_unlike(*pair, rule) for pair in itertools.combinations(operands, 2))
-
-
-def _unlike(one: Operand, other: Operand, rule: str = _RULE, last: int = 0) -> Clash | None:
-    """Return the first sizes, from the end but for the last ones, that cannot be broadcast against each other."""
-    for place in range(1 + last, min(len(one.shape), len(other.shape)) + 1):
-        if one.shape[-place] != other.shape[-place] and 1 not in (one.shape[-place], other.shape[-place]):
-            return Clash("sizes", one, len(one.shape) - place, other, len(other.shape) - place, rule)
-    return None
+    return first(unlike(*pair, rule) for pair in itertools.combinations(operands, 2))
 
 
 def _broadcast(expression: Expression) -> Clash | None:
@@ -80,8 +45,10 @@ def parts(expression: Expression) -> list[Operand]:
     given = expression.operands.get("tensors")
     if given is None or expression.name not in ("cat", "concat", "stack"):
         return []
-    if isinstance(given.node, (ast.List, ast.Tuple)):
-        return [expression.operand(one) for one in given.node.elts]
+    listed = given.node.elts if isinstance(given.node, (ast.List, ast.Tuple)) else None
+    listed = listed or expression.step.values.laid_out(given.node)
+    if listed is not None:
+        return [expression.operand(one) for one in listed]
     values = given.value if isinstance(given.value, (list, tuple)) else []
     return [Operand(f"{given.text}[{number}]", value) for number, value in enumerate(values)]
 
@@ -110,7 +77,7 @@ def _matmul(expression: Expression) -> Clash | None:
     inner = len(right.shape) - 2 if len(right.shape) > 1 else 0
     if left.shape[-1] != right.shape[inner]:
         return Clash("sizes", left, len(left.shape) - 1, right, inner, "must be of one size there to be multiplied")
-    return _unlike(left, right, last=2)
+    return unlike(left, right, last=2)
 
 
 def _view(expression: Expression) -> Clash | None:
@@ -162,44 +129,17 @@ def _einsum(expression: Expression) -> Clash | None:
     return None
 
 
-def _index(expression: Expression) -> Clash | None:
-    """A mask that does not fit what it selects from, or values that do not fit the places."""
-    one, index = expression.operands["input"], expression.value("index")
-    if not one.is_tensor:
+def _split(expression: Expression) -> Clash | None:
+    """Sizes that do not add up to what is split."""
+    one, sizes = expression.operands.get("tensor"), expression.value("split_size_or_sections")
+    dim = expression.value("dim")
+    if one is None or not one.shape or not isinstance(sizes, (list, tuple)):
         return None
-    masks = list(index) if isinstance(index, tuple) else [index]
-    shape = shape_of(masks[0])
-    if len(masks) == 1 and shape is not None and masks[0].dtype == torch.bool:
-        for place, (a, b) in enumerate(zip(one.shape, shape)):
-            if a != b:
-                selects = expression.operands["index"]
-                return Clash("sizes", one, place, selects, place, "must be of one size there, as a mask selects")
-    if expression.name != "setitem":
+    place = (dim if isinstance(dim, int) else 0) % len(one.shape)
+    if not all(isinstance(size, int) for size in sizes) or sum(sizes) == one.shape[place]:
         return None
-    values, target = expression.operands["value"], worked_out(operator.getitem, [one.value, index])
-    if target is not None and values.is_tensor:
-        places = Operand(ast.unparse(expression.node) if expression.node else "", target, one)
-        rule = "are what is set and its values, which must be of one size there, or the values 1"
-        return _unlike(places, values, rule)
-    mask = masks[0]
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not values.shape:
-        return None
-    count = int(mask.sum())  # a mask of some places, and a row of values for each
-    if len(values.shape) == len(one.shape) - mask.dim() + 1 and values.shape[0] not in (1, count):
-        return Clash("select", values, values.shape[0], Operand(expression.operands["index"].text, mask), count, "rows")
-    return None
-
-
-def _scattered(expression: Expression) -> Clash | None:
-    """A mask that selects more places than there are numbers."""
-    one, mask, source = (expression.operands.get(name) for name in ("input", "mask", "source"))
-    if one is None or mask is None or source is None or not isinstance(mask.value, Tensor) or not source.is_tensor:
-        return None
-    clash = _unlike(one, mask)
-    if clash is not None:
-        return clash
-    count, numbers = int(mask.value.expand(one.shape).sum()), math.prod(source.shape)
-    return Clash("select", source, numbers, mask, count, "numbers") if numbers < count else None
+    rule = f"is to be split into {list(sizes)}, which add up to {sum(sizes)}"
+    return Clash("sizes", one, place, None, sum(sizes), rule)
 
 
 _WORK: dict[str, Callable[[Expression], Clash | None]] = {
@@ -208,6 +148,8 @@ _WORK: dict[str, Callable[[Expression], Clash | None]] = {
     **dict.fromkeys(("view", "reshape"), _view),
     **dict.fromkeys(("expand", "expand_as"), _expand),
     "einsum": _einsum,
-    **dict.fromkeys(("masked_scatter", "masked_scatter_"), _scattered),
-    **dict.fromkeys(("getitem", "setitem"), _index),
+    **dict.fromkeys(("masked_scatter", "masked_scatter_"), by_mask),
+    **dict.fromkeys(("getitem", "setitem"), by_item),
+    "split": _split,
+    **dict.fromkeys(BY_INDEX, by_index),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -78,9 +79,10 @@ class Scene:
             around = self.history.around(around)
         return around or row
 
-    def returned(self, module: nn.Module) -> Any:
-        """Return what a module returned last: a tensor that is not at hand, a tuple of some, or ``UNKNOWN``."""
-        row = next((row for row in self.history.ended() if self.modules.get(row.path) is module), None)
+    def returned(self, module: nn.Module, later: int = 0) -> Any:
+        """Return what a module returned ``later`` calls before the last: a ghost, a tuple of some, or ``UNKNOWN``."""
+        rows = (row for row in self.history.ended() if self.modules.get(row.path) is module)
+        row = next(itertools.islice(rows, later, None), None)
         if row is not None and returned_none(row):
             return None
         if row is None or not row.outputs or not all(leaf.shape is not None for leaf in row.outputs):

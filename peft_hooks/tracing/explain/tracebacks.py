@@ -64,7 +64,7 @@ class Step:
         self.name = self.frame.f_code.co_name
         self.line = traceback.tb_lineno
         self.locals: Mapping[str, Any] = self.frame.f_locals
-        self.returned: Callable[[nn.Module], Any] = lambda module: UNKNOWN
+        self.returned: Callable[[nn.Module, int], Any] = lambda module, later: UNKNOWN
         owner = self.locals.get("self", self._first_of_forward())
         self.module = owner if isinstance(owner, nn.Module) else None
 
@@ -139,7 +139,7 @@ class Step:
     @functools.cached_property
     def values(self) -> Values:
         """What the names in the frame are."""
-        return Values(self.frame, self.returned)
+        return Values(self.frame, self.returned, self.node)
 
 
 class Raised(NamedTuple):

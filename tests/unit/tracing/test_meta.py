@@ -81,14 +81,13 @@ class Heads(nn.Module):
         return self.out(x.transpose(1, 2).view(2, 40))  # type: ignore[no-any-return]
 
 
-class Splits(nn.Module):
+class Unfolds(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.qkv = nn.Linear(8, 30)
 
     def forward(self, x: Tensor) -> Tensor:
-        queries, keys, values = self.qkv(x).split([10, 10, 12], dim=-1)
-        return queries @ keys @ values  # type: ignore[no-any-return]
+        return self.qkv(x).unfold(1, 7, 1)  # type: ignore[no-any-return]
 
 
 class Hears(TorchFunctionMode):
@@ -137,7 +136,7 @@ def test_a_view_of_memory_that_is_not_in_order_is_told_from_one_of_another_size(
 @pytest.mark.parametrize(
     ("model", "operand"),
     [
-        (Splits(), "`self.qkv(x)` [2, 5, 30]"),
+        (Unfolds(), "`self.qkv(x)` [2, 5, 30]"),
         (nn.Sequential(nn.Identity(), nn.PixelShuffle(2)), "input [2, 5, 8]"),
     ],
 )
