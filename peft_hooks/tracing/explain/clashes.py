@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import torch
 from torch import nn
 
 from ..leaves import Leaf
 from .failure import Bound, Finding
 from .ghosts import Operand, first, kind_of_dimension, many
+from .meta import method, worked_out
 from .operations import clash_of, clash_of_loss
 from .origins import is_float, is_wide
 from .promises import blame, changed, is_odd, kind_of, owner_of, trail
@@ -46,7 +48,8 @@ def _of_clash(scene: Scene, clash: Clash) -> Finding:
     bounds = tuple(scene.bound(*side) for side in sides)
     pair = (left.shape[clash.place], clash.other if right is None else right.shape[clash.other])
     special = virtual_tokens(scene, [one for one, _ in sides], pair, bounds)
-    special = special or inputs_disagree(scene, pair) or _too_short(scene, clash, bounds)
+    special = special or inputs_disagree(scene, pair)
+    special = special or (None if _turned(clash) else _too_short(scene, clash, bounds))
     if special is not None:
         return special
     found = blame(scene, sides, pair)
@@ -106,11 +109,28 @@ def _too_short(scene: Scene, clash: Clash, bounds: tuple[Bound, ...]) -> Finding
         if owner is None or (other is not None and (scene.owner(other) or scene.owner(other.root))):
             continue
         size, wanted = one.shape[place], elsewhere if other is None else other.shape[elsewhere]
+        whole = tuple(owner.tensor.shape)
+        if other is not None and len(whole) == len(one.shape) and whole[place] >= wanted > size:
+            return _of_slice(scene, owner, one, place, (other, elsewhere), bounds)
         long = scene.history.batch_and_length[1:] == (wanted,)
         if long and wanted > size:
             return _too_long(scene, owner, one, size, wanted, bounds)
         return _of_owner(scene, owner, one, place, wanted, bounds, other)
     return None
+
+
+def _of_slice(
+    scene: Scene, owner: Owned, one: Operand, place: int, other: tuple[Operand, int], bounds: tuple[Bound, ...]
+) -> Finding:
+    """A parameter or buffer that is long enough, of which too few places were taken."""
+    rest, at = other
+    size, wanted, whole = one.shape[place], rest.shape[at], owner.tensor.shape[place]
+    cause = f"{_owned(scene, owner, one)} is {size} of its {whole} in dimension {place}, {rest} has {wanted}"
+    also = [number for number, given in enumerate(rest.shape) if given == size and number != at]
+    if also:
+        cause += f"; the {size} are dimension {also[0]} of {rest.name}"
+    fix = f"take {wanted} of {owner.name!r} there, {rest.name}.size({at})"
+    return Finding("length", cause, fix, bounds, scene.path(owner.module))
 
 
 def _owned(scene: Scene, owner: Owned, one: Operand) -> str:
@@ -205,9 +225,25 @@ def _unequal(scene: Scene, clash: Clash) -> Finding:
 def _fix(clash: Clash) -> str | None:
     if clash.right is None:
         return f"give {clash.left.name} {clash.other} in dimension {clash.place}"
-    left, right = clash.left, clash.right
-    last = len(right.shape) - 1
-    if clash.rule.endswith("multiplied") and last > 0 and right.shape[last] == left.shape[-1]:
-        return f"{right.name}.transpose({last - 1}, {last}): then they can be multiplied"
+    left, right, turned = clash.left, clash.right, _turned(clash)
+    if turned is not None:
+        return turned
     sizes = f"{left.shape[clash.place]} or {right.shape[clash.other]}"
     return f"bring {left.name} and {right.name} to one size there, {sizes}"
+
+
+def _turned(clash: Clash) -> str | None:
+    """Say which of two matrices must be transposed to be multiplied, if that helps."""
+    left, right = clash.left, clash.right
+    if right is None or not clash.rule.endswith("multiplied"):
+        return None
+    before = right.base
+    for one in (right, before):
+        last = 0 if one is None else len(one.shape) - 1
+        if one is None or last < 1:
+            continue
+        turned = method(one.value, "transpose", (last - 1, last), {})
+        if worked_out(torch.matmul, [left.value, turned]) is not None:
+            instead = "" if one is right else f" in the place of {right.name}"
+            return f"{one.name}.transpose({last - 1}, {last}){instead}: then they can be multiplied"
+    return None

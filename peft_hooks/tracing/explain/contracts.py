@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
-import math
 
 from .clashes import inputs_disagree
 from .failure import Bound, Finding
 from .ghosts import Operand, many
+from .labels import labels_of_other_rows
 from .patterns import Mismatch, Repair, check, repairs
 from .promises import Blame, blame, is_odd
 from .scene import Scene
-from .sites import Site
+from .sites import Site, has_channels_first
 from .texts import virtual_tokens
 
 
@@ -21,14 +21,14 @@ def broken_contract(site: Site) -> Finding | None:
     if found is None:
         return None
     operand = site.operands[found.parameter]
-    fitting = [one for one in repairs(site, found) if _likely(site, one)]
+    fitting = [one for one in repairs(site, found) if _likely(site, found, one)]
     if found.dimension is None:
-        return _rank(site, found, operand, fitting)
+        return labels_of_other_rows(site, found) or _rank(site, found, operand, fitting)
     bounds = (site.scene.bound(operand, found.dimension), _other(site, found), *_parts(site.scene, operand))
     if found.fixed.dimension is not None:
         other = site.operands[found.fixed.name]
         special = virtual_tokens(site.scene, [operand, other], (found.size, found.wanted[0]), bounds)
-        special = special or _labels(site, found, operand, other, bounds)
+        special = special or labels_of_other_rows(site, found)
         special = special or inputs_disagree(site.scene, (found.size, found.wanted[0]))
         if special is not None:
             return special
@@ -73,27 +73,13 @@ def _blame(site: Site, found: Mismatch, operand: Operand) -> Blame:
     return blame(site.scene, sides, pair)
 
 
-def _labels(site: Site, found: Mismatch, operand: Operand, other: Operand, bounds: tuple[Bound, ...]) -> Finding | None:
-    """A label for each token of a text, where there is one row of logits for each text."""
-    root, rows = operand.root, found.wanted[0]
-    if found.parameter != "target" or root.shape[:1] != (rows,) or math.prod(root.shape) != found.size:
-        return None
-    cause = (
-        f"the labels, {operand} are {found.size} = {' * '.join(map(str, root.shape))}, one for each token; the logits,"
-        f" {other} have {rows} rows, one for each text"
-    )
-    kind = type(site.scene.model).__name__
-    token = f", or a {kind.replace('Sequence', 'Token')}" if "ForSequenceClassification" in kind else ""
-    return Finding("batch", cause, f"one label for each text, {root.text} of shape [{rows}]{token}", bounds)
-
-
 def _kind(found: Mismatch) -> str:
     if found.meaning == "batch":
         return "batch"
     return "length" if found.meaning.startswith("length") else "width"
 
 
-def _likely(site: Site, repair: Repair) -> bool:
+def _likely(site: Site, found: Mismatch, repair: Repair) -> bool:
     """Tell whether a change that fits by the sizes is one to propose.
 
     Exchanging batch and length is, if then the batch is that of the forward, and is not if it is that already, or if
@@ -104,13 +90,25 @@ def _likely(site: Site, repair: Repair) -> bool:
     if repair.kind == "batch_first" and main is not None:
         return not batch or site.shapes[main][0] == batch[0]
     if repair.kind == "turn":
-        letters = site.takes.batch_first or "mask" in repair.parameters[0]
-        rows = site.takes.patterns[repair.parameters[0]].startswith("N ") and 0 in repair.dimensions
-        first = site.shapes[repair.parameters[0]][:1]
-        return (not letters or 2 in repair.dimensions) and not (rows and (not batch or first == batch))
+        return _likely_turn(site, found, repair, batch)
     if repair.kind == "unsqueeze" and repair.dimensions == (0,):  # what has the rows of the forward lacks no batch
         return site.shapes[repair.parameters[0]][:1] != batch
     return True
+
+
+def _likely_turn(site: Site, found: Mismatch, repair: Repair, batch: tuple[int, ...]) -> bool:
+    parameter = repair.parameters[0]
+    pattern, operand = site.takes.patterns[parameter], site.operands[parameter]
+    if site.name == "scaled_dot_product_attention":  # heads and length
+        return repair.dimensions == (1, 2)
+    if found.fixed.dimension is None and not pattern.startswith("..."):
+        last = len(operand.shape) - 1
+        of_channels = last > 1 and found.dimension == 1 and parameter == found.parameter
+        if of_channels and (repair.dimensions != (1, last) or has_channels_first(site.scene, operand)):
+            return False  # a size that height or width has as well
+    letters = "(" in pattern or "mask" in parameter
+    rows = pattern.startswith("N ") and 0 in repair.dimensions
+    return (not letters or 2 in repair.dimensions) and not (rows and (not batch or operand.shape[:1] == batch))
 
 
 def _cause(site: Site, found: Mismatch, operand: Operand) -> str:
@@ -195,6 +193,8 @@ def _without_repair(site: Site, found: Mismatch, operand: Operand) -> str | None
         return f"make {owner.name!r} of {site.scene.where(owner.module)} with {wanted} in dimension {place}"
     if fixed.dimension is not None:
         other = site.operands[fixed.name].name
+        if found.meaning == "batch" and site.module is None and not site.scene.history.given:
+            return f"as many rows in both: {other} has {wanted}, {name} {found.size}"
         return f"give {name} {wanted} in dimension {place}, as many as {other} has in {fixed.dimension}"
     if fixed.name in ("in_features", "in_channels", "num_features", "embed_dim", "input_size"):
         linear = ", with a Linear for instance" if place == len(operand.shape) - 1 else f" in dimension {place}"

@@ -152,8 +152,8 @@ def _refused(scene: Scene) -> Finding | None:
     """Find an operation that refuses shapes or dtypes by a rule of its own: it does so whatever numbers it is given."""
     for expression in expressions(scene):
         operation = expression.step.values.operation(expression.node)
-        if operation is not None and fails_alone(*operation, scene.error):
-            tensors = expression.tensors()
+        tensors = expression.tensors()
+        if operation is not None and tensors and fails_alone(*operation, scene.error):
             given = " and ".join(f"{one}, {one.short}" for one in tensors)
             cause = f"{expression.name}() fails on {given}, whatever numbers are in there"
             return Finding("operation", cause, None, tuple(scene.bound(one, 0) for one in tensors if one.shape))

@@ -36,6 +36,14 @@ class Names:
         base = None if inner is None else self.of_expression(place, inner)
         return Operand(text_of(node), value, base if base is not None and base.is_tensor else None, place, node)
 
+    def made_of(self, operand: Operand) -> list[Operand]:
+        """Return the tensors with a name in the expression that an operand is, or was assigned."""
+        root = operand.root
+        step = self.steps[root.place]
+        made = assigned(step, root.node.id) if isinstance(root.node, ast.Name) else root.node
+        named = [] if made is None else [one for one in ast.walk(made) if isinstance(one, ast.Name)]
+        return [one for one in (self.of_expression(root.place, part) for part in named) if one.is_tensor]
+
     def of_parameter(self, place: int, parameter: str, value: Any) -> Operand:
         """Return what was given for a parameter of the function of a step, by its name where the call is."""
         found = self.argument(place, parameter)
@@ -123,6 +131,9 @@ def _made_of(node: ast.AST, step: Step) -> ast.expr | None:
     elif isinstance(node, (ast.Subscript, ast.Attribute)):
         owner = step.values(node.value)
         inner = node.value if is_tensor(owner) else None
+    elif isinstance(node, (ast.Compare, ast.BinOp, ast.UnaryOp)):
+        sides = [one for one in ast.iter_child_nodes(node) if isinstance(one, ast.expr) and is_tensor(step.values(one))]
+        inner = sides[0] if len(sides) == 1 else None
     return inner
 
 
@@ -165,8 +176,11 @@ def _assigned_by(statement: ast.stmt, name: str) -> Any:
     if isinstance(statement, (ast.Assign, ast.AnnAssign)):
         for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
             names = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
-            if any(isinstance(one, ast.Name) and one.id == name for one in names):
-                return statement.value
+            value = statement.value
+            for place, one in enumerate(names):
+                if isinstance(one, ast.Name) and one.id == name:
+                    each = isinstance(value, ast.Tuple) and len(names) == len(value.elts) > 1  # a, b = f(x), g(x)
+                    return value.elts[place] if each and isinstance(value, ast.Tuple) else value
         return None
     return False if name in _stored(statement) else None
 

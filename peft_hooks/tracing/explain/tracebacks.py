@@ -175,7 +175,8 @@ def read(error: BaseException) -> Raised:
         if step.file == CALLS and hook is None:
             hook = _hook_that_runs(step.module, steps[number + 1 :])
             hooked = None if hook is None else inner
-    return Raised([step for step in steps if not step.is_ours], hook, hooked, inner, _source(steps))
+    others = [step for step in steps if not step.is_ours]
+    return Raised(others, hook, hooked, inner, _source(others))
 
 
 def foreign_hooks(module: nn.Module) -> list[str]:
@@ -188,7 +189,7 @@ def foreign_hooks(module: nn.Module) -> list[str]:
 def _hook_that_runs(module: nn.Module, inside: Sequence[Step]) -> str | None:
     """Return the hook of ``module`` whose code comes next. The code of a module's forward is no hook's."""
     for hook in forward_hooks_of(module) if inside else ():
-        if inside[0].frame.f_code in _codes(hook):
+        if inside[0].frame.f_code in _codes(hook) and not isinstance(getattr(hook, "__self__", None), Tap):
             return _registered(inside) if dispatcher_of(hook) is not None else _name(hook)
     return None
 
