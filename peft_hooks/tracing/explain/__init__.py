@@ -13,10 +13,12 @@
     ``objects``     something that is no tensor, a None, a key that is not there
     ``kinds``       another device or dtype
     ``contracts``   sizes that a layer, loss or function does not take: ``table`` says what it takes, ``patterns``
-                    reads it, and finds what would fit
+                    reads it, and finds what would fit; ``labels`` and ``batches`` tell why the rows are others
     ``indices``     out of range
-    ``clashes``     sizes of an expression that do not go together: ``operations`` and ``selections`` say which
-    ``demands``     a dimension, an order in memory, a range, a check of a library's own
+    ``clashes``     sizes of an expression that do not go together: ``operations`` and ``selections`` say which,
+                    ``fixes`` and ``views`` what could be done
+    ``demands``     a dimension, an order in memory, a range
+    ``checks``      what a library checked by itself; ``lengths`` says which tensor a number is a size of
     ``unpacking``   more names, or fewer, than what is unpacked has parts
     ``texts``       virtual tokens, vocabularies and lengths, which the others ask for, too
 

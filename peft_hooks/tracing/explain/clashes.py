@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 
-import torch
 from torch import nn
 
 from ..leaves import Leaf
 from .failure import Bound, Finding
+from .fixes import fix_of, inserted, turned
 from .ghosts import Operand, first, kind_of_dimension, many
-from .meta import method, worked_out
 from .operations import clash_of, clash_of_loss
 from .origins import is_float, is_wide
 from .promises import blame, changed, is_odd, kind_of, owner_of, trail
@@ -18,7 +18,11 @@ from .scene import Owned, Scene
 from .sites import expressions
 from .table import BROADCAST, EQUAL
 from .texts import room, virtual_tokens
+from .tracebacks import TORCH
 from .unlike import Clash
+from .views import of_view
+
+_DATA = os.path.join(TORCH, "utils", "data") + os.sep
 
 
 def broken_loss(scene: Scene) -> Finding | None:
@@ -42,20 +46,29 @@ def broken_expression(scene: Scene) -> Finding | None:
 def _of_clash(scene: Scene, clash: Clash) -> Finding:
     """Say what a clash is."""
     if clash.kind != "sizes":
-        return {"view": _view, "select": _select, "rank": _rank, "equal": _unequal}[clash.kind](scene, clash)
+        return {"view": of_view, "select": _select, "rank": _rank, "equal": _unequal}[clash.kind](scene, clash)
     left, right = clash.left, clash.right
     sides = [(left, clash.place)] + ([] if right is None else [(right, clash.other)])
     bounds = tuple(scene.bound(*side) for side in sides)
     pair = (left.shape[clash.place], clash.other if right is None else right.shape[clash.other])
     special = virtual_tokens(scene, [one for one, _ in sides], pair, bounds)
     special = special or inputs_disagree(scene, pair)
-    special = special or (None if _turned(clash) else _too_short(scene, clash, bounds))
+    special = special or (None if turned(clash) else _too_short(scene, clash, bounds))
     if special is not None:
         return special
     found = blame(scene, sides, pair)
+    padded = _collated(scene)
     cause = _both(clash) + (f"; {found.words}" if found.words else "")
-    fix = f"look at what {found.where} returns" if is_odd(scene, found) else _fix(clash)
+    fix = f"look at what {found.where} returns" if is_odd(scene, found) else padded or fix_of(clash)
     return Finding(found.kind or kind_of(left, clash.place), cause + scene.on(found.path), fix, bounds, found.path)
+
+
+def _collated(scene: Scene) -> str | None:
+    """Say what joins examples of other sizes, if a ``DataLoader`` was joining some."""
+    joins = any(step.file.startswith(_DATA) for step in scene.steps)
+    pads = "torch.nn.utils.rnn.pad_sequence for instance"
+    fix = f"pad or resize them to one size in a collate_fn of the DataLoader, with {pads}, or in the dataset"
+    return fix if joins else None
 
 
 def _both(clash: Clash) -> str:
@@ -155,6 +168,7 @@ def _of_owner(
     asked = f"where {other.name} {list(other.shape)} has {wanted}" if other else f"but {wanted} are asked for"
     cause = f"{_owned(scene, owner, one)} has {size} in dimension {place}, {asked}"
     fix = f"{one.name} expanded to {wanted} there" if size == 1 else f"make {owner.name!r} with {wanted} there"
+    fix = (None if other is None else inserted((one, other))) or fix
     culprit = scene.path(owner.module)
     if other is not None:
         if _is_product(scene):
@@ -180,16 +194,6 @@ def _offset(owner: Owned, size: int) -> int:
 def _is_product(scene: Scene) -> bool:
     names = [expression.name for expression in expressions(scene)]
     return names[-1] in ("matmul", "mm", "addmm", "bmm", "linear", "einsum")
-
-
-def _view(scene: Scene, clash: Clash) -> Finding:
-    """A view whose sizes do not multiply to the numbers that there are."""
-    one = clash.left
-    births = [birth for place in range(len(one.shape)) if (birth := scene.birth(one, place)) is not None and birth.made]
-    told = {birth.row.path: words for birth in births if (words := changed(scene, birth, one))}
-    culprit = next(iter(told), None)
-    cause = f"{one.name} {list(one.shape)} {clash.rule}" + (f"; {told[culprit]}{scene.on(culprit)}" if culprit else "")
-    return Finding("view", cause, "ask for sizes that multiply to as many", scene.bounds(one), culprit)
 
 
 def _select(scene: Scene, clash: Clash) -> Finding:
@@ -220,30 +224,3 @@ def _unequal(scene: Scene, clash: Clash) -> Finding:
             break
     kind = "length" if len(left.shape) == len(right.shape) else "rank"
     return Finding(kind, f"{clash.rule}: {left}, {right}", fix, scene.bounds(left) + scene.bounds(right))
-
-
-def _fix(clash: Clash) -> str | None:
-    if clash.right is None:
-        return f"give {clash.left.name} {clash.other} in dimension {clash.place}"
-    left, right, turned = clash.left, clash.right, _turned(clash)
-    if turned is not None:
-        return turned
-    sizes = f"{left.shape[clash.place]} or {right.shape[clash.other]}"
-    return f"bring {left.name} and {right.name} to one size there, {sizes}"
-
-
-def _turned(clash: Clash) -> str | None:
-    """Say which of two matrices must be transposed to be multiplied, if that helps."""
-    left, right = clash.left, clash.right
-    if right is None or not clash.rule.endswith("multiplied"):
-        return None
-    before = right.base
-    for one in (right, before):
-        last = 0 if one is None else len(one.shape) - 1
-        if one is None or last < 1:
-            continue
-        turned = method(one.value, "transpose", (last - 1, last), {})
-        if worked_out(torch.matmul, [left.value, turned]) is not None:
-            instead = "" if one is right else f" in the place of {right.name}"
-            return f"{one.name}.transpose({last - 1}, {last}){instead}: then they can be multiplied"
-    return None

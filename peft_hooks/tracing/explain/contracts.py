@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 
+from .batches import of_two_batches, without_batch
 from .clashes import inputs_disagree
 from .failure import Bound, Finding
 from .ghosts import Operand, many
@@ -41,6 +42,9 @@ def broken_contract(site: Site) -> Finding | None:
         fix = f"look at what {guilty.where} returns" if is_odd(scene, guilty) else _without_repair(site, found, operand)
         return Finding(guilty.kind or _kind(found), cause, fix, bounds, guilty.path)
     if first is None:
+        special = without_batch(site, found, operand, cause, bounds) or of_two_batches(site, found, cause, bounds)
+        if special is not None:
+            return special
         culprit = _culprit(scene, operand, found.dimension) if of_layer else guilty.path
         return Finding(_kind(found), cause + scene.on(culprit), _without_repair(site, found, operand), bounds, culprit)
     if first.kind == "batch_first":
@@ -91,7 +95,10 @@ def _likely(site: Site, found: Mismatch, repair: Repair) -> bool:
         return not batch or site.shapes[main][0] == batch[0]
     if repair.kind == "turn":
         return _likely_turn(site, found, repair, batch)
-    if repair.kind == "unsqueeze" and repair.dimensions == (0,):  # what has the rows of the forward lacks no batch
+    first = bool(site.takes.batch_first) and site.number(site.takes.batch_first) is False  # there it is the length
+    if (
+        repair.kind == "unsqueeze" and repair.dimensions == (0,) and not first
+    ):  # what has the rows of the forward lacks no batch
         return site.shapes[repair.parameters[0]][:1] != batch
     return True
 
@@ -106,7 +113,7 @@ def _likely_turn(site: Site, found: Mismatch, repair: Repair, batch: tuple[int, 
         of_channels = last > 1 and found.dimension == 1 and parameter == found.parameter
         if of_channels and (repair.dimensions != (1, last) or has_channels_first(site.scene, operand)):
             return False  # a size that height or width has as well
-    letters = "(" in pattern or "mask" in parameter
+    letters = "(" in pattern or ("mask" in parameter and not pattern.startswith("N "))
     rows = pattern.startswith("N ") and 0 in repair.dimensions
     return (not letters or 2 in repair.dimensions) and not (rows and (not batch or operand.shape[:1] == batch))
 
@@ -164,13 +171,15 @@ def _turn(site: Site, found: Mismatch, repair: Repair) -> tuple[str, str]:
     operand, place = site.operands[repair.parameters[0]], found.dimension or 0
     away, name = other if place == one else one, operand.name
     rank, of_layer = len(operand.shape), found.fixed.dimension is None
+    more = [site.operands[one].name for one in repair.parameters if site.operands[one].name != name]
     words = f"the {found.wanted[0]} are in dimension {away} of {name}: exchanged, everything fits"
     call = f"{name}.transpose({one}, {other})"
     if rank > 3 and of_layer:  # of images: height and width keep their order
         order = [number for number in range(rank) if number != away]
         order.insert(place, away)
         call = f"{name}.permute({', '.join(map(str, order))})"
-    back = ", and back behind it if what follows takes it as it is now" if of_layer and rank > 2 else ""
+    call += "".join(f" and {each}.transpose({one}, {other})" for each in more)
+    back = ", and back behind it if what follows takes it as it is now" if of_layer and rank > 2 and not more else ""
     norm = "; or a LayerNorm, which takes its features last" if site.name == "BatchNorm1d" else ""
     return words, f"{call} before {site.where}{back}{norm}"
 
@@ -196,6 +205,10 @@ def _without_repair(site: Site, found: Mismatch, operand: Operand) -> str | None
         if found.meaning == "batch" and site.module is None and not site.scene.history.given:
             return f"as many rows in both: {other} has {wanted}, {name} {found.size}"
         return f"give {name} {wanted} in dimension {place}, as many as {other} has in {fixed.dimension}"
+    if fixed.name == "layers":
+        cut = ", its directions or layers added up or cut" if found.size > wanted else f", one for each of the {wanted}"
+        takes = f"num_layers or bidirectional of {site.where} so that it takes {found.size}"
+        return f"{name} with {wanted} in dimension {place}{cut}; or {takes}"
     if fixed.name in ("in_features", "in_channels", "num_features", "embed_dim", "input_size"):
         linear = ", with a Linear for instance" if place == len(operand.shape) - 1 else f" in dimension {place}"
         bring = f"bring {name} from {found.size} to {wanted} before it{linear}"
@@ -206,7 +219,8 @@ def _without_repair(site: Site, found: Mismatch, operand: Operand) -> str | None
 def _rank(site: Site, found: Mismatch, operand: Operand, fitting: list[Repair]) -> Finding:
     """Say that an argument has too many or too few dimensions."""
     wanted, scene = " or ".join(map(str, found.wanted)), site.scene
-    no_batch = bool(fitting) and (fitting[0].kind, fitting[0].dimensions) == ("unsqueeze", (0,))
+    own = bool(fitting) and found.parameter in fitting[0].parameters
+    no_batch = own and (fitting[0].kind, fitting[0].dimensions) == ("unsqueeze", (0,))
     cause = f"{operand} has {many(found.size)}, {site.where} takes {wanted}, {found.pattern}"
     cause += ": the batch dimension is missing" * no_batch
     fix = f"give {operand.name} {wanted} dimension{'s' * (found.wanted != (1,))}, {found.pattern}"

@@ -1,14 +1,9 @@
-"""What operations demand besides sizes that agree: dimensions that are there, memory in order, a dtype, a range.
-
-And what a library checks by itself before it raises.
-"""
+"""What operations demand besides sizes that agree: dimensions that are there, memory in order, a dtype, a range."""
 
 from __future__ import annotations
 
 import ast
-import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,13 +12,10 @@ from torch import Tensor, nn
 from .failure import Finding
 from .ghosts import Operand, first, flat_of, many, shape_of
 from .meta import method
-from .operands import text_of
 from .scene import Scene
 from .sites import Expression, expressions
 from .table import BY_INDEX
-from .tracebacks import FUNCTIONS, Step
 
-_SIMPLE = (int, float, str, bool, tuple, list)
 _WITH_DIM = frozenset((
     "softmax", "log_softmax", "sum", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "cumsum", "size",
     "transpose", "swapaxes", "squeeze", "flatten", "select", "chunk", "unbind", "norm", "std", "var", "logsumexp",
@@ -166,82 +158,3 @@ def _too_small(scene: Scene) -> Finding | None:
 
 def _each(value: Any, count: int) -> list[int]:
     return list(value) if isinstance(value, (tuple, list)) else [0 if isinstance(value, str) else value] * count
-
-
-def guarded(scene: Scene) -> Finding | None:
-    """Find what a library checked before it raised: something that is None, or two things that differ."""
-    step, place = scene.steps[-1], len(scene.steps) - 1
-    if not step.raises:
-        return None
-    tests = list(_tests(step))
-    asking = itertools.takewhile(lambda one: _asks_for_none(one[0]) and not _others(step, one[0]), tests)
-    return _missing(scene, step, place, [test for test, _ in asking]) or _checked(scene, step, tests)
-
-
-def _tests(step: Step) -> Iterator[tuple[ast.expr, bool]]:
-    """Yield what an ``assert`` or the ``if`` around a ``raise`` asks, and whether it held, the innermost first."""
-    statement: Any = step.running[1]
-    if isinstance(statement, ast.Assert):
-        yield statement.test, True
-    while statement is not None and not isinstance(statement, FUNCTIONS):
-        parent = getattr(statement, "parent", None)
-        if isinstance(parent, ast.If):
-            yield parent.test, statement in parent.body
-        statement = parent
-
-
-def _missing(scene: Scene, step: Step, place: int, tests: list[ast.expr]) -> Finding | None:
-    asks = (one.left for test in tests for one in _asks_for_none(test))
-    asked = list(dict.fromkeys(one.id for one in asks if isinstance(one, ast.Name)))
-    if not asked or any(step.values.names.get(name, 0) is not None for name in asked):
-        return None
-    names = dict.fromkeys(_first_name(scene, place, name) for name in asked)
-    inside = "" if scene.inner is None else f" in {scene.where(scene.inner)}"
-    verb = {1: "is", 2: "are both"}.get(len(asked), "are all")
-    cause = f"{' and '.join(asked)} {verb} None{inside}: no {' and no '.join(names)} was given"
-    return Finding("none", cause, f"give {' or '.join(names)}")
-
-
-def _first_name(scene: Scene, place: int, name: str) -> str:
-    """Return what a None was called where it was first handed on."""
-    for _ in range(20):
-        found = scene.names.argument(place, name)
-        if found is None or not isinstance(found[1], ast.Name):
-            return name
-        if scene.steps[found[0]].values(found[1]) is not None:
-            return name
-        place, name = found[0], found[1].id
-    return name
-
-
-def _comparisons(test: ast.AST) -> list[ast.Compare]:
-    return [one for one in ast.walk(test) if isinstance(one, ast.Compare)]
-
-
-def _asks_for_none(test: ast.AST) -> list[ast.Compare]:
-    return [one for one in _comparisons(test) if isinstance(one.ops[0], (ast.Is, ast.IsNot))]
-
-
-def _others(step: Step, test: ast.AST) -> list[tuple[str, Any]]:
-    """Return the sides of the comparisons in a test that do not ask for None, with what they are."""
-    found: dict[str, Any] = {}
-    either = isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or)
-    for one in _comparisons(test):
-        if len(one.ops) == 1 and not isinstance(one.ops[0], (ast.Is, ast.IsNot)):
-            sides = [(side, step.values(side)) for side in (one.left, one.comparators[0])]
-            if either and isinstance(one.ops[0], ast.NotEq) and sides[0][1] == sides[1][1]:
-                continue  # it was not this that did not hold
-            if all(isinstance(value, _SIMPLE) for _, value in sides):
-                found.update({text_of(side): value for side, value in sides if not isinstance(side, ast.Constant)})
-    return [*found.items()]
-
-
-def _checked(scene: Scene, step: Step, tests: list[tuple[ast.expr, bool]]) -> Finding | None:
-    """Say what the innermost check was, and what it compared."""
-    test, holds = tests[0] if tests else (None, False)
-    others = [] if test is None or not holds else _others(step, test)
-    if test is None or not others:
-        return None
-    values = [f"`{text}` is {list(value) if isinstance(value, tuple) else value}" for text, value in others]
-    where = "the code" if scene.inner is None else scene.where(scene.inner)
-    return Finding("check", f"{where} checks `{text_of(test)}`: {', '.join(values)}")

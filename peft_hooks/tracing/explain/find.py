@@ -15,14 +15,15 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from .checks import guarded
 from .clashes import broken_expression, broken_loss
 from .contracts import broken_contract
-from .demands import guarded, unmet_demand
+from .demands import unmet_demand
 from .failure import Finding
 from .indices import bad_index, out_of_range
 from .kinds import mixed_devices, wrong_device, wrong_dtype
 from .meta import fails_alone
-from .objects import missing_feature, wrong_object, wrong_operand
+from .objects import missing_feature, no_forward, wrong_object, wrong_operand
 from .promises import broken_promise
 from .scene import Scene
 from .sites import expressions, sites
@@ -161,6 +162,6 @@ def _refused(scene: Scene) -> Finding | None:
 
 
 _RULES: tuple[Callable[[Scene], Finding | None], ...] = (
-    broken_loss, wrong_operand, bad_index, broken_expression, unmet_demand, unpacked, guarded, _wrong_arguments, _key,
-    mixed_devices, _nested, virtual_tokens_inside, _refused,
+    broken_loss, no_forward, wrong_operand, bad_index, broken_expression, unmet_demand, unpacked, guarded,
+    _wrong_arguments, _key, mixed_devices, _nested, virtual_tokens_inside, _refused,
 )  # fmt: skip

@@ -45,6 +45,19 @@ def _is_other(value: Any) -> bool:
     return foreign and not isinstance(value, (Tensor, Ghost))
 
 
+def no_forward(scene: Scene) -> Finding | None:
+    """Find that a module was called that has no forward, such as a list of modules."""
+    step = scene.steps[-1]
+    module = step.module
+    if module is None or step.frame.f_code is not getattr(nn.Module.forward, "__code__", None):
+        return None
+    where, kind = scene.where(module), type(module)
+    fix = f"a forward in {kind.__name__}"
+    if kind.__module__.startswith("torch.nn."):
+        fix = "call each of its modules: for layer in ...: x = layer(x); or an nn.Sequential of them, which does that"
+    return Finding("object", f"{where} has no forward: it cannot be called", fix, culprit=scene.path(module))
+
+
 def wrong_operand(scene: Scene) -> Finding | None:
     """Find that the expression that raised works on something that is no tensor."""
     step = scene.steps[-1]

@@ -36,6 +36,14 @@ class Names:
         base = None if inner is None else self.of_expression(place, inner)
         return Operand(text_of(node), value, base if base is not None and base.is_tensor else None, place, node)
 
+    def made(self, place: int, node: ast.AST) -> ast.expr | None:
+        """Return the expression that another is made of: a method's tensor, or the one tensor among operands."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            step = self.steps[place]
+            inner = _made_of(node, step)
+            return inner or node.func.value
+        return _made_of(node, self.steps[place])
+
     def made_of(self, operand: Operand) -> list[Operand]:
         """Return the tensors with a name in the expression that an operand is, or was assigned."""
         root = operand.root
@@ -143,7 +151,13 @@ def text_of(node: ast.AST) -> str:
 
 
 def assigned(step: Step, name: str) -> ast.expr | None:
-    """Return what was last assigned to a name before the line that raised, in code that surely ran.
+    """Return what was last assigned to a name before the line that raised, in code that surely ran."""
+    found = assignment(step, name)
+    return None if found is None else found[0]
+
+
+def assignment(step: Step, name: str) -> tuple[ast.expr, int | None] | None:
+    """Return what was last assigned to a name, and which part of it if it was unpacked.
 
     Only statements of the blocks around the line count. None if the name is assigned in a block beside them, too.
     """
@@ -172,16 +186,19 @@ def assigns(step: Step, name: str) -> bool:
 
 
 def _assigned_by(statement: ast.stmt, name: str) -> Any:
-    """Return what a statement assigns to a name, None if nothing, False if that cannot be told."""
+    """Return what a statement assigns to a name, and which part; None if nothing, False if that cannot be told."""
     if isinstance(statement, (ast.Assign, ast.AnnAssign)):
         for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
             names = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
             value = statement.value
             for place, one in enumerate(names):
                 if isinstance(one, ast.Name) and one.id == name:
-                    each = isinstance(value, ast.Tuple) and len(names) == len(value.elts) > 1  # a, b = f(x), g(x)
-                    return value.elts[place] if each and isinstance(value, ast.Tuple) else value
+                    if isinstance(value, ast.Tuple) and len(names) == len(value.elts) > 1:  # a, b = f(x), g(x)
+                        return value.elts[place], None
+                    return value, None if names == [target] else place
         return None
+    if isinstance(statement, ast.With):  # what is inside ran
+        return next((found for one in reversed(statement.body) if (found := _assigned_by(one, name)) is not None), None)
     return False if name in _stored(statement) else None
 
 

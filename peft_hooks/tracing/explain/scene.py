@@ -146,7 +146,9 @@ class Scene:
             called = step.values(node.func)
             if isinstance(called, nn.Module):
                 return called
-            return self._maker(place, node.func.value, left - 1) if isinstance(node.func, ast.Attribute) else None
+            return self._maker(place, self.names.made(place, node), left - 1)
+        if isinstance(node, ast.BinOp):
+            return self._maker(place, self.names.made(place, node), left - 1)
         if isinstance(node, (ast.Subscript, ast.Attribute)):
             return self._maker(place, node.value, left - 1)
         if not isinstance(node, ast.Name):

@@ -9,10 +9,19 @@ import operator
 import torch
 from torch import Tensor
 
-from .ghosts import Operand, shape_of
+from .ghosts import Ghost, Operand, shape_of
 from .meta import worked_out
 from .sites import Expression
 from .unlike import Clash, unlike
+
+_SET = "are what is set and its values, which must be of one size there, or the values 1"
+
+
+def _row_of(one: Operand, masked: int, count: int) -> Ghost | None:
+    """Return what a mask selects: a row for each of its places."""
+    if one.dtype is None or one.device is None:
+        return None
+    return Ghost((count, *one.shape[masked:]), one.dtype, one.device)
 
 
 def by_item(expression: Expression) -> Clash | None:
@@ -32,12 +41,15 @@ def by_item(expression: Expression) -> Clash | None:
     values, target = expression.operands["value"], worked_out(operator.getitem, [one.value, index])
     if target is not None and values.is_tensor:
         places = Operand(ast.unparse(expression.node) if expression.node else "", target, one)
-        rule = "are what is set and its values, which must be of one size there, or the values 1"
-        return unlike(places, values, rule)
+        return unlike(places, values, _SET)
     mask = masks[0]
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not values.shape:
         return None
     count = int(mask.sum())  # a mask of some places, and a row of values for each
+    row = Operand(ast.unparse(expression.node) if expression.node else "", _row_of(one, mask.dim(), count), one)
+    clash = unlike(row, values, _SET)
+    if clash is not None and clash.place != 0:
+        return clash
     if len(values.shape) == len(one.shape) - mask.dim() + 1 and values.shape[0] not in (1, count):
         return Clash("select", values, values.shape[0], Operand(expression.operands["index"].text, mask), count, "rows")
     return None

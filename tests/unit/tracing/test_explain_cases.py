@@ -7,10 +7,10 @@ import torch
 
 from peft_hooks.tracing.aftermath import explain_afterwards
 
-from .explain_cases import demands, forum, given, layers, losses, models, operations, parts, reported, rows
+from .explain_cases import cures, demands, forum, given, layers, losses, models, operations, parts, reported, rows
 from .explain_cases.table import CASES, Case, note_of, raised_by, wrong_with
 
-FAMILIES = (demands, forum, given, layers, losses, models, operations, parts, reported, rows)
+FAMILIES = (cures, demands, forum, given, layers, losses, models, operations, parts, reported, rows)
 
 
 @pytest.mark.parametrize("one", CASES, ids=lambda one: one.name)
