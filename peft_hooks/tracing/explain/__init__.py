@@ -21,6 +21,7 @@
     ``checks``      what a library checked by itself; ``lengths`` says which tensor a number is a size of
     ``unpacking``   more names, or fewer, than what is unpacked has parts
     ``texts``       virtual tokens, vocabularies and lengths, which the others ask for, too
+    ``refusals``    a rule of an operation's own: PyTorch is asked what it would take instead
 
 ``promises``    says which module a wrong size first came out of, as the rules ask, and whether a layer returned what
                 its class does not.

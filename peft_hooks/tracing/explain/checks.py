@@ -1,4 +1,4 @@
-"""What a library checks by itself before it raises: something that is None, or two things that differ."""
+"""What a library checks by itself before it raises: a None, two things that differ, a module without a forward."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import itertools
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from torch import nn
 
 from .failure import Finding
 from .ghosts import Operand, is_tensor
@@ -139,3 +141,16 @@ def _fix_of(source: tuple[Operand, int], value: int, wanted: int, asks: type, mo
         order = ", ".join(map(str, [0, last, *range(1, last)]))
         return f"{operand.name}.permute({order}): the {wanted} are in dimension {last}"
     return f"give {operand.name} {wanted} in dimension {place}, or a model that is made for {value}"
+
+
+def no_forward(scene: Scene) -> Finding | None:
+    """Find that a module was called that has no forward, such as a list of modules."""
+    step = scene.steps[-1]
+    module = step.module
+    if module is None or step.frame.f_code is not getattr(nn.Module.forward, "__code__", None):
+        return None
+    where, kind = scene.where(module), type(module)
+    fix = f"a forward in {kind.__name__}"
+    if kind.__module__.startswith("torch.nn."):
+        fix = "call each of its modules: for layer in ...: x = layer(x); or an nn.Sequential of them, which does that"
+    return Finding("object", f"{where} has no forward: it cannot be called", fix, culprit=scene.path(module))

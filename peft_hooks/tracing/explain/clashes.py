@@ -11,6 +11,7 @@ from ..leaves import Leaf
 from .failure import Bound, Finding
 from .fixes import fix_of, inserted, turned
 from .ghosts import Operand, first, kind_of_dimension, many
+from .losses import of_loss
 from .operations import clash_of, clash_of_loss
 from .origins import is_float, is_wide
 from .promises import blame, changed, is_odd, kind_of, owner_of, trail
@@ -33,7 +34,7 @@ def broken_loss(scene: Scene) -> Finding | None:
             given = [scene.names.of_parameter(place, one, step.locals[one]) for one in names if one in step.locals]
             clash = clash_of_loss(step.name, [one for one in given if one.is_tensor])
             if clash is not None:
-                return _of_clash(scene, clash)
+                return of_loss(scene, clash, step.name) or _of_clash(scene, clash)
     return None
 
 

@@ -22,6 +22,10 @@ _WITH_DIM = frozenset((
     "unsqueeze", "sort", "topk", "narrow", "split", "prod", "any", "all", "movedim", "index_select", "gather",
 ))  # fmt: skip
 _OF_NUMBERS = frozenset(["narrow", "topk", "chunk", "split", "norm", "select", "std", "var", "sort"])  # not only dims
+_LENGTHS = {
+    "ctc_loss": (("input_lengths", "log_probs", 0), ("target_lengths", "targets", 1)),
+    "pack_padded_sequence": (("lengths", "input", 0),),
+}
 _FLOATING = frozenset(["mean", "softmax", "log_softmax", "std", "var", "norm", "sigmoid_", "bernoulli"])
 
 
@@ -31,11 +35,11 @@ def unmet_demand(scene: Scene) -> Finding | None:
         one = next(iter(expression.operands.values()), None)
         if one is None or not one.is_tensor:
             continue
-        rules = (_no_such_dimension, _permuted, _not_in_order, _not_floating, _no_index)
+        rules = (_no_such_dimension, _permuted, _not_each, _not_in_order, _not_floating, _no_index)
         found = first(rule(scene, expression, one) for rule in rules)
         if found is not None:
             return found
-    return _one_value(scene) or _no_probability(scene) or _too_small(scene)
+    return _one_value(scene) or _no_probability(scene) or _too_small(scene) or _too_long(scene)
 
 
 def _no_such_dimension(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
@@ -61,6 +65,20 @@ def _permuted(scene: Scene, expression: Expression, one: Operand) -> Finding | N
         return None
     cause = f"{one} has {many(len(one.shape))}, permute() is given {len(dims)}"
     return Finding("rank", cause, f"name each of the {len(one.shape)} dimensions once", scene.bounds(one))
+
+
+def _not_each(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
+    """A method of matrices, or one that is given a number for each dimension, and a tensor of more dimensions."""
+    rank = len(one.shape)
+    if expression.name == "t" and rank > 2:
+        cause = f"{one} has {many(rank)}, t() takes 2 at most"
+        return Finding("rank", cause, f"{one.name}.transpose({rank - 2}, {rank - 1})", scene.bounds(one))
+    times = flat_of([part.value for part in [*expression.operands.values()][1:]])
+    if expression.name != "repeat" or len(times) >= rank or not all(type(time) is int for time in times):
+        return None
+    whole = ", ".join(map(str, times + [1] * (rank - len(times))))
+    cause = f"{one} has {many(rank)}, {expression.name}() is given {len(times)} numbers, {', '.join(map(str, times))}"
+    return Finding("rank", cause, f"a number for each, such as {one.name}.repeat({whole})", scene.bounds(one))
 
 
 def _not_in_order(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
@@ -153,6 +171,24 @@ def _too_small(scene: Scene) -> Finding | None:
                 more = math.ceil((needed - given[place]) / 2 + padding)
                 fix = f"a larger input, a smaller kernel_size, or padding={more}"
                 return Finding("length", cause, fix, (scene.bound(one, place),))
+    return None
+
+
+def _too_long(scene: Scene) -> Finding | None:
+    """Lengths of texts that are longer than what they are lengths of."""
+    for place, step in enumerate(scene.steps):
+        for lengths, name, along in _LENGTHS.get(step.name, ()) if step.in_torch else ():
+            given, whole = step.locals.get(lengths), step.locals.get(name)
+            shape, first = shape_of(whole) or (), bool(step.locals.get("batch_first"))
+            at = along ^ first if step.name == "pack_padded_sequence" else along
+            numbers = given.tolist() if isinstance(given, Tensor) else given
+            if not isinstance(numbers, (list, tuple)) or len(shape) <= at or max(numbers, default=0) <= shape[at]:
+                continue
+            one, other = (scene.names.of_parameter(place, key, step.locals[key]) for key in (lengths, name))
+            said = one.name if one.text == lengths else f"{one.name}, the {lengths},"
+            cause = f"{said} go up to {max(numbers)}; {other} has {shape[at]} in dimension {at}"
+            fix = f"{one.name} of {shape[at]} at most, as long as {other.name} is"
+            return Finding("length", cause, fix, (scene.bound(other, at),))
     return None
 
 

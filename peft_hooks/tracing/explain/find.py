@@ -15,16 +15,16 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from .checks import guarded
+from .checks import guarded, no_forward
 from .clashes import broken_expression, broken_loss
 from .contracts import broken_contract
 from .demands import unmet_demand
 from .failure import Finding
 from .indices import bad_index, out_of_range
 from .kinds import mixed_devices, wrong_device, wrong_dtype
-from .meta import fails_alone
-from .objects import missing_feature, no_forward, wrong_object, wrong_operand
+from .objects import missing_feature, wrong_object, wrong_operand
 from .promises import broken_promise
+from .refusals import refused, refused_dtype
 from .scene import Scene
 from .sites import expressions, sites
 from .texts import no_batch, virtual_tokens_inside
@@ -149,19 +149,7 @@ def _nested(scene: Scene) -> Finding | None:
     return None
 
 
-def _refused(scene: Scene) -> Finding | None:
-    """Find an operation that refuses shapes or dtypes by a rule of its own: it does so whatever numbers it is given."""
-    for expression in expressions(scene):
-        operation = expression.step.values.operation(expression.node)
-        tensors = expression.tensors()
-        if operation is not None and tensors and fails_alone(*operation, scene.error):
-            given = " and ".join(f"{one}, {one.short}" for one in tensors)
-            cause = f"{expression.name}() fails on {given}, whatever numbers are in there"
-            return Finding("operation", cause, None, tuple(scene.bound(one, 0) for one in tensors if one.shape))
-    return None
-
-
 _RULES: tuple[Callable[[Scene], Finding | None], ...] = (
     broken_loss, no_forward, wrong_operand, bad_index, broken_expression, unmet_demand, unpacked, guarded,
-    _wrong_arguments, _key, mixed_devices, _nested, virtual_tokens_inside, _refused,
+    _wrong_arguments, _key, mixed_devices, _nested, virtual_tokens_inside, refused, refused_dtype,
 )  # fmt: skip

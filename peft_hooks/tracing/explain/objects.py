@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Mapping
 from types import BuiltinFunctionType
 from typing import Any
@@ -43,19 +44,6 @@ def wrong_object(site: Site) -> Finding | None:
 def _is_other(value: Any) -> bool:
     foreign = isinstance(value, (str, tuple, list, Mapping)) or hasattr(type(value), "__array__")
     return foreign and not isinstance(value, (Tensor, Ghost))
-
-
-def no_forward(scene: Scene) -> Finding | None:
-    """Find that a module was called that has no forward, such as a list of modules."""
-    step = scene.steps[-1]
-    module = step.module
-    if module is None or step.frame.f_code is not getattr(nn.Module.forward, "__code__", None):
-        return None
-    where, kind = scene.where(module), type(module)
-    fix = f"a forward in {kind.__name__}"
-    if kind.__module__.startswith("torch.nn."):
-        fix = "call each of its modules: for layer in ...: x = layer(x); or an nn.Sequential of them, which does that"
-    return Finding("object", f"{where} has no forward: it cannot be called", fix, culprit=scene.path(module))
 
 
 def wrong_operand(scene: Scene) -> Finding | None:
@@ -155,7 +143,7 @@ def _other(scene: Scene, one: Operand, but: str) -> Finding:
     what = f"{name} is {kind}{shown}{but}"
     row = _returned(scene, one)
     if row is None:
-        return Finding("object", what, _tensor_in(one))
+        return Finding("object", what, _by_name(scene, one) or _tensor_in(one))
     outputs = [leaf.name for leaf in tensors_of(row.outputs)]
     names = ", ".join(outputs[:4]) + (", ..." if len(outputs) > 4 else "")
     cause = f"returned {kind} of {many(len(outputs), 'tensor')}, {names}"
@@ -169,6 +157,14 @@ def _other(scene: Scene, one: Operand, but: str) -> Finding:
     elif isinstance(value, Mapping):
         fix = f"take one by name, .{outputs[0] if outputs else '...'}"
     return Finding("object", f"{what}: {row.where} {cause}", fix, culprit=row.path)
+
+
+def _by_name(scene: Scene, one: Operand) -> str | None:
+    """Say that a batch goes into the model by its names, if they are those that the model takes."""
+    names = [*one.value] if isinstance(one.value, Mapping) else []
+    takes = inspect.signature(scene.model.forward).parameters
+    fits = bool(names) and {*names} <= {*takes}
+    return f"**{one.text}: the model takes {' and '.join(map(repr, names))} by name" if fits else None
 
 
 def _tensor_in(one: Operand) -> str | None:

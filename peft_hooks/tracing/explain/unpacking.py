@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from .failure import Finding
 from .ghosts import Operand, is_tensor, many, shape_of
 from .objects import is_none
+from .operands import assigned, text_of
 from .scene import Scene
 from .tracebacks import Step
 
@@ -90,9 +91,24 @@ def _of_parts(scene: Scene, operand: Operand, one: _Unpacking) -> Finding:
     sizes = f", {shapes[0]}" + (" each" if count > 1 else "") if shapes and shapes == [shapes[0]] * count else ""
     cause = f"{operand.name}{by} has {many(count, 'part')}{sizes}; {wanted} are unpacked"
     root = () if operand.base is None else scene.bounds(operand.base)
-    call = _asked_for(scene.steps[operand.place], one)
+    source = _entries(scene, operand, count)
+    cause += f": {operand.name} has as many as `{source}` has entries" if source else ""
+    call = None if source else _asked_for(scene.steps[operand.place], one)
     fix = f"`{call}`, which has {wanted}, or {count} names" if call else f"{count} names, or the parts by index"
+    fix = f"{wanted} entries in `{source}`, or {count} names" if source else fix
     return Finding("object", cause, fix, root, None if maker is None else scene.path(maker))
+
+
+def _entries(scene: Scene, operand: Operand, count: int) -> str | None:
+    """Return what a list that was unpacked has an entry for each of: as the source says, or of as many entries."""
+    step, node = scene.steps[operand.place], operand.node
+    made = assigned(step, node.id) if isinstance(node, ast.Name) else node
+    plain = isinstance(made, ast.ListComp) and len(made.generators) == 1 and not made.generators[0].ifs
+    if plain and isinstance(made, ast.ListComp):
+        return text_of(made.generators[0].iter)
+    given = scene.calls[-1].given if scene.calls and not operand.root.is_tensor else {}
+    same = [name for name, one in given.items() if isinstance(one, (list, tuple)) and len(one) == count]
+    return same[0] if len(same) == 1 and isinstance(operand.value, (list, tuple)) else None
 
 
 def _asked_for(step: Step, one: _Unpacking) -> str | None:

@@ -201,3 +201,62 @@ def texts_for_a_classifier_that_knows_no_padding() -> Made:
 @case("", "input_ids_\\[2,_9\\] labels_\\[2,_8\\] length", "-100|9")
 def labels_that_were_shifted_already() -> Made:
     return called(gpt2(), input_ids=IDS, labels=IDS[:, 1:])
+
+
+@case(None, r"y_has_one_number_for_each_of_4 13", "cross_entropy 13")
+def class_numbers_for_a_squared_error() -> Made:
+    model, y = nn.Linear(5, 13), torch.tensor([0.0, 1.0, 2.0, 3.0])
+    return model, lambda: nn.functional.mse_loss(model(torch.randn(4, 5)), y)
+
+
+@case(None, r"as_many_numbers,_48", r"x\.reshape\(recon\.shape\)")
+def pixels_for_what_was_laid_flat() -> Made:
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Sigmoid()), torch.rand(3, 1, 4, 4)
+
+    def call() -> Any:
+        recon = model(x)
+        return nn.functional.binary_cross_entropy(recon, x)
+
+    return model, call
+
+
+@case(None, r"real_\[16\] out_has_12_rows", "real_of_12_rows")
+def labels_made_for_a_whole_batch() -> Made:
+    model, real = nn.Sequential(nn.Linear(4, 1), nn.Sigmoid(), nn.Flatten(0)), torch.ones(16)
+
+    def call() -> Any:
+        out = model(torch.randn(12, 4))
+        return nn.functional.binary_cross_entropy(out, real)
+
+    return model, call
+
+
+@case(None, "lengths go_up_to_10 5_in_dimension_0", "5_at_most")
+def lengths_from_before_a_convolution() -> Made:
+    model, lengths = nn.Conv1d(4, 6, 2, stride=2), torch.full((3,), 10)
+    targets = torch.ones(3, 2, dtype=torch.long)
+
+    def call() -> Any:
+        scores = model(torch.randn(3, 4, 10)).permute(2, 0, 1).log_softmax(-1)
+        return nn.functional.ctc_loss(scores, targets, lengths, torch.full((3,), 2))
+
+    return model, call
+
+
+@case("", "h_\\[2,_3,_4\\]_has_3_dimensions 2_numbers", r"h\.repeat\(2,_1,_1\)")
+def too_few_numbers_for_a_repeat() -> Made:
+    def does(self: Any, x: Tensor) -> Tensor:
+        h = self.enc(x)
+        return h.repeat(2, 1)
+
+    return called(Does(does, enc=nn.Linear(4, 4)), torch.randn(2, 3, 4))
+
+
+@case("", "2_parts sentence_features 3_are_unpacked", "3_entries_in_`sentence_features`")
+def two_columns_for_a_triplet() -> Made:
+    def does(self: Any, sentence_features: list[Tensor]) -> Any:
+        embeddings = [self.enc(one) for one in sentence_features]
+        anchor, positive, negative = embeddings
+        return anchor - positive, negative
+
+    return called(Does(does, enc=nn.Linear(4, 4)), [torch.randn(2, 4), torch.randn(2, 4)])
