@@ -19,9 +19,11 @@ def without_batch(
     of_width = found.fixed.dimension is None and found.dimension == len(shape) - 1
     if not of_width or len(shape) < 2 or 1 in shape or math.prod(shape) != wanted:
         return None
+    known = [leaf for leaf in site.scene.history.given if leaf.shape]
+    if not known or any((leaf.shape or ())[0] == shape[0] for leaf in known):
+        return None  # it has the rows of the forward
     product = " * ".join(map(str, shape))
-    given = next((leaf for leaf in site.scene.history.given if math.prod(leaf.shape or ()) > 0 and leaf.shape), None)
-    one = "what the model is given" if given is None else f"{given.name} {list(given.shape or ())}"
+    one = f"{known[0].name} {list(known[0].shape or ())}"
     words = f"{product} = {wanted}: all of it is one row, the batch dimension is missing"
     return Finding("batch", f"{cause}; {words}", f"unsqueeze(0) of {one}, so that it is a batch of one", bounds)
 

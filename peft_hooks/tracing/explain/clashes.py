@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import os
 
@@ -9,14 +10,14 @@ from torch import nn
 
 from ..leaves import Leaf
 from .failure import Bound, Finding
-from .fixes import fix_of, inserted, turned
+from .fixes import fix_of, inserted, joined, turned
 from .ghosts import Operand, first, kind_of_dimension, many
 from .losses import of_loss
 from .operations import clash_of, clash_of_loss
 from .origins import is_float, is_wide
 from .promises import blame, changed, is_odd, kind_of, owner_of, trail
 from .scene import Owned, Scene
-from .sites import expressions
+from .sites import expressions, has_channels_first
 from .table import BROADCAST, EQUAL
 from .texts import room, virtual_tokens
 from .tracebacks import TORCH
@@ -60,8 +61,18 @@ def _of_clash(scene: Scene, clash: Clash) -> Finding:
     found = blame(scene, sides, pair)
     padded = _collated(scene)
     cause = _both(clash) + (f"; {found.words}" if found.words else "")
-    fix = f"look at what {found.where} returns" if is_odd(scene, found) else padded or fix_of(clash)
+    fix = (
+        f"look at what {found.where} returns"
+        if is_odd(scene, found)
+        else padded or fix_of(clash, _is_image(scene, clash))
+    )
     return Finding(found.kind or kind_of(left, clash.place), cause + scene.on(found.path), fix, bounds, found.path)
+
+
+def _is_image(scene: Scene, clash: Clash) -> bool:
+    """Tell whether the operand of more dimensions came out of a layer that puts the channels first."""
+    sides = [one for one in (clash.left, clash.right) if one is not None]
+    return has_channels_first(scene, max(sides, key=lambda one: len(one.shape)))
 
 
 def _collated(scene: Scene) -> str | None:
@@ -124,7 +135,8 @@ def _too_short(scene: Scene, clash: Clash, bounds: tuple[Bound, ...]) -> Finding
             continue
         size, wanted = one.shape[place], elsewhere if other is None else other.shape[elsewhere]
         whole = tuple(owner.tensor.shape)
-        if other is not None and len(whole) == len(one.shape) and whole[place] >= wanted > size:
+        cut = isinstance(one.node, ast.Subscript) and scene.owner(one.root) is not None
+        if other is not None and cut and len(whole) == len(one.shape) and whole[place] >= wanted > size:
             return _of_slice(scene, owner, one, place, (other, elsewhere), bounds)
         long = scene.history.batch_and_length[1:] == (wanted,)
         if long and wanted > size:
@@ -158,8 +170,13 @@ def _owned(scene: Scene, owner: Owned, one: Operand) -> str:
 
 def _too_long(scene: Scene, owner: Owned, one: Operand, size: int, length: int, bounds: tuple[Bound, ...]) -> Finding:
     virtual, offset, cut = room(scene, size, _offset(owner, size))
-    cause = f"{_owned(scene, owner, one)} has {size} positions, the text has {length}{virtual}: it is too long{offset}"
-    return Finding("length", cause, f"{cut}, or make {owner.name!r} longer", bounds)
+    given = next((leaf for leaf in scene.history.given if (leaf.shape or ())[1:2] == (length,)), None)
+    what = "text" if given is None or not is_float(given) else "input"
+    cause = (
+        f"{_owned(scene, owner, one)} has {size} positions, the {what} has {length}{virtual}: it is too long{offset}"
+    )
+    fix = cut if what == "text" else f"an input of at most {size} there"
+    return Finding("length", cause, f"{fix}, or make {owner.name!r} longer", bounds)
 
 
 def _of_owner(
@@ -169,7 +186,7 @@ def _of_owner(
     asked = f"where {other.name} {list(other.shape)} has {wanted}" if other else f"but {wanted} are asked for"
     cause = f"{_owned(scene, owner, one)} has {size} in dimension {place}, {asked}"
     fix = f"{one.name} expanded to {wanted} there" if size == 1 else f"make {owner.name!r} with {wanted} there"
-    fix = (None if other is None else inserted((one, other))) or fix
+    fix = (None if other is None else inserted((one, other), has_channels_first(scene, other))) or fix
     culprit = scene.path(owner.module)
     if other is not None:
         if _is_product(scene):
@@ -210,7 +227,7 @@ def _rank(scene: Scene, clash: Clash) -> Finding:
     rest = f": {clash.rule}, {clash.other}"
     if clash.right is not None:
         rest = f", {clash.right} has {clash.other}: they {clash.rule}"
-    fix = f"give {clash.left.name} {many(clash.other)}"
+    fix = joined(scene, clash) or f"give {clash.left.name} {many(clash.other)}"
     return Finding("rank", f"{clash.left} has {many(clash.place)}{rest}", fix, scene.bounds(clash.left))
 
 

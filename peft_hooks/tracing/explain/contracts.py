@@ -9,6 +9,7 @@ from .clashes import inputs_disagree
 from .failure import Bound, Finding
 from .ghosts import Operand, many
 from .labels import labels_of_other_rows
+from .operands import assigned
 from .patterns import Mismatch, Repair, check, repairs
 from .promises import Blame, blame, is_odd
 from .scene import Scene
@@ -60,6 +61,7 @@ def broken_contract(site: Site) -> Finding | None:
 def _parts(scene: Scene, operand: Operand) -> list[Bound]:
     """Return the sizes of what was joined to an operand, along the dimension that they were joined in."""
     node, place = operand.node, operand.place
+    node = assigned(scene.steps[place], node.id) or node if isinstance(node, ast.Name) else node
     given = node.args[0] if isinstance(node, ast.Call) and node.args else None
     if not isinstance(given, (ast.List, ast.Tuple)) or not operand.is_tensor:
         return []
@@ -111,7 +113,9 @@ def _likely_turn(site: Site, found: Mismatch, repair: Repair, batch: tuple[int, 
     if found.fixed.dimension is None and not pattern.startswith("..."):
         last = len(operand.shape) - 1
         of_channels = last > 1 and found.dimension == 1 and parameter == found.parameter
-        if of_channels and (repair.dimensions != (1, last) or has_channels_first(site.scene, operand)):
+        places = [(1, last), (1, 2)] if last > 3 else [(1, last)]  # of images in time the frames may come first
+        unique = operand.shape.count(found.wanted[0]) == 1
+        if of_channels and (repair.dimensions not in places or not unique or has_channels_first(site.scene, operand)):
             return False  # a size that height or width has as well
     letters = "(" in pattern or ("mask" in parameter and not pattern.startswith("N "))
     rows = pattern.startswith("N ") and 0 in repair.dimensions

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from .failure import Finding
 from .ghosts import Operand, first, flat_of, many, shape_of
@@ -189,6 +190,19 @@ def _too_long(scene: Scene) -> Finding | None:
             cause = f"{said} go up to {max(numbers)}; {other} has {shape[at]} in dimension {at}"
             fix = f"{one.name} of {shape[at]} at most, as long as {other.name} is"
             return Finding("length", cause, fix, (scene.bound(other, at),))
+    return _badly_packed(scene)
+
+
+def _badly_packed(scene: Scene) -> Finding | None:
+    """Packed rows whose lengths were larger than what was packed: PyTorch finds that out when it runs."""
+    for call in scene.calls:
+        for name, value in call.given.items():
+            if isinstance(value, PackedSequence) and int(value.batch_sizes.sum()) > len(value.data):
+                one = scene.names.of_parameter(call.place, name, value)
+                cause = f"{one.name} was packed with lengths up to {len(value.batch_sizes)}, of"
+                cause += f" {int(value.batch_sizes.sum())} places together, and has {len(value.data)}"
+                fix = "lengths in pack_padded_sequence that are not larger than the length of what is packed"
+                return Finding("length", f"{cause}: a length is too large", fix)
     return None
 
 

@@ -36,6 +36,14 @@ def labels_of_other_rows(site: Site, found: Mismatch) -> Finding | None:
 def _rows_too_many(scene: Scene, target: Operand, logits: Operand) -> Finding | None:
     """Logits of each place, or of each layer, where there is one label for all of them."""
     shape = logits.shape
+    if len(shape) > 3 and len(target.shape) == 1 and shape[0] == target.shape[0]:
+        rest = list(range(2, len(shape)))
+        flat = f"{logits.name}.flatten(1)" if set(shape[2:]) == {1} else f"{logits.name}.mean({tuple(rest)})"
+        cause = f"{target} has one label for each of {shape[0]}, {logits} has a row of classes for each place of"
+        fix = f"one row for each label, {flat}"
+        return Finding(
+            "rank", f"{cause} {list(shape[2:])}", fix, (scene.bound(logits, 2),), scene.culprit(scene.origin(logits))
+        )
     if len(shape) != 3 or len(target.shape) != 1:
         return None
     fitting = [place for place in (1, 0) if shape[1 - place] == target.shape[0]]

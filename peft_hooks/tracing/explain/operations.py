@@ -42,8 +42,8 @@ def _broadcast(expression: Expression) -> Clash | None:
 
 def parts(expression: Expression) -> list[Operand]:
     """Return the tensors that ``cat`` or ``stack`` is given, by name where they are listed."""
-    given = expression.operands.get("tensors")
-    if given is None or expression.name not in ("cat", "concat", "stack"):
+    given = expression.operands.get("tensors") or expression.operands.get("sequences")
+    if given is None or expression.name not in ("cat", "concat", "stack", "pad_sequence"):
         return []
     listed = given.node.elts if isinstance(given.node, (ast.List, ast.Tuple)) else None
     listed = listed or expression.step.values.laid_out(given.node)
@@ -143,7 +143,7 @@ def _split(expression: Expression) -> Clash | None:
 
 
 _WORK: dict[str, Callable[[Expression], Clash | None]] = {
-    **dict.fromkeys(("cat", "concat", "stack"), _join),
+    **dict.fromkeys(("cat", "concat", "stack", "pad_sequence"), _join),
     "matmul": _matmul,
     **dict.fromkeys(("view", "reshape"), _view),
     **dict.fromkeys(("expand", "expand_as"), _expand),

@@ -216,6 +216,8 @@ def _changes(takes: Takes, name: str, shape: Shape, found: Mismatch) -> Iterator
     if own and found.dimension is None:
         yield from (("unsqueeze", (place,)) for place in (0, 1) if rank + 1 in found.wanted)
         yield from (("squeeze", (place,)) for place in range(rank) if shape[place] == 1 and rank - 1 in found.wanted)
+        if "in_channels" in takes.patterns[name] and max(found.wanted) == rank - 1:  # frames, or crops, of each
+            yield "flatten", (0, 1)
         return
     yield from _of_size(takes.patterns[name], shape, found) if own else ()
     if found.dimension is None:  # it may be the other that lacks one

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..._format import dtype_of
 from ...compat.torch_internals import has_children
-from ..leaves import Leaf, tensors_of
+from ..leaves import Leaf, identity_of, tensors_of
 from ..records import Row
 from .failure import Bound, Finding
 from .ghosts import Ghost, Operand, Shape, first, is_tensor, kind_of_dimension, what_changed
@@ -220,10 +220,19 @@ def _made_inside(scene: Scene, operand: Operand, place: int) -> Blame | None:
     for leaf in scene.row.came:
         shape = leaf.shape or ()
         others = shape[:place] + shape[place + 1 :] == operand.shape[:place] + operand.shape[place + 1 :]
-        if len(shape) == len(operand.shape) and others and shape != operand.shape:
+        if len(shape) == len(operand.shape) and others and shape != operand.shape and _may_be_of(scene, operand, leaf):
             words = f"{scene.row.where} was given {leaf.name} {list(shape)} and made it {list(operand.shape)}"
             return Blame(words, scene.row.path, scene.row.where, kind_of(operand, place))
     return None
+
+
+def _may_be_of(scene: Scene, operand: Operand, leaf: Leaf, left: int = 6) -> bool:
+    """Tell whether an operand can be made of a tensor: not, if the source says what it is made of, down to calls."""
+    made = scene.names.made_of(operand) if left else []
+    if not made or (isinstance(operand.root.value, Tensor) and identity_of(operand.root.value) == leaf.identity):
+        return True
+    named = [one for one in made if scene.maker(one) is None]
+    return any(_may_be_of(scene, one, leaf, left - 1) for one in named)
 
 
 def _is_due(scene: Scene, operand: Operand, place: int) -> bool:

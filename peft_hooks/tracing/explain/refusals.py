@@ -15,6 +15,7 @@ from .scene import Scene
 from .sites import expressions
 
 _DTYPES = {torch.float32: ".float()", torch.int64: ".long()", torch.bool: ".bool()"}
+_MOVES = ("cuda", "cpu", "to", "xpu", "pin_memory")
 _FURTHEST = 64  # how far a size is looked for
 
 
@@ -67,7 +68,8 @@ def refused(scene: Scene) -> Finding | None:
     for expression in expressions(scene):
         operation = expression.step.values.operation(expression.node)
         tensors = expression.tensors()
-        if operation is not None and tensors and fails_alone(*operation, scene.error):
+        moves = expression.name in _MOVES  # a device that is not there is no matter of shapes
+        if operation is not None and tensors and not moves and fails_alone(*operation, scene.error):
             given = " and ".join(f"{one}, {one.short}" for one in tensors)
             cause = f"{expression.name}() fails on {given}, whatever numbers are in there"
             known = _Operation(*operation)
@@ -83,8 +85,11 @@ def _what_would_do(known: _Operation, tensors: list[Operand]) -> Iterator[tuple[
         return  # it fails on a device alone, which is not asked so often
     for one in tensors:
         yield from _dtypes(known, one)
+    other = _numbers(known)
     for one in tensors:
-        yield from _sizes(known, one)
+        yield from ((words + (f"; or {other}" if other else ""), fix) for words, fix in _sizes(known, one))
+    if other:
+        yield other, other
     for one in tensors:
         yield from _ranks(known, one)
 
@@ -118,6 +123,16 @@ def _sizes(known: _Operation, one: Operand) -> Iterator[tuple[str, str]]:
                 f"it takes {fitting} in dimension {place}, not {size}",
                 f"{one.name} with {fitting} in dimension {place}",
             )
+
+
+def _numbers(known: _Operation) -> str:
+    """Say which other number would do in the place of one that is given."""
+    for at, given in enumerate(known.args):
+        for other in (given - step for step in range(1, _FURTHEST)) if type(given) is int and given > 0 else ():
+            args = [*known.args[:at], other, *known.args[at + 1 :]]
+            if other > 0 and worked_out(known.work, args, known.kwargs) is not None:
+                return f"{other} in the place of {given} as it is"
+    return ""
 
 
 def _sized(one: Operand, place: int, size: int) -> Ghost:

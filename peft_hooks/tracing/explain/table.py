@@ -64,7 +64,7 @@ def _conv_function(dimensions: str) -> Takes:
 
 
 def _recurrent(state: dict[str, str]) -> Takes:
-    return Takes({"input": "(L N) input_size | L input_size", **state}, "batch_first", alike=("input",))
+    return Takes({"input": "(L N) input_size | L input_size", **state}, "batch_first", alike=("input", *state))
 
 
 def _attention(heads: str, **masks: str) -> dict[str, str]:
@@ -231,6 +231,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     **_all("matmul", "input", "other"),
     **_all("masked_scatter masked_scatter_", "input", "mask", "source"),
     **_all("masked_select", "input", "mask"),
+    **_all("pad_sequence", "sequences", "batch_first"),
     **_all("split", "tensor", "split_size_or_sections", "dim"),
     **BROADCAST,
     **BY_INDEX,

@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
+
 from .failure import Finding
 from .ghosts import Operand, is_tensor, many, shape_of
 from .objects import is_none
@@ -62,15 +64,25 @@ def _each(one: _Unpacking) -> Iterator[_Unpacking]:
 
 
 def _of_shape(scene: Scene, place: int, one: _Unpacking) -> Finding | None:
-    of_size = one.made.func if isinstance(one.made, ast.Call) else one.made
-    if not isinstance(of_size, ast.Attribute) or of_size.attr not in ("shape", "size"):
-        return None
-    owner = scene.names.of_expression(place, of_size.value)
+    made = assigned(scene.steps[place], one.made.id) if isinstance(one.made, ast.Name) else one.made
+    of_size = made.func if isinstance(made, ast.Call) else made
+    if isinstance(of_size, ast.Attribute) and of_size.attr in ("shape", "size"):
+        owner = scene.names.of_expression(place, of_size.value)
+    else:  # a shape is that of what the function was given, if one thing that was given has it
+        step, given = scene.steps[place], scene.steps[place].given
+        same = [name for name, value in given.items() if shape_of(value) == one.value]
+        if not isinstance(one.value, torch.Size) or len(same) != 1:
+            return None
+        owner = scene.names.outward(place, same[0], step.locals[same[0]])
     origin = scene.origin(owner)
     culprit = None if origin is None else origin.maker
     has, wanted = many(one.size or 0), len(one.names)
     cause = f"{owner} has {has}, the code unpacks {wanted}{scene.on(culprit)}"
-    return Finding("rank", cause, f"give {owner.name} {many(wanted)}", scene.bounds(owner), culprit)
+    ones = [at for at, size in enumerate(owner.shape) if size == 1]
+    fix = f"give {owner.name} {many(wanted)}"
+    if len(owner.shape) == wanted + 1 and ones:
+        fix += f", as {owner.name}.squeeze({ones[-1]}) has"
+    return Finding("rank", cause, fix, scene.bounds(owner), culprit)
 
 
 def _of_tensor(scene: Scene, operand: Operand, one: _Unpacking) -> Finding | None:

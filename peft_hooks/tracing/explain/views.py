@@ -24,6 +24,7 @@ def of_view(scene: Scene, clash: Clash) -> Finding:
     cause = f"{one.name} {list(one.shape)} {clash.rule}"
     expression = next((one for one in expressions(scene) if one.name in ("view", "reshape")), None)
     nodes = [] if expression is None else _sizes(expression)
+    cause += _rest(one, expression)
     divided = _divided(scene, expression, nodes)
     sources = [] if divided else _sources(scene, expression, nodes)
     for said in [*(words for words, _ in divided), *sources]:
@@ -70,6 +71,18 @@ def _sources(scene: Scene, expression: Expression | None, nodes: list[ast.expr])
             if source is not None and own is not None and source[0].value is not own.value:
                 found[text_of(part)] = f"`{text_of(part)}` is dimension {source[1]} of {source[0]}"
     return [*found.values()][:2]
+
+
+def _rest(one: Operand, expression: Expression | None) -> str:
+    """Say which sizes stand in the place of which, if the first are as they are."""
+    sizes = [] if expression is None else flat_of([part.value for part in [*expression.operands.values()][1:]])
+    same = 0
+    while same < min(len(sizes), len(one.shape)) and sizes[same] == one.shape[same]:
+        same += 1
+    rest, own = sizes[same:], one.shape[same:]
+    if not same or not own or len(rest) < 2 or not all(type(size) is int and size > 0 for size in rest):
+        return ""
+    return f": {' * '.join(map(str, rest))} = {math.prod(rest)} in the place of {' * '.join(map(str, own))}"
 
 
 def _flattened(one: Operand, expression: Expression | None) -> str | None:
