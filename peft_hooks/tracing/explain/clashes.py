@@ -138,7 +138,8 @@ def _too_short(scene: Scene, clash: Clash, bounds: tuple[Bound, ...]) -> Finding
         cut = isinstance(one.node, ast.Subscript) and scene.owner(one.root) is not None
         if other is not None and cut and len(whole) == len(one.shape) and whole[place] >= wanted > size:
             return _of_slice(scene, owner, one, place, (other, elsewhere), bounds)
-        long = scene.history.batch_and_length[1:] == (wanted,)
+        length = sum(scene.history.batch_and_length[1:])
+        long = length > 0 and wanted - length in {0, *(adapter.virtual_tokens for adapter in scene.adapters)}
         if long and wanted > size:
             return _too_long(scene, owner, one, size, wanted, bounds)
         return _of_owner(scene, owner, one, place, wanted, bounds, other)
@@ -198,6 +199,9 @@ def _of_owner(
         if birth is not None and birth.made:
             culprit, words = birth.row.path, changed(scene, birth, other)
             cause += f"; {words}" if words else ""
+        elif birth is not None and birth.leaf in scene.history.given and not _is_product(scene):
+            cause += f"; the {wanted} came in with {birth.leaf.name} {list(birth.leaf.shape or ())}"
+            fix = f"give {birth.leaf.name} {size} there, or {fix}"
     return Finding(kind_of_dimension(place, len(one.shape), True), cause + scene.on(culprit), fix, bounds, culprit)
 
 

@@ -44,7 +44,9 @@ def turned(clash: Clash) -> str | None:
         turned = method(one.value, "transpose", (last - 1, last), {})
         if worked_out(torch.matmul, [left.value, turned]) is not None:
             instead = "" if one is right else f" in the place of {right.name}"
-            return f"{one.name}.transpose({last - 1}, {last}){instead}: then they can be multiplied"
+            square = left.shape[-2:-1] == left.shape[-1:]  # of every node, say: then rows may be missing as well
+            rows = f"; or {left.shape[-1]} rows in {right.name}, as {left.name} is square" if square else ""
+            return f"{one.name}.transpose({last - 1}, {last}){instead}: then they can be multiplied{rows}"
     return None
 
 

@@ -6,6 +6,7 @@ import ast
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -40,8 +41,8 @@ class Names:
         """Return the expression that another is made of: a method's tensor, or the one tensor among operands."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             step = self.steps[place]
-            inner = _made_of(node, step)
-            return inner or node.func.value
+            of_library = isinstance(step.values(node.func.value), ModuleType) and node.args  # F.relu(x)
+            return _made_of(node, step) or (node.args[0] if of_library else node.func.value)
         return _made_of(node, self.steps[place])
 
     def made_of(self, operand: Operand) -> list[Operand]:

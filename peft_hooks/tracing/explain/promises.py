@@ -7,7 +7,6 @@ failed, a hook changed it, or someone replaced its forward.
 from __future__ import annotations
 
 import ast
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,32 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from ..._format import dtype_of
-from ...compat.torch_internals import has_children
 from ..leaves import Leaf, identity_of, tensors_of
 from ..records import Row
 from .failure import Bound, Finding
 from .ghosts import Ghost, Operand, Shape, first, is_tensor, kind_of_dimension, what_changed
-from .meta import on_meta, worked_out
+from .layers import output_of
 from .operands import assigned
 from .origins import Origin
 from .scene import Owned, Scene, is_autocast
 
 
 def due(module: nn.Module, given: Leaf) -> Ghost | None:
-    """Return what a layer of PyTorch's must return for a tensor, or None if its class does not tell.
-
-    Its forward runs on the meta device, on a copy whose parameters have no values and that has no hooks.
-    """
-    layer = type(module)
-    if not layer.__module__.startswith("torch.nn.modules") or has_children(module) or given.dtype is None:
+    """Return what a layer of PyTorch's must return for a tensor, or None if its class does not tell."""
+    if given.dtype is None:
         return None
-    held = {name: vars(module).get(name, {}) for name in ("_parameters", "_buffers")}
-    own = {name: {key: one if one is None else on_meta(one) for key, one in held[name].items()} for name in held}
-    copy = object.__new__(layer)
-    vars(copy).update(vars(module), **own)
-    given_one = Ghost(given.shape or (), given.dtype, given.device or torch.device("cpu"))
-    made = worked_out(functools.partial(layer.forward, copy), [given_one])
-    return made if isinstance(made, Ghost) else None
+    return output_of(module, Ghost(given.shape or (), given.dtype, given.device or torch.device("cpu")))
 
 
 def kind_of(operand: Operand, place: int) -> str:

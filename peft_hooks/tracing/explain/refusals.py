@@ -87,7 +87,8 @@ def _what_would_do(known: _Operation, tensors: list[Operand]) -> Iterator[tuple[
         yield from _dtypes(known, one)
     other = _numbers(known)
     for one in tensors:
-        yield from ((words + (f"; or {other}" if other else ""), fix) for words, fix in _sizes(known, one))
+        more = f", or {other}" if other else ""
+        yield from ((words + more, fix + more) for words, fix in _sizes(known, one))
     if other:
         yield other, other
     for one in tensors:

@@ -73,8 +73,15 @@ class Expression:
     def _set(self, name: str, **parts: ast.expr) -> None:
         self.name, self.operands = name, {parameter: self.operand(part) for parameter, part in parts.items()}
 
+    def _laid_out(self, arg: ast.expr) -> list[ast.expr]:
+        """Return the arguments that ``*args`` stands for."""
+        value = self.step.values(arg.value) if isinstance(arg, ast.Starred) else None
+        if not isinstance(arg, ast.Starred) or not isinstance(value, (tuple, list)):
+            return [arg]
+        return [ast.Subscript(arg.value, ast.Constant(number), ast.Load()) for number in range(len(value))]
+
     def _read_call(self, node: ast.Call) -> None:
-        given = [self.operand(one) for one in node.args]
+        given = [self.operand(one) for arg in node.args for one in self._laid_out(arg)]
         owner = self.operand(node.func.value) if isinstance(node.func, ast.Attribute) else None
         self.name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if owner is not None and is_tensor(owner.value):

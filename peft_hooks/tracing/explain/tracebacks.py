@@ -64,7 +64,7 @@ class Step:
         self.name = self.frame.f_code.co_name
         self.line = traceback.tb_lineno
         self.locals: Mapping[str, Any] = self.frame.f_locals
-        self.returned: Callable[[nn.Module, int], Any] = lambda module, later: UNKNOWN
+        self.returned: Callable[[nn.Module, int, Sequence[Any]], Any] = lambda module, later, args: UNKNOWN
         owner = self.locals.get("self", self._first_of_forward())
         self.module = owner if isinstance(owner, nn.Module) else None
 

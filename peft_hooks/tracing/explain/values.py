@@ -6,7 +6,7 @@ import ast
 import inspect
 import operator
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -66,7 +66,7 @@ class Values:
     def __init__(
         self,
         frame: FrameType,
-        returned: Callable[[nn.Module, int], Any] = lambda module, later: UNKNOWN,
+        returned: Callable[[nn.Module, int, Sequence[Any]], Any] = lambda module, later, args: UNKNOWN,
         running: ast.AST | None = None,
     ) -> None:
         self.returned = returned
@@ -172,7 +172,7 @@ class Values:
             return _known(method(owner, node.func.attr, *self.arguments(node)))
         function = self(node.func)
         if isinstance(function, nn.Module):
-            return self.returned(function, self._later(node, function))
+            return self.returned(function, self._later(node, function), self.arguments(node)[0])
         args, kwargs = self.arguments(node)
         if function is len and len(args) == 1:
             return (shape_of(args[0]) or (UNKNOWN,))[0]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import peft
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import rnn
@@ -157,3 +159,48 @@ def more_of_the_best_than_there_are() -> Made:
         return self.fc(x).topk(5, dim=-1).values
 
     return called(Does(does, fc=nn.Linear(4, 3)), torch.randn(2, 4))
+
+
+@case("", r"adj_\[6,_6\] \[5,_6\]", "6_rows", "")
+def a_square_of_other_nodes() -> Made:
+    def does(self: Any, x: Tensor, adj: Tensor) -> Tensor:
+        return adj @ self.lin(x)
+
+    return called(Does(does, lin=nn.Linear(4, 6)), torch.randn(5, 4), torch.eye(6))
+
+
+@case(
+    "base_model.bert.embeddings|base_model.bert.embeddings.position_embeddings",
+    "39 32 30_of_them_virtual",
+    "2",
+    "make_'position_ids'_with",
+)
+def more_virtual_tokens_than_positions() -> Made:
+    model = bert("BertForSequenceClassification", num_labels=2)
+    prompt = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=30)
+    labels = torch.tensor([0, 1])
+    return called(peft.get_peft_model(model, prompt), input_ids=IDS, attention_mask=torch.ones(2, 9), labels=labels)
+
+
+@case("base_model.decoder.block.0.layer.0.SelfAttention|base_model.model.decoder.block.0.layer.0.SelfAttention",
+      r"\[2,_4,_4,_4\] 4_in_dimension_1 2", "", "num_virtual_tokens attention_mask")  # fmt: skip
+def a_prefix_of_as_many_heads_as_virtual_tokens() -> Made:
+    sizes = {"vocab_size": 50, "d_model": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8, "d_ff": 16}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0))
+    prompt = peft.PrefixTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, token_dim=16, num_attention_heads=4, num_layers=1
+    )
+    return called(peft.get_peft_model(model, prompt), input_ids=IDS, attention_mask=torch.ones(2, 9), labels=IDS)
+
+
+@case("", r"inputs_embeds_\[2,_9,_12\] 12 16", "inputs_embeds_16", "")
+def embeddings_of_another_model() -> Made:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(16))
+
+        def forward(self, inputs_embeds: Tensor) -> Tensor:
+            return self.weight * inputs_embeds
+
+    return called(Scaled(), inputs_embeds=torch.randn(2, 9, 12))

@@ -260,3 +260,12 @@ def two_columns_for_a_triplet() -> Made:
         return anchor - positive, negative
 
     return called(Does(does, enc=nn.Linear(4, 4)), [torch.randn(2, 4), torch.randn(2, 4)])
+
+
+@case("", r"\[4,_16,_8\] 512 \[4,_17,_-1,_4\]", "", "whatever_numbers")
+def a_view_of_sizes_that_are_laid_out() -> Made:
+    def does(self: Any, x: Tensor) -> Tensor:
+        shape = x.shape[:-1]
+        return self.key(x)[:, 1:].view(*shape, -1, 4)
+
+    return called(Does(does, key=nn.Linear(8, 8)), torch.randn(4, 17, 8))
