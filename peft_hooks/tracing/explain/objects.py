@@ -144,7 +144,13 @@ def _other(scene: Scene, one: Operand, but: str) -> Finding:
     row = _returned(scene, one)
     if row is None:
         return Finding("object", what, _by_name(scene, one) or _tensor_in(one))
+    plain = type(value) in (tuple, list) and all(isinstance(part, Tensor) for part in value)
+    held = {identity_of(part) for part in value} if plain else set()
+    own = [leaf.name for leaf in tensors_of(row.outputs) if leaf.identity in held]
     outputs = [leaf.name for leaf in tensors_of(row.outputs)]
+    if plain and len(held) <= len(own) < len(outputs):  # a part of what it returned, such as its hidden states
+        cause = f"{what}: of what {row.where} returned it has {many(len(value), 'tensor')}, {', '.join(own[:4])}"
+        return Finding("object", cause, f"one of them, {name}[0] or {name}[-1] for instance", culprit=row.path)
     names = ", ".join(outputs[:4]) + (", ..." if len(outputs) > 4 else "")
     cause = f"returned {kind} of {many(len(outputs), 'tensor')}, {names}"
     fix = f"take one of them, as the first: [0] of what {row.where} returns"

@@ -70,6 +70,19 @@ def _join(expression: Expression) -> Clash | None:
     return None
 
 
+def _sum(expression: Expression) -> Clash | None:
+    """Tensors that Python's own ``sum`` adds up."""
+    given = next(iter(expression.operands.values()), None)
+    if given is None or expression.target is not sum:
+        return None
+    nodes = given.node.elts if isinstance(given.node, (ast.List, ast.Tuple)) else None
+    nodes = nodes or expression.step.values.laid_out(given.node)
+    listed = given.value if isinstance(given.value, (list, tuple)) else ()
+    known = [Operand(f"{given.text}[{number}]", value) for number, value in enumerate(listed)]
+    known = known if nodes is None else [expression.operand(one) for one in nodes]
+    return _first_unlike([one for one in known if one.is_tensor])
+
+
 def _matmul(expression: Expression) -> Clash | None:
     left, right = expression.operands.get("input"), expression.operands.get("other")
     if left is None or right is None or not left.shape or not right.shape:
@@ -145,6 +158,7 @@ def _split(expression: Expression) -> Clash | None:
 _WORK: dict[str, Callable[[Expression], Clash | None]] = {
     **dict.fromkeys(("cat", "concat", "stack", "pad_sequence"), _join),
     "matmul": _matmul,
+    "sum": _sum,
     **dict.fromkeys(("view", "reshape"), _view),
     **dict.fromkeys(("expand", "expand_as"), _expand),
     "einsum": _einsum,

@@ -204,3 +204,18 @@ def embeddings_of_another_model() -> Made:
             return self.weight * inputs_embeds
 
     return called(Scaled(), inputs_embeds=torch.randn(2, 9, 12))
+
+
+@case("", r"self\.fcs\[0\]\(x\).*6 self\.fcs\[2\]\(x\).*5", "6|5")
+def a_sum_over_layers_of_two_widths() -> Made:
+    fcs = nn.ModuleList([nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(4, 5)])
+    return called(Does(lambda self, x: sum(fc(x) for fc in self.fcs), fcs=fcs), torch.randn(2, 4))
+
+
+@case("fc", "hs_is_a_tuple hidden_states 2_tensors", r"hs\[-1\]", "of_4_tensors pooler_output")
+def all_hidden_states_into_a_linear() -> Made:
+    def does(self: Any, ids: Tensor) -> Any:
+        hs = self.bert(ids, output_hidden_states=True).hidden_states
+        return self.fc(hs)
+
+    return called(Does(does, bert=bert(), fc=nn.Linear(16, 2)), IDS)
