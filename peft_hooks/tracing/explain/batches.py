@@ -28,16 +28,19 @@ def without_batch(
     return Finding("batch", f"{cause}; {words}", f"unsqueeze(0) of {one}, so that it is a batch of one", bounds)
 
 
-def of_two_batches(site: Site, found: Mismatch, cause: str, bounds: tuple[Bound, ...]) -> Finding | None:
-    """Find that what the model was given is of two batches, and that a size is too large by just as much."""
+def of_two_batches(
+    site: Site, found: Mismatch, operand: Operand, cause: str, bounds: tuple[Bound, ...]
+) -> Finding | None:
+    """Find that what the model was given is of two batches, and that the rows of the larger went into another size."""
     wanted = found.wanted[0]
     if found.fixed.dimension is not None:
         return None
     for one, other in itertools.combinations(site.scene.history.given, 2):
         a, b = one.shape or (), other.shape or ()
-        if len(a) == len(b) > 1 and a[0] != b[0] and found.size in (wanted * a[0] / b[0], wanted * b[0] / a[0]):
+        rows = sorted([a[0], b[0]]) if len(a) == len(b) > 1 and 0 < a[0] != b[0] > 0 else [0, 0]
+        if rows[0] and operand.shape[0] == rows[0] and found.size * rows[0] == wanted * rows[1]:
             words = f"{one.name} {list(a)} and {other.name} {list(b)}, which are not of one batch"
-            ratio = f"{found.size} is {wanted} * {max(a[0], b[0])} / {min(a[0], b[0])}"
+            ratio = f"{found.size} is {wanted} * {rows[1]} / {rows[0]}"
             given = tuple(
                 Bound(leaf.shape[0], leaf.name, leaf.shape, 0, "", None) for leaf in (one, other) if leaf.shape
             )

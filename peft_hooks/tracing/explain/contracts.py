@@ -43,7 +43,9 @@ def broken_contract(site: Site) -> Finding | None:
         fix = f"look at what {guilty.where} returns" if is_odd(scene, guilty) else _without_repair(site, found, operand)
         return Finding(guilty.kind or _kind(found), cause, fix, bounds, guilty.path)
     if first is None:
-        special = without_batch(site, found, operand, cause, bounds) or of_two_batches(site, found, cause, bounds)
+        special = without_batch(site, found, operand, cause, bounds) or of_two_batches(
+            site, found, operand, cause, bounds
+        )
         if special is not None:
             return special
         culprit = _culprit(scene, operand, found.dimension) if of_layer else guilty.path

@@ -87,7 +87,9 @@ def _of_other_length(scene: Scene, target: Operand, logits: Operand, bounds: tup
         for labels, given in itertools.permutations(row.came, 2):
             one, other = labels.shape or (), (given.shape or ())[:2]
             same = len(one) == len(other) == 2 and one[0] == other[0] and one[1] != other[1]
-            if same and math.prod(one) == target.shape[0] and math.prod(other) == logits.shape[0]:
+            cuts = (0, 1) if same else ()  # the last logits, and the first labels, may be left out
+            sizes = [((one[1] - cut) * one[0], (other[1] - cut) * one[0]) for cut in cuts]
+            if (target.shape[0], logits.shape[0]) in sizes:
                 cause = f"{row.where} was given {_text(labels)} and {_text(given)}, which are not of one length"
                 fix = f"labels for each of the {other[1]}: -100 in the places that do not count"
                 return Finding("length", cause, fix, (_bound(labels, 1), _bound(given, 1), *bounds))

@@ -72,7 +72,7 @@ def a_class_beyond_those_that_are_scattered() -> Made:
     return called(Does(does, fc=nn.Linear(4, 5)), torch.randn(3, 4), torch.tensor([0, 5, 1]))
 
 
-@case("embeddings", r"input_ids_\[2,_1,_9\]_has_3_dimensions 2", r"input_ids\.squeeze\(1\)", "parts")
+@case("embeddings|", r"input_ids_\[2,_1,_9\]_has_3_dimensions 2", r"input_ids\.squeeze\(1\)", "parts")
 def ids_with_a_dimension_of_one_from_a_loader() -> Made:
     return called(bert(), input_ids=IDS.unsqueeze(1))
 
@@ -170,7 +170,7 @@ def a_square_of_other_nodes() -> Made:
 
 
 @case(
-    "base_model.bert.embeddings|base_model.bert.embeddings.position_embeddings",
+    "base_model.bert.embeddings|base_model.bert",
     "39 32 30_of_them_virtual",
     "2",
     "make_'position_ids'_with",
@@ -219,3 +219,12 @@ def all_hidden_states_into_a_linear() -> Made:
         return self.fc(hs)
 
     return called(Does(does, bert=bert(), fc=nn.Linear(16, 2)), IDS)
+
+
+@case("l", "32_wide 16 in_features", "in_features=32", "not_of_one_batch")
+def positions_for_all_rows_beside_a_width_twice_as_large() -> Made:
+    def does(self: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        return self.l(self.e(input_ids))
+
+    model = Does(does, e=nn.Embedding(20, 32), l=nn.Linear(16, 4))
+    return called(model, input_ids=torch.ones(2, 9, dtype=torch.long), position_ids=torch.arange(9)[None])

@@ -127,7 +127,7 @@ def an_image_without_a_batch_into_a_flatten() -> Made:
 
 
 @case("decoder.block.0.layer.1.EncDecAttention.o|decoder.block.0.layer.1.EncDecAttention",
-      r"input_ids_\[2,_9\] labels_\[1,_9\] not_of_one_batch", "one_batch", "in_features=32")  # fmt: skip
+      r"input_ids_\[2,_9\]|scores_\[1 not_of_one_batch|18", "", "in_features=32")  # fmt: skip
 def labels_of_another_batch_for_a_t5() -> Made:
     config = transformers.T5Config(
         vocab_size=50, d_model=16, num_layers=1, num_heads=2, d_kv=8, d_ff=16, decoder_start_token_id=0
@@ -183,7 +183,7 @@ def an_image_with_the_channels_last_for_a_vit() -> Made:
     return called(vit(), pixel_values=torch.randn(1, 8, 8, 3))
 
 
-@case("embeddings", "seq_length 9 8 dimension_1", "at_most_8")
+@case("embeddings|text_model.embeddings", "9 8 seq_length|too_long", "at_most_8")
 def a_text_that_is_too_long_for_clip() -> Made:
     config = transformers.CLIPTextConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
