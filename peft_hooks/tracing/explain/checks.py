@@ -1,4 +1,4 @@
-"""What a library checks by itself before it raises: a None, two things that differ, a module without a forward."""
+"""Explain a library's own checks (a None, two values that differ), and calls of a module that has no forward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OTHER: dict[type, Callable[[Any, Any], Any]] = {ast.NotEq: operator.ne}
 
 
 def guarded(scene: Scene) -> Finding | None:
-    """Find what a library checked before it raised: something that is None, or two things that differ."""
+    """Find what a library checked before it raised: a None, or two values that differ."""
     step, place = scene.steps[-1], len(scene.steps) - 1
     if not step.raises:
         return None
@@ -34,7 +34,7 @@ def guarded(scene: Scene) -> Finding | None:
 
 
 def _tests(step: Step) -> Iterator[tuple[ast.expr, bool]]:
-    """Yield what an ``assert`` or the ``if`` around a ``raise`` asks, and whether it held, the innermost first."""
+    """Yield the test of an ``assert`` and of each ``if`` around the line, innermost first; False marks an ``else``."""
     statement: Any = step.running[1]
     if isinstance(statement, ast.Assert):
         yield statement.test, True
@@ -58,7 +58,7 @@ def _missing(scene: Scene, step: Step, place: int, tests: list[ast.expr]) -> Fin
 
 
 def _first_name(scene: Scene, place: int, name: str) -> str:
-    """Return what a None was called where it was first handed on."""
+    """Return the name of a None where it was first passed on."""
     for _ in range(20):
         found = scene.names.argument(place, name)
         if found is None or not isinstance(found[1], ast.Name):
@@ -78,21 +78,21 @@ def _asks_for_none(test: ast.AST) -> list[ast.Compare]:
 
 
 def _others(step: Step, test: ast.AST) -> list[tuple[str, Any]]:
-    """Return the sides of the comparisons in a test that do not ask for None, with what they are."""
+    """Return the sides of the comparisons in a test, with their values, except for comparisons with None."""
     found: dict[str, Any] = {}
     either = isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or)
     for one in _comparisons(test):
         if len(one.ops) == 1 and not isinstance(one.ops[0], (ast.Is, ast.IsNot)):
             sides = [(side, step.values(side)) for side in (one.left, one.comparators[0])]
             if either and isinstance(one.ops[0], ast.NotEq) and sides[0][1] == sides[1][1]:
-                continue  # it was not this that did not hold
+                continue  # this part of the test held
             if all(isinstance(value, _SIMPLE) for _, value in sides):
                 found.update({text_of(side): value for side, value in sides if not isinstance(side, ast.Constant)})
     return [*found.items()]
 
 
 def _checked(scene: Scene, step: Step, tests: list[tuple[ast.expr, bool]]) -> Finding | None:
-    """Say what the innermost check was, and what it compared."""
+    """Say what the innermost check was, what it compared, and how to pass it."""
     test, holds = tests[0] if tests else (None, False)
     others = [] if test is None or not holds else _others(step, test)
     if test is None or not others:
@@ -107,7 +107,7 @@ def _checked(scene: Scene, step: Step, tests: list[tuple[ast.expr, bool]]) -> Fi
 
 
 def _said(scene: Scene, test: ast.expr) -> tuple[str, str | None]:
-    """Say which tensor has a size that a check did not let through, and what it must be."""
+    """Say which tensor has the size that a check rejected, and how to fix it."""
     place = len(scene.steps) - 1
     step = scene.steps[place]
     for one in _comparisons(test):
@@ -119,7 +119,7 @@ def _said(scene: Scene, test: ast.expr) -> tuple[str, str | None]:
                 continue
             tables = (_LESS, _MORE) if turned else (_MORE, _LESS)
             if any(is_tensor(step.values(part)) for part in ast.walk(other) if isinstance(part, ast.Name)):
-                return "", f"bring `{text_of(side)}` and `{text_of(other)}` to one number, {value} or {wanted}"
+                return "", f"give `{text_of(side)}` and `{text_of(other)}` the same value, {value} or {wanted}"
             fix = _fix_of(source, value, wanted, type(one.ops[0]), *tables)
             if fix is not None and source[0].shape[source[1]] == value:
                 return f"; `{text_of(side)}` is dimension {source[1]} of {source[0]}", fix
@@ -130,27 +130,27 @@ def _fix_of(source: tuple[Operand, int], value: int, wanted: int, asks: type, mo
     operand, place = source
     if asks in more and value >= wanted:
         most = wanted if more[asks] in (operator.gt, operator.lt) else wanted - 1
-        return f"at most {most} in dimension {place} of {operand.name}: cut it to that"
+        return f"cut dimension {place} of {operand.name} to at most {most}"
     if asks in less and value <= wanted:
         least = wanted if less[asks] in (operator.gt, operator.lt) else wanted + 1
-        return f"at least {least} in dimension {place} of {operand.name}"
+        return f"give {operand.name} at least {least} in dimension {place}"
     if asks not in _OTHER or value == wanted:
         return None
     last = len(operand.shape) - 1
     if place == 1 and last > 1 and operand.shape[last] == wanted and operand.shape.count(wanted) == 1:
         order = ", ".join(map(str, [0, last, *range(1, last)]))
-        return f"{operand.name}.permute({order}): the {wanted} are in dimension {last}"
-    return f"give {operand.name} {wanted} in dimension {place}, or a model that is made for {value}"
+        return f"use {operand.name}.permute({order}): {operand.name} has {wanted} in dimension {last}"
+    return f"give {operand.name} a size of {wanted} in dimension {place}, or use a model made for {value}"
 
 
 def no_forward(scene: Scene) -> Finding | None:
-    """Find that a module was called that has no forward, such as a list of modules."""
+    """Find a call of a module that has no forward, such as a ``ModuleList``."""
     step = scene.steps[-1]
     module = step.module
     if module is None or step.frame.f_code is not getattr(nn.Module.forward, "__code__", None):
         return None
     where, kind = scene.where(module), type(module)
-    fix = f"a forward in {kind.__name__}"
+    fix = f"define a forward in {kind.__name__}"
     if kind.__module__.startswith("torch.nn."):
-        fix = "call each of its modules: for layer in ...: x = layer(x); or an nn.Sequential of them, which does that"
-    return Finding("object", f"{where} has no forward: it cannot be called", fix, culprit=scene.path(module))
+        fix = "call each of its modules (for layer in ...: x = layer(x)), or use an nn.Sequential, which does so"
+    return Finding("object", f"{where} has no forward, so it cannot be called", fix, culprit=scene.path(module))

@@ -70,16 +70,16 @@ def _of_clash(scene: Scene, clash: Clash) -> Finding:
 
 
 def _is_image(scene: Scene, clash: Clash) -> bool:
-    """Tell whether the operand of more dimensions came out of a layer that puts the channels first."""
+    """Tell whether the operand with more dimensions is the output of a layer that puts the channels first."""
     sides = [one for one in (clash.left, clash.right) if one is not None]
     return has_channels_first(scene, max(sides, key=lambda one: len(one.shape)))
 
 
 def _collated(scene: Scene) -> str | None:
-    """Say what joins examples of other sizes, if a ``DataLoader`` was joining some."""
+    """Say how to join examples of different sizes; None unless a ``DataLoader`` was joining them."""
     joins = any(step.file.startswith(_DATA) for step in scene.steps)
-    pads = "torch.nn.utils.rnn.pad_sequence for instance"
-    fix = f"pad or resize them to one size in a collate_fn of the DataLoader, with {pads}, or in the dataset"
+    pads = "for instance with torch.nn.utils.rnn.pad_sequence"
+    fix = f"pad or resize the examples to the same size in the DataLoader's collate_fn, {pads}, or in the dataset"
     return fix if joins else None
 
 
@@ -149,14 +149,14 @@ def _too_short(scene: Scene, clash: Clash, bounds: tuple[Bound, ...]) -> Finding
 def _of_slice(
     scene: Scene, owner: Owned, one: Operand, place: int, other: tuple[Operand, int], bounds: tuple[Bound, ...]
 ) -> Finding:
-    """A parameter or buffer that is long enough, of which too few places were taken."""
+    """Explain a parameter or buffer that is long enough but was cut too short."""
     rest, at = other
     size, wanted, whole = one.shape[place], rest.shape[at], owner.tensor.shape[place]
-    cause = f"{_owned(scene, owner, one)} is {size} of its {whole} in dimension {place}, {rest} has {wanted}"
+    cause = f"{_owned(scene, owner, one)} is cut to {size} of its {whole} in dimension {place}, but {rest} has {wanted}"
     also = [number for number, given in enumerate(rest.shape) if given == size and number != at]
     if also:
-        cause += f"; the {size} are dimension {also[0]} of {rest.name}"
-    fix = f"take {wanted} of {owner.name!r} there, {rest.name}.size({at})"
+        cause += f"; the {size} is dimension {also[0]} of {rest.name}"
+    fix = f"take {wanted} of {owner.name!r} there, that is {rest.name}.size({at})"
     return Finding("length", cause, fix, bounds, scene.path(owner.module))
 
 
@@ -198,8 +198,8 @@ def _of_owner(
             culprit, words = birth.row.path, changed(scene, birth, other)
             cause += f"; {words}" if words else ""
         elif birth is not None and birth.leaf in scene.history.given and not _is_product(scene):
-            cause += f"; the {wanted} came in with {birth.leaf.name} {list(birth.leaf.shape or ())}"
-            fix = f"give {birth.leaf.name} {size} there, or {fix}"
+            cause += f"; the {wanted} comes from the input {birth.leaf.name} {list(birth.leaf.shape or ())}"
+            fix = f"give {birth.leaf.name} a size of {size} there, or {fix}"
     return Finding(kind_of_dimension(place, len(one.shape), True), cause + scene.on(culprit), fix, bounds, culprit)
 
 

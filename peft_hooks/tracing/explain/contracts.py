@@ -99,10 +99,10 @@ def _likely(site: Site, found: Mismatch, repair: Repair) -> bool:
         return not batch or site.shapes[main][0] == batch[0]
     if repair.kind == "turn":
         return _likely_turn(site, found, repair, batch)
-    first = bool(site.takes.batch_first) and site.number(site.takes.batch_first) is False  # the length is in front
+    first = bool(site.takes.batch_first) and site.number(site.takes.batch_first) is False  # the length comes first
     if (
         repair.kind == "unsqueeze" and repair.dimensions == (0,) and not first
-    ):  # with the forward's rows, no batch lacks
+    ):  # with the forward's rows, it lacks no batch
         return site.shapes[repair.parameters[0]][:1] != batch
     return True
 
@@ -110,15 +110,15 @@ def _likely(site: Site, found: Mismatch, repair: Repair) -> bool:
 def _likely_turn(site: Site, found: Mismatch, repair: Repair, batch: tuple[int, ...]) -> bool:
     parameter = repair.parameters[0]
     pattern, operand = site.takes.patterns[parameter], site.operands[parameter]
-    if site.name == "scaled_dot_product_attention":  # heads and length
+    if site.name == "scaled_dot_product_attention":  # swaps heads and length
         return repair.dimensions == (1, 2)
     if found.fixed.dimension is None and not pattern.startswith("..."):
         last = len(operand.shape) - 1
         of_channels = last > 1 and found.dimension == 1 and parameter == found.parameter
-        places = [(1, last), (1, 2)] if last > 3 else [(1, last)]  # of images in time the frames may come first
+        places = [(1, last), (1, 2)] if last > 3 else [(1, last)]  # in videos, the frames may come first
         unique = operand.shape.count(found.wanted[0]) == 1
         if of_channels and (repair.dimensions not in places or not unique or has_channels_first(site.scene, operand)):
-            return False  # a size that height or width has as well
+            return False  # height or width may have this size, too
     letters = "(" in pattern or ("mask" in parameter and not pattern.startswith("N "))
     rows = pattern.startswith("N ") and 0 in repair.dimensions
     return (not letters or 2 in repair.dimensions) and not (rows and (not batch or operand.shape[:1] == batch))
@@ -213,9 +213,13 @@ def _without_repair(site: Site, found: Mismatch, operand: Operand) -> str | None
             return f"give both the same number of rows: {other} has {wanted}, {name} {found.size}"
         return f"give {name} a size of {wanted} in dimension {place}, as {other} has in dimension {fixed.dimension}"
     if fixed.name == "layers":
-        cut = ", with its directions or layers summed or cut" if found.size > wanted else f", one for each of {wanted}"
+        cut = (
+            ", with its directions or layers summed or cut"
+            if found.size > wanted
+            else ", one for each layer and direction"
+        )
         takes = f"set num_layers or bidirectional of {site.where} so that it takes {found.size}"
-        return f"give {name} {wanted} in dimension {place}{cut}; or {takes}"
+        return f"give {name} a size of {wanted} in dimension {place}{cut}; or {takes}"
     if fixed.name in ("in_features", "in_channels", "num_features", "embed_dim", "input_size"):
         linear = ", for instance with a Linear" if place == len(operand.shape) - 1 else f" in dimension {place}"
         bring = f"project {name} from {found.size} to {wanted} first{linear}"

@@ -69,17 +69,17 @@ def _permuted(scene: Scene, expression: Expression, one: Operand) -> Finding | N
 
 
 def _not_each(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
-    """A method of matrices, or one that is given a number for each dimension, and a tensor of more dimensions."""
+    """Find a method that takes matrices, or a number for each dimension, on a tensor of more dimensions."""
     rank = len(one.shape)
     if expression.name == "t" and rank > 2:
-        cause = f"{one} has {many(rank)}, t() takes 2 at most"
+        cause = f"{one} has {many(rank)}, but t() takes at most 2"
         return Finding("rank", cause, f"{one.name}.transpose({rank - 2}, {rank - 1})", scene.bounds(one))
     times = flat_of([part.value for part in [*expression.operands.values()][1:]])
     if expression.name != "repeat" or len(times) >= rank or not all(type(time) is int for time in times):
         return None
     whole = ", ".join(map(str, times + [1] * (rank - len(times))))
-    cause = f"{one} has {many(rank)}, {expression.name}() is given {len(times)} numbers, {', '.join(map(str, times))}"
-    return Finding("rank", cause, f"a number for each, such as {one.name}.repeat({whole})", scene.bounds(one))
+    cause = f"{one} has {many(rank)}, but repeat() is given {many(len(times), 'number')}, {', '.join(map(str, times))}"
+    return Finding("rank", cause, f"give a number for each, such as {one.name}.repeat({whole})", scene.bounds(one))
 
 
 def _not_in_order(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
@@ -176,7 +176,7 @@ def _too_small(scene: Scene) -> Finding | None:
 
 
 def _too_long(scene: Scene) -> Finding | None:
-    """Lengths of texts that are longer than what they are lengths of."""
+    """Find lengths of texts that exceed the size of the tensor that they belong to."""
     for place, step in enumerate(scene.steps):
         for lengths, name, along in _LENGTHS.get(step.name, ()) if step.in_torch else ():
             given, whole = step.locals.get(lengths), step.locals.get(name)
@@ -187,21 +187,21 @@ def _too_long(scene: Scene) -> Finding | None:
                 continue
             one, other = (scene.names.of_parameter(place, key, step.locals[key]) for key in (lengths, name))
             said = one.name if one.text == lengths else f"{one.name}, the {lengths},"
-            cause = f"{said} go up to {max(numbers)}; {other} has {shape[at]} in dimension {at}"
-            fix = f"{one.name} of {shape[at]} at most, as long as {other.name} is"
+            cause = f"{said} go up to {max(numbers)}, but {other} has {shape[at]} in dimension {at}"
+            fix = f"give {one.name} values of at most {shape[at]}, the length of {other.name}"
             return Finding("length", cause, fix, (scene.bound(other, at),))
     return _badly_packed(scene)
 
 
 def _badly_packed(scene: Scene) -> Finding | None:
-    """Packed rows whose lengths were larger than what was packed: PyTorch finds that out when it runs."""
+    """Find a packed sequence whose lengths exceed what was packed: PyTorch notices only when it is used."""
     for call in scene.calls:
         for name, value in call.given.items():
             if isinstance(value, PackedSequence) and int(value.batch_sizes.sum()) > len(value.data):
                 one = scene.names.of_parameter(call.place, name, value)
-                cause = f"{one.name} was packed with lengths up to {len(value.batch_sizes)}, of"
-                cause += f" {int(value.batch_sizes.sum())} places together, and has {len(value.data)}"
-                fix = "lengths in pack_padded_sequence that are not larger than the length of what is packed"
+                cause = f"{one.name} was packed with lengths up to {len(value.batch_sizes)},"
+                cause += f" {int(value.batch_sizes.sum())} positions in total, but has {len(value.data)}"
+                fix = "give pack_padded_sequence lengths that do not exceed the length of what is packed"
                 return Finding("length", f"{cause}: a length is too large", fix)
     return None
 

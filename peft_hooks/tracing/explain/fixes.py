@@ -1,4 +1,4 @@
-"""What could be done about two sizes that do not go together: nothing is proposed that was not tried on the shapes."""
+"""Say how to fix two sizes that do not match; only what was tried on the actual shapes is proposed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def fix_of(clash: Clash, of_images: bool = False) -> str | None:
 
     Args:
         clash: The sizes.
-        of_images: Whether the operand of more dimensions has its channels first.
+        of_images: Whether the operand with more dimensions has its channels first.
     """
     if clash.right is None:
-        return f"give {clash.left.name} {clash.other} in dimension {clash.place}"
+        return f"give {clash.left.name} a size of {clash.other} in dimension {clash.place}"
     left, right = clash.left, clash.right
     known = turned(clash)
     if known is None and clash.rule == RULE:
         known = inserted((left, right), of_images) or inserted((right, left), of_images)
     sizes = f"{left.shape[clash.place]} or {right.shape[clash.other]}"
-    return known or f"bring {left.name} and {right.name} to one size there, {sizes}"
+    return known or f"give {left.name} and {right.name} the same size there, {sizes}"
 
 
 def turned(clash: Clash) -> str | None:
-    """Say which of two matrices must be transposed to be multiplied, if that helps."""
+    """Say which matrix to transpose so that two can be multiplied; None if that does not help."""
     left, right = clash.left, clash.right
     if right is None or not clash.rule.endswith("multiplied"):
         return None
@@ -43,18 +43,18 @@ def turned(clash: Clash) -> str | None:
             continue
         turned = method(one.value, "transpose", (last - 1, last), {})
         if worked_out(torch.matmul, [left.value, turned]) is not None:
-            instead = "" if one is right else f" in the place of {right.name}"
-            square = left.shape[-2:-1] == left.shape[-1:]  # of every node, say: then rows may be missing as well
-            rows = f"; or {left.shape[-1]} rows in {right.name}, as {left.name} is square" if square else ""
+            instead = "" if one is right else f" instead of {right.name}"
+            square = left.shape[-2:-1] == left.shape[-1:]  # such as an adjacency matrix: rows may be missing, too
+            rows = f"; or give {right.name} {left.shape[-1]} rows, as {left.name} is square" if square else ""
             return f"{one.name}.transpose({last - 1}, {last}){instead}: then they can be multiplied{rows}"
     return None
 
 
 def inserted(pair: tuple[Operand, Operand], of_images: bool = False) -> str | None:
-    """Say where a tensor lacks dimensions of one, so that its own are those of the other.
+    """Say where to insert dimensions of size 1 into a tensor so that its own line up with the other's.
 
-    Where there are several places the batch stays in front. The rest goes as far back as it can: what a mask has of
-    each text is the length of what is attended to; what there is of each image is that of its channels.
+    If there are several ways, the batch stays in front. The rest goes as far back as possible, because what a mask has
+    for each text is the length that is attended to; for images, as far forward, to the channels.
     """
     one, other = pair
     rank, more = len(one.shape), len(other.shape)
@@ -67,13 +67,13 @@ def inserted(pair: tuple[Operand, Operand], of_images: bool = False) -> str | No
         return None
     kept = set(min(first) if of_images else max(first))
     if kept == {*range(rank)} and more == rank + 1:
-        return f"{one.name}.unsqueeze(-1): then they go together"
+        return f"{one.name}.unsqueeze(-1): then they match"
     parts = [":" if place in kept else "None" for place in range(min(kept), more)]
-    return f"{one.name}[{', '.join(parts)}]: then they go together"
+    return f"{one.name}[{', '.join(parts)}]: then they match"
 
 
 def joined(scene: Scene, clash: Clash) -> str | None:
-    """Say which of the tensors that are joined has a dimension too many, or lacks one: PyTorch is asked."""
+    """Say which of the joined tensors has one dimension too many or too few, by trying each on PyTorch."""
     expression = next((one for one in expressions(scene) if one.name in ("cat", "concat")), None)
     values = [] if expression is None else [one.value for one in parts(expression)]
     dim = None if expression is None else expression.value("dim")

@@ -159,7 +159,7 @@ def what_changed(known: Shape, shape: Shape, wide: bool = True) -> tuple[str, st
 
 
 def storage_of(tensor: Tensor) -> tuple[Any, int] | None:
-    """Return where a tensor's numbers are kept; None if that cannot be told, or there are none."""
+    """Return where a tensor's values are stored; None if that is unknown or it has none."""
     try:
         place = tensor.untyped_storage().data_ptr()
     except Exception:  # some tensors have no storage

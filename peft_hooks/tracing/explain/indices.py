@@ -174,9 +174,9 @@ def _by_index(scene: Scene, expression: Expression) -> Finding | None:
         return None
     rank = len(table.shape)
     if len(index.shape) > 1 and expression.name in _OF_ROWS:
-        cause = f"{index} has {many(len(index.shape))}, but {expression.name}() takes 1: the same places of each row"
-        fix = f"use {index.name}.flatten() for that; for other places of each row use gather(), with {many(rank)}"
-        return Finding("rank", cause, f"{fix} in the index", scene.bounds(index))
+        cause = f"{index} has {many(len(index.shape))}, but {expression.name}() takes 1: the same positions in each row"
+        fix = f"use {index.name}.flatten() for that; for other positions in each row use gather() and an index"
+        return Finding("rank", cause, f"{fix} with {many(rank)}", scene.bounds(index))
     if len(index.shape) != rank and expression.name not in _OF_ROWS:
         cause = f"{index} has {many(len(index.shape))}, but {table} has {rank}: {expression.name}() needs as many"
         fix = f"unsqueeze and expand {index.name} to {many(rank)}"

@@ -1,4 +1,4 @@
-"""Labels of other rows than the logits: one for each token, a number for each class, or rows that a model changed."""
+"""Explain labels and logits whose rows differ: one per token, a number per class, or rows that the model changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .table import CLASSIFY
 
 
 def labels_of_other_rows(site: Site, found: Mismatch) -> Finding | None:
-    """Find out why a loss over classes has not as many rows as labels."""
+    """Find out why a loss over classes is given different numbers of rows and labels."""
     target, logits = site.operands.get("target"), site.operands.get("input")
     if site.name not in CLASSIFY or found.parameter != "target" or target is None or logits is None:
         return None
@@ -34,13 +34,13 @@ def labels_of_other_rows(site: Site, found: Mismatch) -> Finding | None:
 
 
 def _rows_too_many(scene: Scene, target: Operand, logits: Operand) -> Finding | None:
-    """Logits of each place, or of each layer, where there is one label for all of them."""
+    """Explain logits for each position, or for each layer, where there is one label for all of them."""
     shape = logits.shape
     if len(shape) > 3 and len(target.shape) == 1 and shape[0] == target.shape[0]:
         rest = list(range(2, len(shape)))
         flat = f"{logits.name}.flatten(1)" if set(shape[2:]) == {1} else f"{logits.name}.mean({tuple(rest)})"
-        cause = f"{target} has one label for each of {shape[0]}, {logits} has a row of classes for each place of"
-        fix = f"one row for each label, {flat}"
+        cause = f"{target} has {many(shape[0], 'label')}, but {logits} has a row of classes for each position of"
+        fix = f"give one row for each label: {flat}"
         return Finding(
             "rank", f"{cause} {list(shape[2:])}", fix, (scene.bound(logits, 2),), scene.culprit(scene.origin(logits))
         )
@@ -50,9 +50,13 @@ def _rows_too_many(scene: Scene, target: Operand, logits: Operand) -> Finding | 
     if not fitting:
         return None
     place = min(fitting, key=lambda one: (shape[one] != 1, one != 1))
-    cause = f"{target} has one label for each of {shape[1 - place]}, {logits} has {many(shape[place], 'row')} for each"
+    cause = f"{target} has {many(shape[1 - place], 'label')}, but {logits} has {many(shape[place], 'row')} for each"
     one = "[:, -1], [:, 0] or a mean" if place == 1 else "[-1]"
-    fix = f"{logits.name}.squeeze({place})" if shape[place] == 1 else f"one row of {logits.name} for each label, {one}"
+    fix = (
+        f"{logits.name}.squeeze({place})"
+        if shape[place] == 1
+        else f"use one row of {logits.name} for each label: {one}"
+    )
     culprit = scene.culprit(scene.origin(logits))
     return Finding("rank", cause + f", in dimension {place}", fix, (scene.bound(logits, place),), culprit)
 
@@ -61,43 +65,47 @@ def _a_number_for_each_class(target: Operand, logits: Operand, bounds: tuple[Bou
     root = target.root
     if root is target or root.shape != logits.shape:
         return None
-    cause = f"{target} is laid flat, {root.name} has a number for each of the {logits.shape[-1]} classes, as the logits"
-    fix = f"the numbers of the classes, {root.name}.argmax(1), or {root.name}.float() as it is"
+    cause = (
+        f"{target} is flattened: {root.name} has a number for each of the {logits.shape[-1]} classes, as do the logits"
+    )
+    fix = f"give class numbers, {root.name}.argmax(1), or {root.name}.float() without flattening it"
     return Finding("batch", f"{cause}, {logits}", fix, bounds)
 
 
 def _one_for_each_token(scene: Scene, target: Operand, logits: Operand, bounds: tuple[Bound, ...]) -> Finding | None:
-    """A label for each token of a text, where there is one row of logits for each text."""
+    """Find labels for each token of a text where there is one row of logits for each text."""
     root, rows, size = target.root, logits.shape[0], target.shape[0]
     if root.shape[:1] != (rows,) or math.prod(root.shape) != size:
         return None
     cause = (
-        f"the labels, {target} are {size} = {' * '.join(map(str, root.shape))}, one for each token; the logits,"
-        f" {logits} have {rows} rows, one for each text"
+        f"the labels, {target}, are {size} = {' * '.join(map(str, root.shape))}, one for each token; the logits,"
+        f" {logits}, have {rows} rows, one for each text"
     )
     kind = type(scene.model).__name__
-    token = f", or a {kind.replace('Sequence', 'Token')}" if "ForSequenceClassification" in kind else ""
-    return Finding("batch", cause, f"one label for each text, {root.text} of shape [{rows}]{token}", bounds)
+    token = f", or use a {kind.replace('Sequence', 'Token')}" if "ForSequenceClassification" in kind else ""
+    return Finding("batch", cause, f"give one label for each text, {root.text} of shape [{rows}]{token}", bounds)
 
 
 def _of_other_length(scene: Scene, target: Operand, logits: Operand, bounds: tuple[Bound, ...]) -> Finding | None:
-    """Labels of each token, of texts that are longer or shorter than those that the model was given."""
+    """Find labels for each token of texts that are longer or shorter than those that the model was given."""
     rows = [event.row for event in scene.history.events[:1]] + ([] if scene.row is None else [scene.row])
     for row in reversed(rows):
         for labels, given in itertools.permutations(row.came, 2):
             one, other = labels.shape or (), (given.shape or ())[:2]
             same = len(one) == len(other) == 2 and one[0] == other[0] and one[1] != other[1]
-            cuts = (0, 1) if same else ()  # the last logits, and the first labels, may be left out
+            cuts = (0, 1) if same else ()  # the last logits and the first labels may be cut off
             sizes = [((one[1] - cut) * one[0], (other[1] - cut) * one[0]) for cut in cuts]
             if (target.shape[0], logits.shape[0]) in sizes:
-                cause = f"{row.where} was given {_text(labels)} and {_text(given)}, which are not of one length"
-                fix = f"labels for each of the {other[1]}: -100 in the places that do not count"
+                cause = (
+                    f"{row.where} was given {_text(labels)} and {_text(given)}, which disagree in the length dimension"
+                )
+                fix = f"give a label for each of the {other[1]} tokens, and -100 for those that do not count"
                 return Finding("length", cause, fix, (_bound(labels, 1), _bound(given, 1), *bounds))
     return None
 
 
 def changed_rows(scene: Scene, pair: tuple[Operand, Operand], bounds: tuple[Bound, ...]) -> Finding | None:
-    """Find that the model returned more rows, or fewer, than it was given: the rest has as many as it was given."""
+    """Find a model that returned more or fewer rows than it was given, where the other tensor has as many as given."""
     made, other = pair
     given = [leaf for leaf in scene.history.given if leaf.shape and leaf.shape[0] == other.shape[0]]
     if not given or any((leaf.shape or ())[:1] == made.shape[:1] for leaf in scene.history.given):
@@ -108,20 +116,22 @@ def changed_rows(scene: Scene, pair: tuple[Operand, Operand], bounds: tuple[Boun
         return None
     after = origin.leaf.shape or ()
     cause = (
-        f"the model was given {other.shape[0]} rows, {_text(given[0])}, and {made} has {made.shape[0]}: {_text(before)}"
+        f"the model was given {other.shape[0]} rows, {_text(given[0])}, but {made} has {made.shape[0]}: {_text(before)}"
     )
     cause += f" became {list(after)} before {origin.row.where}"
     fix = None
     if math.prod(before.shape or ()) == math.prod(after) and len(after) == 2:
         width = math.prod(after) // other.shape[0]
-        cause += ", the same numbers in other rows"
-        fix = f"flatten(1), or view({other.shape[0]}, -1), in place of a view that changes the rows: {width} wide"
-        fix += f" then, so that {origin.row.where} has to take {width}; or inputs of the size that it was made for"
+        cause += ", the same elements in other rows"
+        fix = f"use flatten(1) or view({other.shape[0]}, -1), not a view that changes the rows: each row is then"
+        fix += (
+            f" {width} wide, so make {origin.row.where} take {width}; or give inputs of the size that it was made for"
+        )
     return Finding("batch", cause, fix, bounds, scene.culprit(origin))
 
 
 def _before(scene: Scene, origin: Origin, rows: int) -> Leaf | None:
-    """Return the last tensor that had so many rows before others had another number."""
+    """Return the last tensor that had so many rows before the number changed."""
     for event in reversed(scene.history.events[: origin.when]):
         for leaf in event.leaves:
             if (leaf.shape or ())[:1] == (rows,) and len(leaf.shape or ()) > 1:

@@ -1,4 +1,4 @@
-"""What a layer of PyTorch's makes of a tensor, by its class and its sizes."""
+"""Work out what a PyTorch layer returns for a tensor, from its class and its sizes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .meta import on_meta, worked_out
 
 
 def output_of(module: nn.Module, given: Any) -> Ghost | None:
-    """Return what a layer of PyTorch's must return for a tensor, or None if its class does not tell.
+    """Return what a PyTorch layer must return for a tensor, or None if its class does not determine that.
 
-    Its forward runs on the meta device, on a copy whose parameters have no values and that has no hooks.
+    Runs the forward on the meta device, on a copy without hooks whose parameters have no values.
     """
     layer = type(module)
     if not layer.__module__.startswith("torch.nn.modules") or has_children(module):

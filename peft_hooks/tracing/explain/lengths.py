@@ -1,4 +1,4 @@
-"""Where a number in the code comes from: which dimension of which tensor it is."""
+"""Find out which dimension of which tensor a number in the code is."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from .ghosts import Operand
 from .operands import assignment
 from .scene import Scene
 
-_MOST = 8  # names are followed
+_MOST = 8  # the most names that are followed
 
 
 def source_of(scene: Scene, place: int, node: ast.AST) -> tuple[Operand, int] | None:
-    """Return the tensor, and its dimension, that an expression has the size of; None if that cannot be told.
+    """Return the tensor and the dimension whose size an expression is; None if that is unknown.
 
     Args:
         scene: What is known.
-        place: The step that the expression is in.
+        place: The index of the step that has the expression.
         node: The expression.
     """
     found = _source(scene, place, node, _MOST)
     if found is None or found[0].shape[found[1]] != scene.steps[place].values(node):
-        return None  # the name has another tensor by now
+        return None  # the name refers to another tensor by now
     return found
 
 
@@ -50,7 +50,7 @@ def _source(scene: Scene, place: int, node: ast.AST, left: int) -> tuple[Operand
 
 
 def _of_shape(scene: Scene, place: int, node: ast.AST, dimension: object) -> tuple[Operand, int] | None:
-    """Return what has a shape, if an expression is that shape, and which dimension of it is asked for."""
+    """Return the tensor whose shape an expression is, and the dimension; None if it is not a tensor's shape."""
     of_size = node.func if isinstance(node, ast.Call) and not node.args else node
     if isinstance(of_size, ast.Name):
         found = assignment(scene.steps[place], of_size.id)

@@ -1,4 +1,4 @@
-"""What a comprehension is short for, and in which order the calls of an expression are made."""
+"""Replace a comprehension with the expressions that it stands for, and put the calls of an expression in order."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import nn
 
 from .ghosts import shape_of
 
-_MOST = 100  # entries: nobody reads more
+_MOST = 100  # entries: longer loops are not unrolled
 
 Asked = Callable[[ast.AST], Any]
-"""Returns the value of an expression, as far as it is known."""
+"""Returns the value of an expression, or ``UNKNOWN``."""
 
 
 def unrolled(node: ast.AST | None, value_of: Asked) -> list[ast.expr] | None:
-    """Return the expressions that a comprehension is short for, or None if they cannot be told.
+    """Return the expressions that a comprehension stands for, or None if they are unknown.
 
     ``[head(x) for head in self.heads]`` is ``[self.heads[0](x), self.heads[1](x)]`` if there are two heads.
     """
@@ -32,7 +32,7 @@ def unrolled(node: ast.AST | None, value_of: Asked) -> list[ast.expr] | None:
 
 
 def _entries(node: ast.expr, value_of: Asked) -> list[ast.expr] | None:
-    """Return an expression for each entry that a loop goes over."""
+    """Return an expression for each entry that a loop iterates over."""
     if isinstance(node, ast.Call) and not node.keywords:
         function, columns = value_of(node.func), [_entries(one, value_of) for one in node.args]
         known = [column for column in columns if column is not None]
@@ -54,7 +54,7 @@ def _length(value: Any) -> int | None:
 
 
 def _bound(target: ast.expr, entry: ast.expr) -> dict[str, ast.expr]:
-    """Return what each name of a loop stands for in one turn of it."""
+    """Return what each name of a loop stands for in one iteration."""
     if isinstance(target, ast.Name):
         return {target.id: entry}
     found: dict[str, ast.expr] = {}
@@ -65,7 +65,7 @@ def _bound(target: ast.expr, entry: ast.expr) -> dict[str, ast.expr]:
 
 
 class _Put(ast.NodeTransformer):
-    """Puts expressions in the place of names."""
+    """Replaces names with expressions."""
 
     def __init__(self, names: dict[str, ast.expr]) -> None:
         self._names = names
@@ -75,11 +75,11 @@ class _Put(ast.NodeTransformer):
 
 
 def calls_in_order(node: ast.AST, laid_out: Callable[[ast.AST | None], list[ast.expr] | None]) -> Iterator[ast.Call]:
-    """Yield the calls in an expression as Python makes them: what is inside comes first.
+    """Yield the calls in an expression in the order in which Python makes them: inner calls first.
 
     Args:
         node: The expression.
-        laid_out: Returns the expressions that a comprehension is short for.
+        laid_out: Returns the expressions that a comprehension stands for.
     """
     for part in laid_out(node) or ast.iter_child_nodes(node):
         yield from calls_in_order(part, laid_out)

@@ -96,12 +96,12 @@ def fails_alone(work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
 def fails_on_numbers(
     work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], error: BaseException
 ) -> bool:
-    """Tell whether an operation raises the very error on zeros and on ones as well; some fail so on the CPU alone."""
+    """Tell whether an operation raises the same error on zeros and on ones: some fail only when they compute."""
     return all(_fails_on(number, work, args, kwargs, error) for number in (0, 1))
 
 
 def runs_on_numbers(work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Tell whether an operation takes zeros, and ones, of these shapes and dtypes."""
+    """Tell whether an operation runs on zeros and on ones of these shapes and dtypes."""
     try:
         with torch.random.fork_rng(devices=[]):
             for number in (0, 1):

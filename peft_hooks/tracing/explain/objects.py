@@ -148,9 +148,9 @@ def _other(scene: Scene, one: Operand, but: str) -> Finding:
     held = {identity_of(part) for part in value} if plain else set()
     own = [leaf.name for leaf in tensors_of(row.outputs) if leaf.identity in held]
     outputs = [leaf.name for leaf in tensors_of(row.outputs)]
-    if plain and len(held) <= len(own) < len(outputs):  # a part of what it returned, such as its hidden states
-        cause = f"{what}: of what {row.where} returned it has {many(len(value), 'tensor')}, {', '.join(own[:4])}"
-        return Finding("object", cause, f"one of them, {name}[0] or {name}[-1] for instance", culprit=row.path)
+    if plain and len(held) <= len(own) < len(outputs):  # only a part of its output, such as the hidden states
+        cause = f"{what}: it has {many(len(value), 'tensor')} that {row.where} returned, {', '.join(own[:4])}"
+        return Finding("object", cause, f"take one of them, for instance {name}[0] or {name}[-1]", culprit=row.path)
     names = ", ".join(outputs[:4]) + (", ..." if len(outputs) > 4 else "")
     cause = f"returned {kind} of {many(len(outputs), 'tensor')}, {names}"
     fix = f"take one of them, such as the first: [0] of what {row.where} returns"
@@ -166,11 +166,11 @@ def _other(scene: Scene, one: Operand, but: str) -> Finding:
 
 
 def _by_name(scene: Scene, one: Operand) -> str | None:
-    """Say that a batch goes into the model by its names, if they are those that the model takes."""
+    """Say to pass a mapping to the model by name, if the model takes these names; otherwise return None."""
     names = [*one.value] if isinstance(one.value, Mapping) else []
     takes = inspect.signature(scene.model.forward).parameters
     fits = bool(names) and {*names} <= {*takes}
-    return f"**{one.text}: the model takes {' and '.join(map(repr, names))} by name" if fits else None
+    return f"pass **{one.text}: the model takes {' and '.join(map(repr, names))} by name" if fits else None
 
 
 def _tensor_in(one: Operand) -> str | None:

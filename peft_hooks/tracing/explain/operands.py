@@ -38,7 +38,7 @@ class Names:
         return Operand(text_of(node), value, base if base is not None and base.is_tensor else None, place, node)
 
     def made(self, place: int, node: ast.AST) -> ast.expr | None:
-        """Return the expression that another is made of: a method's tensor, or the one tensor among operands."""
+        """Return the expression that another is made from: a method's tensor, or the only tensor among the operands."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             step = self.steps[place]
             of_library = isinstance(step.values(node.func.value), ModuleType) and node.args  # F.relu(x)
@@ -46,7 +46,7 @@ class Names:
         return _made_of(node, self.steps[place])
 
     def made_of(self, operand: Operand) -> list[Operand]:
-        """Return the tensors with a name in the expression that an operand is, or was assigned."""
+        """Return the named tensors in the expression of an operand, or in the expression assigned to its name."""
         root = operand.root
         step = self.steps[root.place]
         made = assigned(step, root.node.id) if isinstance(root.node, ast.Name) else root.node

@@ -60,7 +60,7 @@ class _Known:
     batched: bool | None = None
 
     def same_batch(self, alternatives: list[list[str]]) -> list[list[str]]:
-        """Leave out the alternatives with a batch if what came before has none, or the other way round."""
+        """Drop the alternatives with a batch if earlier arguments have none, and vice versa."""
         kinds = {"N" in words for words in alternatives}
         if self.site.module is None or self.batched is None or len(kinds) < 2:
             return alternatives
@@ -194,7 +194,7 @@ def repairs(site: Site, found: Mismatch) -> list[Repair]:
 
 
 def _together(site: Site, name: str, shapes: Mapping[str, Shape]) -> tuple[str, ...]:
-    """Return the arguments that a change of one changes as well: the same tensor, or the other state of a pair."""
+    """Return the arguments that change with one: the same tensor, or the other state of a pair."""
     prefix, dot, _ = name.partition(".")
     pair = [one for one in shapes if dot and one.startswith(prefix + dot) and shapes[one] == shapes[name]]
     return tuple(dict.fromkeys((*site.same(name), *pair)))
@@ -216,11 +216,11 @@ def _changes(takes: Takes, name: str, shape: Shape, found: Mismatch) -> Iterator
     if own and found.dimension is None:
         yield from (("unsqueeze", (place,)) for place in (0, 1) if rank + 1 in found.wanted)
         yield from (("squeeze", (place,)) for place in range(rank) if shape[place] == 1 and rank - 1 in found.wanted)
-        if "in_channels" in takes.patterns[name] and max(found.wanted) == rank - 1:  # frames, or crops, of each
+        if "in_channels" in takes.patterns[name] and max(found.wanted) == rank - 1:  # several frames or crops each
             yield "flatten", (0, 1)
         return
     yield from _of_size(takes.patterns[name], shape, found) if own else ()
-    if found.dimension is None:  # it may be the other that lacks one
+    if found.dimension is None:  # the other argument may lack a dimension
         yield from (("unsqueeze", (place,)) for place in (0, 1))
     pairs = itertools.combinations(range(rank), 2)
     yield from (("turn", (one, other)) for one, other in pairs if shape[one] != shape[other])

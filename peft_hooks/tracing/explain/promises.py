@@ -215,7 +215,7 @@ def _made_inside(scene: Scene, operand: Operand, place: int) -> Blame | None:
 
 
 def _may_be_of(scene: Scene, operand: Operand, leaf: Leaf, left: int = 6) -> bool:
-    """Tell whether an operand can be made of a tensor: not, if the source says what it is made of, down to calls."""
+    """Tell whether an operand may be made from an input: not if, by the source, only outputs of modules are in it."""
     made = scene.names.made_of(operand) if left else []
     if not made or (isinstance(operand.root.value, Tensor) and identity_of(operand.root.value) == leaf.identity):
         return True

@@ -1,4 +1,4 @@
-"""An operation that refuses shapes or dtypes by a rule of its own: PyTorch is asked what it would take instead."""
+"""Explain an operation that has a rule of its own about shapes or dtypes, by asking PyTorch what it takes instead."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from .sites import expressions
 
 _DTYPES = {torch.float32: ".float()", torch.int64: ".long()", torch.bool: ".bool()"}
 _MOVES = ("cuda", "cpu", "to", "xpu", "pin_memory")
-_FURTHEST = 64  # how far a size is looked for
+_FURTHEST = 64  # how far from the given size others are tried
 
 
 class _Operation(NamedTuple):
-    """What an expression runs."""
+    """The operation that an expression runs, with its arguments."""
 
     work: Any
     args: list[Any]
     kwargs: dict[str, Any]
 
     def with_other(self, operand: Operand, other: Ghost) -> _Operation:
-        """Return it with another tensor in the place of an operand."""
+        """Return the operation with another tensor in place of an operand."""
         args = [_put(one, operand.value, other) for one in self.args]
         return _Operation(self.work, args, {name: _put(one, operand.value, other) for name, one in self.kwargs.items()})
 
     def takes(self, operand: Operand, other: Ghost) -> bool:
-        """Tell whether it takes another tensor in the place of an operand."""
+        """Tell whether the operation takes another tensor in place of an operand."""
         return worked_out(*self.with_other(operand, other)) is not None
 
 
 def refused_dtype(scene: Scene) -> Finding | None:
-    """Find an operation that refuses a dtype where it computes, and nowhere else: with another it takes the same."""
+    """Find an operation that refuses a dtype only when it computes, and that takes another dtype there."""
     for expression in expressions(scene):
         operation = expression.step.values.operation(expression.node)
         tensors = expression.tensors()
@@ -54,7 +54,7 @@ def refused_dtype(scene: Scene) -> Finding | None:
 
 
 def _other_dtype(known: _Operation, one: Operand, tensors: list[Operand]) -> torch.dtype | None:
-    """Return a dtype of which an operand would do: that of another operand, or a usual one."""
+    """Return a dtype that the operation takes for an operand: that of another operand, or a common one."""
     others = [other.dtype for other in tensors if other.dtype is not None and other.is_float]
     for dtype in dict.fromkeys([*others, *_DTYPES]):
         other = known.with_other(one, Ghost(one.shape, dtype, one.value.device))
@@ -64,14 +64,14 @@ def _other_dtype(known: _Operation, one: Operand, tensors: list[Operand]) -> tor
 
 
 def refused(scene: Scene) -> Finding | None:
-    """Find an operation that refuses what it is given, whatever numbers are in there."""
+    """Find an operation that refuses these shapes or dtypes by a rule of its own, whatever the values."""
     for expression in expressions(scene):
         operation = expression.step.values.operation(expression.node)
         tensors = expression.tensors()
-        moves = expression.name in _MOVES  # a device that is not there is no matter of shapes
+        moves = expression.name in _MOVES  # a missing device has nothing to do with shapes
         if operation is not None and tensors and not moves and fails_alone(*operation, scene.error):
             given = " and ".join(f"{one}, {one.short}" for one in tensors)
-            cause = f"{expression.name}() fails on {given}, whatever numbers are in there"
+            cause = f"{expression.name}() fails on {given}, whatever their values"
             known = _Operation(*operation)
             words, fix = next(_what_would_do(known, tensors), (None, None))
             bounds = tuple(scene.bound(one, 0) for one in tensors if one.shape)
@@ -80,17 +80,17 @@ def refused(scene: Scene) -> Finding | None:
 
 
 def _what_would_do(known: _Operation, tensors: list[Operand]) -> Iterator[tuple[str, str]]:
-    """Yield what one operand would have to be like."""
+    """Yield what one operand, or a number, would have to be: as part of the cause, and as a fix."""
     if worked_out(known.work, known.args, known.kwargs) is not None:
-        return  # it fails on a device alone, which is not asked so often
+        return  # it fails on real devices only, where trying many shapes would take too long
     for one in tensors:
         yield from _dtypes(known, one)
     other = _numbers(known)
     for one in tensors:
-        more = f", or {other}" if other else ""
-        yield from ((words + more, fix + more) for words, fix in _sizes(known, one))
+        more = (f", or {other}", f", or use {other}") if other else ("", "")
+        yield from ((words + more[0], fix + more[1]) for words, fix in _sizes(known, one))
     if other:
-        yield other, other
+        yield f"it takes {other}", f"use {other}"
     for one in tensors:
         yield from _ranks(known, one)
 
@@ -102,7 +102,7 @@ def _dtypes(known: _Operation, one: Operand) -> Iterator[tuple[str, str]]:
 
 
 def _ranks(known: _Operation, one: Operand) -> Iterator[tuple[str, str]]:
-    """Yield a dimension of one more, or less."""
+    """Yield the first shape with one dimension less or more that would do."""
     shape = one.shape
     more = [("unsqueeze", place, (*shape[:place], 1, *shape[place:])) for place in range(len(shape) + 1)]
     less = [("squeeze", place, (*shape[:place], *shape[place + 1 :])) for place, size in enumerate(shape) if size == 1]
@@ -122,17 +122,17 @@ def _sizes(known: _Operation, one: Operand) -> Iterator[tuple[str, str]]:
         if fitting:
             yield (
                 f"it takes {fitting} in dimension {place}, not {size}",
-                f"{one.name} with {fitting} in dimension {place}",
+                f"give {one.name} a size of {fitting} in dimension {place}",
             )
 
 
 def _numbers(known: _Operation) -> str:
-    """Say which other number would do in the place of one that is given."""
+    """Say which smaller number would do instead of one that is given."""
     for at, given in enumerate(known.args):
         for other in (given - step for step in range(1, _FURTHEST)) if type(given) is int and given > 0 else ():
             args = [*known.args[:at], other, *known.args[at + 1 :]]
             if other > 0 and worked_out(known.work, args, known.kwargs) is not None:
-                return f"{other} in the place of {given} as it is"
+                return f"{other} instead of {given} for this shape"
     return ""
 
 
@@ -141,7 +141,7 @@ def _sized(one: Operand, place: int, size: int) -> Ghost:
 
 
 def _put(given: Any, old: Any, new: Ghost) -> Any:
-    """Return an argument with a tensor in the place of another."""
+    """Return an argument with one tensor replaced by another."""
     if type(given) in (list, tuple):
         return type(given)(_put(one, old, new) for one in given)
     same = given is old or (isinstance(old, Ghost) and given == old)

@@ -1,4 +1,4 @@
-"""What is selected from a tensor or set in it: masks, indices and values that do not fit it in size."""
+"""Find masks, indices and values whose sizes do not match the tensor that they select from or are assigned to."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .meta import worked_out
 from .sites import Expression
 from .unlike import Clash, unlike
 
-_SET = "are what is set and its values, which must be of one size there, or the values 1"
+_SET = "are the target and the values of the assignment, which must have the same size there, or the values 1"
 
 
 def _row_of(one: Operand, masked: int, count: int) -> Ghost | None:
-    """Return what a mask selects: a row for each of its places."""
+    """Return a ghost of what a mask selects: a row for each of its places."""
     if one.dtype is None or one.device is None:
         return None
     return Ghost((count, *one.shape[masked:]), one.dtype, one.device)
 
 
 def by_item(expression: Expression) -> Clash | None:
-    """A mask that does not fit what it selects from, or values that do not fit the places."""
+    """Find a mask that does not fit its tensor, or values that do not fit the places they are assigned to."""
     one, index = expression.operands["input"], expression.value("index")
     if not one.is_tensor:
         return None
@@ -35,7 +35,7 @@ def by_item(expression: Expression) -> Clash | None:
         for place, (a, b) in enumerate(zip(one.shape, shape)):
             if a != b:
                 selects = expression.operands["index"]
-                return Clash("sizes", one, place, selects, place, "must be of one size there, as a mask selects")
+                return Clash("sizes", one, place, selects, place, "must have the same size there for a mask")
     if expression.name != "setitem":
         return None
     values, target = expression.operands["value"], worked_out(operator.getitem, [one.value, index])
@@ -45,7 +45,7 @@ def by_item(expression: Expression) -> Clash | None:
     mask = masks[0]
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not values.shape:
         return None
-    count = int(mask.sum())  # a mask of some places, and a row of values for each
+    count = int(mask.sum())  # the mask selects places, each of which takes a row of values
     row = Operand(ast.unparse(expression.node) if expression.node else "", _row_of(one, mask.dim(), count), one)
     clash = unlike(row, values, _SET)
     if clash is not None and clash.place != 0:
@@ -56,7 +56,7 @@ def by_item(expression: Expression) -> Clash | None:
 
 
 def by_mask(expression: Expression) -> Clash | None:
-    """A mask that selects more places than there are numbers."""
+    """Find a mask that selects more places than the source has elements."""
     one, mask, source = (expression.operands.get(name) for name in ("input", "mask", "source"))
     if one is None or mask is None or source is None or not isinstance(mask.value, Tensor) or not source.is_tensor:
         return None
@@ -64,11 +64,11 @@ def by_mask(expression: Expression) -> Clash | None:
     if clash is not None:
         return clash
     count, numbers = int(mask.value.expand(one.shape).sum()), math.prod(source.shape)
-    return Clash("select", source, numbers, mask, count, "numbers") if numbers < count else None
+    return Clash("select", source, numbers, mask, count, "elements") if numbers < count else None
 
 
 def by_index(expression: Expression) -> Clash | None:
-    """An index with more rows than what it takes from, or puts there; or one for each row that has not as many."""
+    """Find an index that is larger than its tensor or source, or that lacks one place per row of the source."""
     table, index, dim = (expression.operands.get(name) for name in ("input", "index", "dim"))
     source = expression.operands.get("src") or expression.operands.get("source")
     if table is None or index is None or dim is None or not isinstance(dim.value, int) or not table.shape:
@@ -78,15 +78,15 @@ def by_index(expression: Expression) -> Clash | None:
         of_source = source is not None and len(index.shape) == 1 and len(source.shape) == len(table.shape)
         if not of_source or source is None or source.shape[along] == index.shape[0]:
             return None
-        return Clash("sizes", index, 0, source, along, "must be of one size there: a place for each row")
+        return Clash("sizes", index, 0, source, along, "must have the same size there: one place for each row")
     if expression.name == "take_along_dim":  # the only one that broadcasts
         return None
     sides = [(table, along)] + ([] if source is None or not source.is_tensor else [(source, None)])
     for other, free in sides:
         for place, (size, most) in enumerate(zip(index.shape, other.shape)):
             if size > most and place != free and len(index.shape) == len(other.shape):
-                return Clash("sizes", index, place, other, place, f"do not go together: {_AT_MOST}")
+                return Clash("sizes", index, place, other, place, _AT_MOST)
     return None
 
 
-_AT_MOST = "an index may not be larger there than what it is for"
+_AT_MOST = "do not match: an index must not be larger there than the tensor that it is used with"

@@ -74,7 +74,7 @@ class Expression:
         self.name, self.operands = name, {parameter: self.operand(part) for parameter, part in parts.items()}
 
     def _laid_out(self, arg: ast.expr) -> list[ast.expr]:
-        """Return the arguments that ``*args`` stands for."""
+        """Return the arguments that ``*args`` stands for, or the argument itself."""
         value = self.step.values(arg.value) if isinstance(arg, ast.Starred) else None
         if not isinstance(arg, ast.Starred) or not isinstance(value, (tuple, list)):
             return [arg]
@@ -174,7 +174,7 @@ def takes_of(module: nn.Module) -> tuple[str, Takes] | None:
 
 
 def has_channels_first(scene: Scene, operand: Operand) -> bool:
-    """Tell whether an operand, or something it was made of, came out of a layer that puts the channels first."""
+    """Tell whether an operand, or what it was made from, is the output of a layer that puts the channels first."""
     made = [operand, *scene.names.made_of(operand)]
     seen = [scene.origin(one) for one in made]
     makers = [*map(scene.maker, made), *(scene.modules[one.row.path] for one in seen if one is not None and one.made)]

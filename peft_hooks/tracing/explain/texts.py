@@ -22,7 +22,7 @@ def virtual_tokens(
     pairs = [pair]
     if len(operands) == 2:
         others = [(a, b) for a, b in zip(*(one.root.shape for one in operands)) if a != b]
-        pairs += others if len(others) == 1 else []  # the length alone
+        pairs += others if len(others) == 1 else []  # they differ in the length only
     for short, long in (sorted(one) for one in pairs):
         for adapter in scene.adapters:
             if adapter.virtual_tokens == long - short:

@@ -1,4 +1,4 @@
-"""Two sizes that do not go together."""
+"""Describe two sizes that do not match."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from .ghosts import Operand
 
 
 class Clash(NamedTuple):
-    """Two sizes of an operation's operands that do not go together.
+    """Two sizes of an operation's operands that do not match.
 
     Attributes:
         kind: ``"sizes"`` of two dimensions; or ``"rank"``, ``"equal"``, ``"select"`` or ``"view"``.
         left: An operand.
-        place: Which of its dimensions; how many it has (``"rank"``), or how much there is in it (``"select"``).
+        place: Which of its dimensions; for ``"rank"`` how many it has, and for ``"select"`` how many values.
         right: The other operand, if there is one.
-        other: The same of it, or what there must be if there is none.
-        rule: What must be so.
+        other: The same for the other operand, or the number that is required if there is no other operand.
+        rule: The rule that they break, as text.
     """
 
     kind: str
@@ -27,11 +27,11 @@ class Clash(NamedTuple):
     rule: str = ""
 
 
-RULE = "must be of one size there, or one of them 1"
+RULE = "must have the same size there, or one of them 1"
 
 
 def unlike(one: Operand, other: Operand, rule: str = RULE, last: int = 0) -> Clash | None:
-    """Return the first sizes, from the end but for the last ones, that cannot be broadcast against each other."""
+    """Return the first sizes, from the end but without the ``last`` ones, that cannot be broadcast together."""
     for place in range(1 + last, min(len(one.shape), len(other.shape)) + 1):
         if one.shape[-place] != other.shape[-place] and 1 not in (one.shape[-place], other.shape[-place]):
             return Clash("sizes", one, len(one.shape) - place, other, len(other.shape) - place, rule)

@@ -1,4 +1,4 @@
-"""A shape, a tuple or a tensor that was unpacked into more, or fewer, names than it has parts."""
+"""Explain a shape, tuple or tensor that was unpacked into more or fewer names than it has parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .tracebacks import Step
 
 
 class _Unpacking(NamedTuple):
-    """What was unpacked into what."""
+    """What was unpacked, and into what."""
 
     target: ast.expr
     made: ast.expr
@@ -25,20 +25,20 @@ class _Unpacking(NamedTuple):
 
     @property
     def names(self) -> list[ast.expr]:
-        """What stands on the left; nothing if it takes any number of parts."""
+        """The names on the left; empty if they take any number of parts."""
         names = self.target.elts if isinstance(self.target, (ast.Tuple, ast.List)) else []
         return [] if any(isinstance(one, ast.Starred) for one in names) else names
 
     @property
     def size(self) -> int | None:
-        """How many parts there are; None if that is not known."""
+        """The number of parts; None if that is not known."""
         if is_tensor(self.value):
             return next(iter(shape_of(self.value) or ()), None)
         return len(self.value) if isinstance(self.value, (tuple, list)) else None
 
 
 def unpacked(scene: Scene) -> Finding | None:
-    """Find what was unpacked into another number of names."""
+    """Find a shape, tuple or tensor that was unpacked into more or fewer names than it has parts."""
     step, place = scene.steps[-1], len(scene.steps) - 1
     statement = step.running[1]
     if not isinstance(scene.error, (ValueError, TypeError)) or not isinstance(statement, ast.Assign) or step.node:
@@ -54,7 +54,7 @@ def unpacked(scene: Scene) -> Finding | None:
 
 
 def _each(one: _Unpacking) -> Iterator[_Unpacking]:
-    """Yield what is unpacked, and what is unpacked inside it."""
+    """Yield the unpacking, and those nested in it."""
     if not one.names:
         return
     yield one
@@ -68,7 +68,7 @@ def _of_shape(scene: Scene, place: int, one: _Unpacking) -> Finding | None:
     of_size = made.func if isinstance(made, ast.Call) else made
     if isinstance(of_size, ast.Attribute) and of_size.attr in ("shape", "size"):
         owner = scene.names.of_expression(place, of_size.value)
-    else:  # a shape is that of what the function was given, if one thing that was given has it
+    else:  # a shape belongs to the one argument of the function that has it
         step, given = scene.steps[place], scene.steps[place].given
         same = [name for name, value in given.items() if shape_of(value) == one.value]
         if not isinstance(one.value, torch.Size) or len(same) != 1:
@@ -77,11 +77,11 @@ def _of_shape(scene: Scene, place: int, one: _Unpacking) -> Finding | None:
     origin = scene.origin(owner)
     culprit = None if origin is None else origin.maker
     has, wanted = many(one.size or 0), len(one.names)
-    cause = f"{owner} has {has}, the code unpacks {wanted}{scene.on(culprit)}"
+    cause = f"{owner} has {has}, but the code unpacks {wanted}{scene.on(culprit)}"
     ones = [at for at, size in enumerate(owner.shape) if size == 1]
     fix = f"give {owner.name} {many(wanted)}"
     if len(owner.shape) == wanted + 1 and ones:
-        fix += f", as {owner.name}.squeeze({ones[-1]}) has"
+        fix += f", as {owner.name}.squeeze({ones[-1]}) does"
     return Finding("rank", cause, fix, scene.bounds(owner), culprit)
 
 
@@ -90,9 +90,9 @@ def _of_tensor(scene: Scene, operand: Operand, one: _Unpacking) -> Finding | Non
         return None
     maker, names = scene.maker(operand), ", ".join(map(ast.unparse, one.names))
     made = "" if maker is None else f", which {scene.where(maker)} returned,"
-    along = f"along dimension 0 it has {one.size}, the code unpacks {len(one.names)}, `{names}`"
-    cause = f"{operand}{made} is one tensor and no tuple: {along}"
-    fix = f"one name for it in the place of `{names}`"
+    along = f"it has {one.size} in dimension 0, but the code unpacks {len(one.names)}, `{names}`"
+    cause = f"{operand}{made} is one tensor, not a tuple: {along}"
+    fix = f"use one name for it instead of `{names}`"
     return Finding("object", cause, fix, scene.bounds(operand), scene.path(maker))
 
 
@@ -101,18 +101,24 @@ def _of_parts(scene: Scene, operand: Operand, one: _Unpacking) -> Finding:
     by = "" if maker is None or operand.base is not None else f", which {scene.where(maker)} returned,"
     shapes = [list(shape_of(part) or ()) for part in one.value if is_tensor(part)]
     sizes = f", {shapes[0]}" + (" each" if count > 1 else "") if shapes and shapes == [shapes[0]] * count else ""
-    cause = f"{operand.name}{by} has {many(count, 'part')}{sizes}; {wanted} are unpacked"
+    cause = f"{operand.name}{by} has {many(count, 'part')}{sizes}, but {wanted} are unpacked"
     root = () if operand.base is None else scene.bounds(operand.base)
     source = _entries(scene, operand, count)
-    cause += f": {operand.name} has as many as `{source}` has entries" if source else ""
+    cause += f": {operand.name} has one for each entry of `{source}`" if source else ""
     call = None if source else _asked_for(scene.steps[operand.place], one)
-    fix = f"`{call}`, which has {wanted}, or {count} names" if call else f"{count} names, or the parts by index"
-    fix = f"{wanted} entries in `{source}`, or {count} names" if source else fix
-    return Finding("object", cause, fix, root, None if maker is None else scene.path(maker))
+    fix = f"use `{call}`, which has {wanted}" if call else "take the parts by index"
+    fix = f"give `{source}` {wanted} entries" if source else fix
+    return Finding(
+        "object",
+        cause,
+        f"{fix}, or unpack into {many(count, 'name')}",
+        root,
+        None if maker is None else scene.path(maker),
+    )
 
 
 def _entries(scene: Scene, operand: Operand, count: int) -> str | None:
-    """Return what a list that was unpacked has an entry for each of: as the source says, or of as many entries."""
+    """Return the sequence whose entries an unpacked list has one part for: as the source says, or by its length."""
     step, node = scene.steps[operand.place], operand.node
     made = assigned(step, node.id) if isinstance(node, ast.Name) else node
     plain = isinstance(made, ast.ListComp) and len(made.generators) == 1 and not made.generators[0].ifs
@@ -124,7 +130,7 @@ def _entries(scene: Scene, operand: Operand, count: int) -> str | None:
 
 
 def _asked_for(step: Step, one: _Unpacking) -> str | None:
-    """Return the call with another number in it that gives as many parts as there are names: PyTorch is asked."""
+    """Return the call with another number that would return as many parts as there are names, by asking PyTorch."""
     if not isinstance(one.made, ast.Call) or not one.value or not is_tensor(one.value[0]):
         return None
     wanted = len(one.names)

@@ -135,7 +135,7 @@ class Values:
         return tuple(parts) if isinstance(node, ast.Tuple) else parts
 
     def laid_out(self, node: ast.AST | None) -> list[ast.expr] | None:
-        """Return the expressions that a comprehension is short for: the same ones each time."""
+        """Return the expressions that a comprehension stands for: the same objects each time."""
         if id(node) not in self._laid_out:
             self._laid_out[id(node)] = node, unrolled(node, self)
         return self._laid_out[id(node)][1]
@@ -182,7 +182,7 @@ class Values:
         return _known((worked_out if is_operation(function) else created)(function, args, kwargs))
 
     def _later(self, node: ast.Call, module: nn.Module) -> int:
-        """Return how often the expression that was running called a module again after a call of it."""
+        """Return how many times the running expression called a module again after this call."""
         if self.running is None:
             return 0
         plain = [one for one in calls_in_order(self.running, self.laid_out) if not _has_call(one.func)]

@@ -1,4 +1,4 @@
-"""The whole numbers in what an expression makes of a tensor that is at hand: parts of it, or another form."""
+"""Work out the whole numbers of an expression that takes a part of an existing tensor or gives it another shape."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _FORMS = frozenset((
     "repeat", "detach", "clone", "cpu", "t",
 ))  # fmt: skip
 _SUMS: dict[type, Callable[[Any, Any], Any]] = {ast.Add: operator.add, ast.Sub: operator.sub}
-_MOST = 10**6  # numbers: more are not copied for an explanation
+_MOST = 10**6  # elements: an explanation copies no larger tensors
 
 
 def numbers_of(values: Values, node: ast.AST | None, value: Any) -> Any:
-    """Return a tensor of the numbers that an expression gives, if it is of whole numbers and they are at hand.
+    """Return a tensor of the values of an expression if they are whole numbers that can be read; otherwise ``value``.
 
     Args:
-        values: Tells what expressions are.
+        values: The values of expressions in the frame.
         node: The expression.
-        value: What is known of it, which is returned where the numbers are not at hand.
+        value: What is known of it: its value, or a ghost.
     """
     if not isinstance(value, Ghost) or value.dtype.is_floating_point or node is None:
         return value
     try:
         made = _made(values, node)
-    except Exception:  # what does not go together has no numbers
+    except Exception:  # operands that do not match have no values
         return value
     return value if made is None else made
 
@@ -56,7 +56,7 @@ def _made(values: Values, node: ast.AST) -> Tensor | None:
 
 
 def _is_plain(index: Any) -> bool:
-    """Tell whether indices are numbers and slices only."""
+    """Tell whether indices are only numbers and slices."""
     if isinstance(index, (tuple, list)):
         return all(map(_is_plain, index))
     ends = (index.start, index.stop, index.step) if isinstance(index, slice) else (index,)

@@ -21,7 +21,7 @@ def a_width_that_the_batch_divides() -> Made:
     return called(nn.Sequential(nn.Linear(4, 8), nn.Linear(16, 4)), torch.randn(2, 4))
 
 
-@case("", "3_in_dimension_1 gate 4", "'w'", "3_of_its take_4")
+@case("", "3_in_dimension_1 gate 4", "'w'", "of_its take_4")
 def a_parameter_that_was_summed_over() -> Made:
     def does(self: Any, x: Tensor) -> Tensor:
         gate = self.router(x).softmax(-1)
@@ -153,7 +153,7 @@ def rows_of_two_widths_are_padded() -> Made:
     return called(Does(does), [torch.randn(3, 4), torch.randn(2, 5)])
 
 
-@case("", "topk 5 3_in_the_place_of_5", "")
+@case("", "topk 5 3_instead_of_5", "")
 def more_of_the_best_than_there_are() -> Made:
     def does(self: Any, x: Tensor) -> Any:
         return self.fc(x).topk(5, dim=-1).values
@@ -193,7 +193,7 @@ def a_prefix_of_as_many_heads_as_virtual_tokens() -> Made:
     return called(peft.get_peft_model(model, prompt), input_ids=IDS, attention_mask=torch.ones(2, 9), labels=IDS)
 
 
-@case("", r"inputs_embeds_\[2,_9,_12\] 12 16", "inputs_embeds_16", "")
+@case("", r"inputs_embeds_\[2,_9,_12\] 12 16", "inputs_embeds_a_size_of_16", "")
 def embeddings_of_another_model() -> Made:
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -221,7 +221,7 @@ def all_hidden_states_into_a_linear() -> Made:
     return called(Does(does, bert=bert(), fc=nn.Linear(16, 2)), IDS)
 
 
-@case("l", "32_wide 16 in_features", "in_features=32", "not_of_one_batch")
+@case("l", "32_wide 16 in_features", "in_features=32", "disagree_in")
 def positions_for_all_rows_beside_a_width_twice_as_large() -> Made:
     def does(self: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         return self.l(self.e(input_ids))

@@ -14,7 +14,7 @@ from .models import IDS, gpt2
 from .table import case
 
 
-@case("", r"scores_\[3,_2,_6,_6\] \[3,_6\]", r"\[:,_None,_None,_:\]", "bring")
+@case("", r"scores_\[3,_2,_6,_6\] \[3,_6\]", r"\[:,_None,_None,_:\]", r"the_same_size_there,_\d")
 def a_padding_mask_for_scores_of_heads() -> Made:
     def does(self: Any, scores: Tensor, mask: Tensor) -> Tensor:
         return scores.masked_fill(mask == 0, -1e9)
@@ -22,7 +22,7 @@ def a_padding_mask_for_scores_of_heads() -> Made:
     return called(Does(does), torch.randn(3, 2, 6, 6), torch.ones(3, 6))
 
 
-@case("", r"attention_mask_\[3,_6\] 8", r"attention_mask\.unsqueeze\(-1\)", "bring")
+@case("", r"attention_mask_\[3,_6\] 8", r"attention_mask\.unsqueeze\(-1\)", r"the_same_size_there,_\d")
 def a_mask_for_each_token_of_embeddings() -> Made:
     def does(self: Any, ids: Tensor, attention_mask: Tensor) -> Tensor:
         return (self.embed(ids) * attention_mask).sum(1)
@@ -30,7 +30,7 @@ def a_mask_for_each_token_of_embeddings() -> Made:
     return called(Does(does, embed=nn.Embedding(20, 8)), torch.ones(3, 6, dtype=torch.long), torch.ones(3, 6))
 
 
-@case("", r"emb_\[2,_8\]", r"emb\[:,_:,_None,_None\]", "bring")
+@case("", r"emb_\[2,_8\]", r"emb\[:,_:,_None,_None\]", r"the_same_size_there,_\d")
 def a_number_for_each_channel_of_images() -> Made:
     def does(self: Any, x: Tensor, time: Tensor) -> Tensor:
         emb = self.time(time)
@@ -40,7 +40,7 @@ def a_number_for_each_channel_of_images() -> Made:
     return called(model, torch.randn(2, 3, 6, 6), torch.randn(2, 4))
 
 
-@case("", r"64 400 x_\[6,_16,_2,_2\]", r"flatten\(1\) 64", "multiply_to_as_many")
+@case("", r"64 400 x_\[6,_16,_2,_2\]", r"flatten\(1\) 64", "whose_product")
 def a_view_of_images_of_another_size() -> Made:
     def does(self: Any, x: Tensor) -> Tensor:
         x = self.pool(self.conv(x))
@@ -82,7 +82,12 @@ def a_size_of_what_was_viewed_since() -> Made:
     return called(Does(does, embed=nn.Embedding(20, 8)), ids, ids[:, 1:].contiguous())
 
 
-@case("rnn", r"\[3,_2,_6\] has_2_in_dimension_1", r"hidden\[0\]`\.transpose\(0,_1\).*hidden\[1\]`\.transpose", "bring")
+@case(
+    "rnn",
+    r"\[3,_2,_6\] has_2_in_dimension_1",
+    r"hidden\[0\]`\.transpose\(0,_1\).*hidden\[1\]`\.transpose",
+    "change_",
+)
 def states_with_the_batch_first() -> Made:
     def does(self: Any, x: Tensor) -> Any:
         hidden = torch.zeros(x.size(0), 2, 6), torch.zeros(x.size(0), 2, 6)
@@ -127,7 +132,7 @@ def an_image_without_a_batch_into_a_flatten() -> Made:
 
 
 @case("decoder.block.0.layer.1.EncDecAttention.o|decoder.block.0.layer.1.EncDecAttention",
-      r"input_ids_\[2,_9\]|scores_\[1 not_of_one_batch|18", "", "in_features=32")  # fmt: skip
+      r"input_ids_\[2,_9\]|scores_\[1 disagree_in_the_batch|18", "", "in_features=32")  # fmt: skip
 def labels_of_another_batch_for_a_t5() -> Made:
     config = transformers.T5Config(
         vocab_size=50, d_model=16, num_layers=1, num_heads=2, d_kv=8, d_ff=16, decoder_start_token_id=0
@@ -209,7 +214,7 @@ def class_numbers_for_a_squared_error() -> Made:
     return model, lambda: nn.functional.mse_loss(model(torch.randn(4, 5)), y)
 
 
-@case(None, r"as_many_numbers,_48", r"x\.reshape\(recon\.shape\)")
+@case(None, r"same_number_of_elements,_48", r"x\.reshape\(recon\.shape\)")
 def pixels_for_what_was_laid_flat() -> Made:
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Sigmoid()), torch.rand(3, 1, 4, 4)
 
@@ -220,7 +225,7 @@ def pixels_for_what_was_laid_flat() -> Made:
     return model, call
 
 
-@case(None, r"real_\[16\] out_has_12_rows", "real_of_12_rows")
+@case(None, r"real_\[16\] out_has_12_rows", "real_with_12_rows")
 def labels_made_for_a_whole_batch() -> Made:
     model, real = nn.Sequential(nn.Linear(4, 1), nn.Sigmoid(), nn.Flatten(0)), torch.ones(16)
 
@@ -231,7 +236,7 @@ def labels_made_for_a_whole_batch() -> Made:
     return model, call
 
 
-@case(None, "lengths go_up_to_10 5_in_dimension_0", "5_at_most")
+@case(None, "lengths go_up_to_10 5_in_dimension_0", "at_most_5")
 def lengths_from_before_a_convolution() -> Made:
     model, lengths = nn.Conv1d(4, 6, 2, stride=2), torch.full((3,), 10)
     targets = torch.ones(3, 2, dtype=torch.long)
@@ -252,7 +257,7 @@ def too_few_numbers_for_a_repeat() -> Made:
     return called(Does(does, enc=nn.Linear(4, 4)), torch.randn(2, 3, 4))
 
 
-@case("", "2_parts sentence_features 3_are_unpacked", "3_entries_in_`sentence_features`")
+@case("", "2_parts sentence_features 3_are_unpacked", "`sentence_features`_3_entries")
 def two_columns_for_a_triplet() -> Made:
     def does(self: Any, sentence_features: list[Tensor]) -> Any:
         embeddings = [self.enc(one) for one in sentence_features]
@@ -262,7 +267,7 @@ def two_columns_for_a_triplet() -> Made:
     return called(Does(does, enc=nn.Linear(4, 4)), [torch.randn(2, 4), torch.randn(2, 4)])
 
 
-@case("", r"\[4,_16,_8\] 512 \[4,_17,_-1,_4\]", "", "whatever_numbers")
+@case("", r"\[4,_16,_8\] 512 \[4,_17,_-1,_4\]", "", "whatever_their")
 def a_view_of_sizes_that_are_laid_out() -> Made:
     def does(self: Any, x: Tensor) -> Tensor:
         shape = x.shape[:-1]

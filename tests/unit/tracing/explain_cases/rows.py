@@ -108,7 +108,7 @@ def positions_by_the_batch() -> Made:
     return called(model, torch.ones(3, 7, dtype=torch.long))
 
 
-@case("attn", r"'tril'_\[10,_10\] 14 too_long", "10", "bring_w")
+@case("attn", r"'tril'_\[10,_10\] 14 too_long", "10", "give_w")
 def a_causal_buffer_that_is_compared() -> Made:
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -133,7 +133,7 @@ def a_tied_weight_that_is_not_transposed() -> Made:
     return called(Does(does, embed=nn.Embedding(20, 8)), torch.ones(2, 5, dtype=torch.long))
 
 
-@case("", r"keys\.T_\[8,_6,_4\]", r"keys\.transpose\(1,_2\)_in_the_place_of_keys\.T")
+@case("", r"keys\.T_\[8,_6,_4\]", r"keys\.transpose\(1,_2\)_instead_of_keys\.T")
 def all_dimensions_transposed() -> Made:
     def does(self: Any, x: Tensor) -> Tensor:
         queries, keys = self.q(x), self.k(x)
