@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
+import os
 
 from torch import nn
 
 from ..leaves import Leaf
 from .failure import Bound, Finding
+from .fixes import fix_of, inserted, joined, turned
 from .ghosts import Operand, first, kind_of_dimension, many
-from .operations import Clash, clash_of, clash_of_loss
+from .losses import of_loss
+from .operations import clash_of, clash_of_loss
 from .origins import is_float, is_wide
 from .promises import blame, changed, is_odd, kind_of, owner_of, trail
 from .scene import Owned, Scene
-from .sites import expressions
+from .sites import expressions, has_channels_first
 from .table import BROADCAST, EQUAL
 from .texts import room, virtual_tokens
+from .tracebacks import TORCH
+from .unlike import Clash
+from .views import of_view
+
+_DATA = os.path.join(TORCH, "utils", "data") + os.sep
 
 
 def broken_loss(scene: Scene) -> Finding | None:
@@ -26,7 +35,7 @@ def broken_loss(scene: Scene) -> Finding | None:
             given = [scene.names.of_parameter(place, one, step.locals[one]) for one in names if one in step.locals]
             clash = clash_of_loss(step.name, [one for one in given if one.is_tensor])
             if clash is not None:
-                return _of_clash(scene, clash)
+                return of_loss(scene, clash, step.name) or _of_clash(scene, clash)
     return None
 
 
@@ -39,19 +48,39 @@ def broken_expression(scene: Scene) -> Finding | None:
 def _of_clash(scene: Scene, clash: Clash) -> Finding:
     """Explain a clash."""
     if clash.kind != "sizes":
-        return {"view": _view, "select": _select, "rank": _rank, "equal": _unequal}[clash.kind](scene, clash)
+        return {"view": of_view, "select": _select, "rank": _rank, "equal": _unequal}[clash.kind](scene, clash)
     left, right = clash.left, clash.right
     sides = [(left, clash.place)] + ([] if right is None else [(right, clash.other)])
     bounds = tuple(scene.bound(*side) for side in sides)
     pair = (left.shape[clash.place], clash.other if right is None else right.shape[clash.other])
     special = virtual_tokens(scene, [one for one, _ in sides], pair, bounds)
-    special = special or inputs_disagree(scene, pair) or _too_short(scene, clash, bounds)
+    special = special or inputs_disagree(scene, pair)
+    special = special or (None if turned(clash) else _too_short(scene, clash, bounds))
     if special is not None:
         return special
     found = blame(scene, sides, pair)
+    padded = _collated(scene)
     cause = _both(clash) + (f"; {found.words}" if found.words else "")
-    fix = f"look at what {found.where} returns" if is_odd(scene, found) else _fix(clash)
+    fix = (
+        f"look at what {found.where} returns"
+        if is_odd(scene, found)
+        else padded or fix_of(clash, _is_image(scene, clash))
+    )
     return Finding(found.kind or kind_of(left, clash.place), cause + scene.on(found.path), fix, bounds, found.path)
+
+
+def _is_image(scene: Scene, clash: Clash) -> bool:
+    """Tell whether the operand with more dimensions is the output of a layer that puts the channels first."""
+    sides = [one for one in (clash.left, clash.right) if one is not None]
+    return has_channels_first(scene, max(sides, key=lambda one: len(one.shape)))
+
+
+def _collated(scene: Scene) -> str | None:
+    """Say how to join examples of different sizes; None unless a ``DataLoader`` was joining them."""
+    joins = any(step.file.startswith(_DATA) for step in scene.steps)
+    pads = "for instance with torch.nn.utils.rnn.pad_sequence"
+    fix = f"pad or resize the examples to the same size in the DataLoader's collate_fn, {pads}, or in the dataset"
+    return fix if joins else None
 
 
 def _both(clash: Clash) -> str:
@@ -105,11 +134,30 @@ def _too_short(scene: Scene, clash: Clash, bounds: tuple[Bound, ...]) -> Finding
         if owner is None or (other is not None and (scene.owner(other) or scene.owner(other.root))):
             continue
         size, wanted = one.shape[place], elsewhere if other is None else other.shape[elsewhere]
-        long = scene.history.batch_and_length[1:] == (wanted,)
+        whole = tuple(owner.tensor.shape)
+        cut = isinstance(one.node, ast.Subscript) and scene.owner(one.root) is not None
+        if other is not None and cut and len(whole) == len(one.shape) and whole[place] >= wanted > size:
+            return _of_slice(scene, owner, one, place, (other, elsewhere), bounds)
+        length = sum(scene.history.batch_and_length[1:])
+        long = length > 0 and wanted - length in {0, *(adapter.virtual_tokens for adapter in scene.adapters)}
         if long and wanted > size:
             return _too_long(scene, owner, one, size, wanted, bounds)
         return _of_owner(scene, owner, one, place, wanted, bounds, other)
     return None
+
+
+def _of_slice(
+    scene: Scene, owner: Owned, one: Operand, place: int, other: tuple[Operand, int], bounds: tuple[Bound, ...]
+) -> Finding:
+    """Explain a parameter or buffer that is long enough but was cut too short."""
+    rest, at = other
+    size, wanted, whole = one.shape[place], rest.shape[at], owner.tensor.shape[place]
+    cause = f"{_owned(scene, owner, one)} is cut to {size} of its {whole} in dimension {place}, but {rest} has {wanted}"
+    also = [number for number, given in enumerate(rest.shape) if given == size and number != at]
+    if also:
+        cause += f"; the {size} is dimension {also[0]} of {rest.name}"
+    fix = f"take {wanted} of {owner.name!r} there, that is {rest.name}.size({at})"
+    return Finding("length", cause, fix, bounds, scene.path(owner.module))
 
 
 def _owned(scene: Scene, owner: Owned, one: Operand) -> str:
@@ -123,8 +171,11 @@ def _owned(scene: Scene, owner: Owned, one: Operand) -> str:
 
 def _too_long(scene: Scene, owner: Owned, one: Operand, size: int, length: int, bounds: tuple[Bound, ...]) -> Finding:
     virtual, offset, cut = room(scene, size, _offset(owner, size))
-    cause = f"{_owned(scene, owner, one)} has {size} positions, but the text has {length}{virtual}: too long{offset}"
-    return Finding("length", cause, f"{cut}, or make {owner.name!r} longer", bounds)
+    given = next((leaf for leaf in scene.history.given if (leaf.shape or ())[1:2] == (length,)), None)
+    what = "text" if given is None or not is_float(given) else "input"
+    cause = f"{_owned(scene, owner, one)} has {size} positions, but the {what} has {length}{virtual}: too long{offset}"
+    fix = cut if what == "text" else f"give an input of at most {size} there"
+    return Finding("length", cause, f"{fix}, or make {owner.name!r} longer", bounds)
 
 
 def _of_owner(
@@ -134,6 +185,7 @@ def _of_owner(
     asked = f"where {other.name} {list(other.shape)} has {wanted}" if other else f"but {wanted} is asked for"
     cause = f"{_owned(scene, owner, one)} has {size} in dimension {place}, {asked}"
     fix = f"expand {one.name} to {wanted} there" if size == 1 else f"create {owner.name!r} with {wanted} there"
+    fix = (None if other is None else inserted((one, other), has_channels_first(scene, other))) or fix
     culprit = scene.path(owner.module)
     if other is not None:
         if _is_product(scene):
@@ -145,6 +197,9 @@ def _of_owner(
         if birth is not None and birth.made:
             culprit, words = birth.row.path, changed(scene, birth, other)
             cause += f"; {words}" if words else ""
+        elif birth is not None and birth.leaf in scene.history.given and not _is_product(scene):
+            cause += f"; the {wanted} comes from the input {birth.leaf.name} {list(birth.leaf.shape or ())}"
+            fix = f"give {birth.leaf.name} a size of {size} there, or {fix}"
     return Finding(kind_of_dimension(place, len(one.shape), True), cause + scene.on(culprit), fix, bounds, culprit)
 
 
@@ -161,16 +216,6 @@ def _is_product(scene: Scene) -> bool:
     return names[-1] in ("matmul", "mm", "addmm", "bmm", "linear", "einsum")
 
 
-def _view(scene: Scene, clash: Clash) -> Finding:
-    """Explain a view whose sizes do not multiply to the number of elements."""
-    one = clash.left
-    births = [birth for place in range(len(one.shape)) if (birth := scene.birth(one, place)) is not None and birth.made]
-    told = {birth.row.path: words for birth in births if (words := changed(scene, birth, one))}
-    culprit = next(iter(told), None)
-    cause = f"{one.name} {list(one.shape)} {clash.rule}" + (f"; {told[culprit]}{scene.on(culprit)}" if culprit else "")
-    return Finding("view", cause, "ask for sizes whose product is the number of elements", scene.bounds(one), culprit)
-
-
 def _select(scene: Scene, clash: Clash) -> Finding:
     """Explain a mask that does not select as many places as there are values."""
     values, mask = clash.left, clash.right
@@ -184,7 +229,7 @@ def _rank(scene: Scene, clash: Clash) -> Finding:
     rest = f": {clash.rule} {clash.other}"
     if clash.right is not None:
         rest = f", {clash.right} has {clash.other}: they {clash.rule}"
-    fix = f"give {clash.left.name} {many(clash.other)}"
+    fix = joined(scene, clash) or f"give {clash.left.name} {many(clash.other)}"
     return Finding("rank", f"{clash.left} has {many(clash.place)}{rest}", fix, scene.bounds(clash.left))
 
 
@@ -199,14 +244,3 @@ def _unequal(scene: Scene, clash: Clash) -> Finding:
             break
     kind = "length" if len(left.shape) == len(right.shape) else "rank"
     return Finding(kind, f"{clash.rule}: {left}, {right}", fix, scene.bounds(left) + scene.bounds(right))
-
-
-def _fix(clash: Clash) -> str | None:
-    if clash.right is None:
-        return f"give {clash.left.name} a size of {clash.other} in dimension {clash.place}"
-    left, right = clash.left, clash.right
-    last = len(right.shape) - 1
-    if clash.rule.endswith("multiplied") and last > 0 and right.shape[last] == left.shape[-1]:
-        return f"{right.name}.transpose({last - 1}, {last}): then they can be multiplied"
-    sizes = f"{left.shape[clash.place]} or {right.shape[clash.other]}"
-    return f"give {left.name} and {right.name} the same size there, {sizes}"

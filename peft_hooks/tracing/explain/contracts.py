@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
-import math
 
+from .batches import of_two_batches, without_batch
 from .clashes import inputs_disagree
 from .failure import Bound, Finding
 from .ghosts import Operand, many
+from .labels import labels_of_other_rows
+from .operands import assigned
 from .patterns import Mismatch, Repair, check, repairs
 from .promises import Blame, blame, is_odd
 from .scene import Scene
-from .sites import Site
+from .sites import Site, has_channels_first
 from .texts import virtual_tokens
 
 
@@ -21,14 +23,14 @@ def broken_contract(site: Site) -> Finding | None:
     if found is None:
         return None
     operand = site.operands[found.parameter]
-    fitting = [one for one in repairs(site, found) if _likely(site, one)]
+    fitting = [one for one in repairs(site, found) if _likely(site, found, one)]
     if found.dimension is None:
-        return _rank(site, found, operand, fitting)
+        return labels_of_other_rows(site, found) or _rank(site, found, operand, fitting)
     bounds = (site.scene.bound(operand, found.dimension), _other(site, found), *_parts(site.scene, operand))
     if found.fixed.dimension is not None:
         other = site.operands[found.fixed.name]
         special = virtual_tokens(site.scene, [operand, other], (found.size, found.wanted[0]), bounds)
-        special = special or _labels(site, found, operand, other, bounds)
+        special = special or labels_of_other_rows(site, found)
         special = special or inputs_disagree(site.scene, (found.size, found.wanted[0]))
         if special is not None:
             return special
@@ -41,6 +43,11 @@ def broken_contract(site: Site) -> Finding | None:
         fix = f"look at what {guilty.where} returns" if is_odd(scene, guilty) else _without_repair(site, found, operand)
         return Finding(guilty.kind or _kind(found), cause, fix, bounds, guilty.path)
     if first is None:
+        special = without_batch(site, found, operand, cause, bounds) or of_two_batches(
+            site, found, operand, cause, bounds
+        )
+        if special is not None:
+            return special
         culprit = _culprit(scene, operand, found.dimension) if of_layer else guilty.path
         return Finding(_kind(found), cause + scene.on(culprit), _without_repair(site, found, operand), bounds, culprit)
     if first.kind == "batch_first":
@@ -56,6 +63,7 @@ def broken_contract(site: Site) -> Finding | None:
 def _parts(scene: Scene, operand: Operand) -> list[Bound]:
     """Return the sizes of the tensors that an operand was joined from, in the dimension in which they were joined."""
     node, place = operand.node, operand.place
+    node = assigned(scene.steps[place], node.id) or node if isinstance(node, ast.Name) else node
     given = node.args[0] if isinstance(node, ast.Call) and node.args else None
     if not isinstance(given, (ast.List, ast.Tuple)) or not operand.is_tensor:
         return []
@@ -73,27 +81,13 @@ def _blame(site: Site, found: Mismatch, operand: Operand) -> Blame:
     return blame(site.scene, sides, pair)
 
 
-def _labels(site: Site, found: Mismatch, operand: Operand, other: Operand, bounds: tuple[Bound, ...]) -> Finding | None:
-    """Find labels for each token of a text where there is one row of logits for each text."""
-    root, rows = operand.root, found.wanted[0]
-    if found.parameter != "target" or root.shape[:1] != (rows,) or math.prod(root.shape) != found.size:
-        return None
-    cause = (
-        f"the labels, {operand}, are {found.size} = {' * '.join(map(str, root.shape))}, one for each token; the logits,"
-        f" {other}, have {rows} rows, one for each text"
-    )
-    kind = type(site.scene.model).__name__
-    token = f", or use a {kind.replace('Sequence', 'Token')}" if "ForSequenceClassification" in kind else ""
-    return Finding("batch", cause, f"give one label for each text, {root.text} of shape [{rows}]{token}", bounds)
-
-
 def _kind(found: Mismatch) -> str:
     if found.meaning == "batch":
         return "batch"
     return "length" if found.meaning.startswith("length") else "width"
 
 
-def _likely(site: Site, repair: Repair) -> bool:
+def _likely(site: Site, found: Mismatch, repair: Repair) -> bool:
     """Tell whether to propose a change that makes the sizes fit.
 
     Swapping batch and length is proposed only if the batch is then that of the forward: not if it already is, or if the
@@ -104,13 +98,30 @@ def _likely(site: Site, repair: Repair) -> bool:
     if repair.kind == "batch_first" and main is not None:
         return not batch or site.shapes[main][0] == batch[0]
     if repair.kind == "turn":
-        letters = site.takes.batch_first or "mask" in repair.parameters[0]
-        rows = site.takes.patterns[repair.parameters[0]].startswith("N ") and 0 in repair.dimensions
-        first = site.shapes[repair.parameters[0]][:1]
-        return (not letters or 2 in repair.dimensions) and not (rows and (not batch or first == batch))
-    if repair.kind == "unsqueeze" and repair.dimensions == (0,):  # with the forward's rows, it lacks no batch
+        return _likely_turn(site, found, repair, batch)
+    first = bool(site.takes.batch_first) and site.number(site.takes.batch_first) is False  # the length comes first
+    if (
+        repair.kind == "unsqueeze" and repair.dimensions == (0,) and not first
+    ):  # with the forward's rows, it lacks no batch
         return site.shapes[repair.parameters[0]][:1] != batch
     return True
+
+
+def _likely_turn(site: Site, found: Mismatch, repair: Repair, batch: tuple[int, ...]) -> bool:
+    parameter = repair.parameters[0]
+    pattern, operand = site.takes.patterns[parameter], site.operands[parameter]
+    if site.name == "scaled_dot_product_attention":  # swaps heads and length
+        return repair.dimensions == (1, 2)
+    if found.fixed.dimension is None and not pattern.startswith("..."):
+        last = len(operand.shape) - 1
+        of_channels = last > 1 and found.dimension == 1 and parameter == found.parameter
+        places = [(1, last), (1, 2)] if last > 3 else [(1, last)]  # in videos, the frames may come first
+        unique = operand.shape.count(found.wanted[0]) == 1
+        if of_channels and (repair.dimensions not in places or not unique or has_channels_first(site.scene, operand)):
+            return False  # height or width may have this size, too
+    letters = "(" in pattern or ("mask" in parameter and not pattern.startswith("N "))
+    rows = pattern.startswith("N ") and 0 in repair.dimensions
+    return (not letters or 2 in repair.dimensions) and not (rows and (not batch or operand.shape[:1] == batch))
 
 
 def _cause(site: Site, found: Mismatch, operand: Operand) -> str:
@@ -166,13 +177,16 @@ def _turn(site: Site, found: Mismatch, repair: Repair) -> tuple[str, str]:
     operand, place = site.operands[repair.parameters[0]], found.dimension or 0
     away, name = other if place == one else one, operand.name
     rank, of_layer = len(operand.shape), found.fixed.dimension is None
+    more = [site.operands[one].name for one in repair.parameters if site.operands[one].name != name]
     words = f"{name} has {found.wanted[0]} in dimension {away}: with the two transposed, everything fits"
     call = f"{name}.transpose({one}, {other})"
     if rank > 3 and of_layer:  # of images: height and width keep their order
         order = [number for number in range(rank) if number != away]
         order.insert(place, away)
         call = f"{name}.permute({', '.join(map(str, order))})"
-    back = ", and back again after it if what follows expects the present order" if of_layer and rank > 2 else ""
+    call += "".join(f" and {each}.transpose({one}, {other})" for each in more)
+    of_one = of_layer and rank > 2 and not more
+    back = ", and back again after it if what follows expects the present order" if of_one else ""
     norm = "; or use a LayerNorm, which takes its features last" if site.name == "BatchNorm1d" else ""
     return words, f"{call} before {site.where}{back}{norm}"
 
@@ -195,7 +209,17 @@ def _without_repair(site: Site, found: Mismatch, operand: Operand) -> str | None
         return f"create {owner.name!r} of {site.scene.where(owner.module)} with {wanted} in dimension {place}"
     if fixed.dimension is not None:
         other = site.operands[fixed.name].name
+        if found.meaning == "batch" and site.module is None and not site.scene.history.given:
+            return f"give both the same number of rows: {other} has {wanted}, {name} {found.size}"
         return f"give {name} a size of {wanted} in dimension {place}, as {other} has in dimension {fixed.dimension}"
+    if fixed.name == "layers":
+        cut = (
+            ", with its directions or layers summed or cut"
+            if found.size > wanted
+            else ", one for each layer and direction"
+        )
+        takes = f"set num_layers or bidirectional of {site.where} so that it takes {found.size}"
+        return f"give {name} a size of {wanted} in dimension {place}{cut}; or {takes}"
     if fixed.name in ("in_features", "in_channels", "num_features", "embed_dim", "input_size"):
         linear = ", for instance with a Linear" if place == len(operand.shape) - 1 else f" in dimension {place}"
         bring = f"project {name} from {found.size} to {wanted} first{linear}"
@@ -206,7 +230,8 @@ def _without_repair(site: Site, found: Mismatch, operand: Operand) -> str | None
 def _rank(site: Site, found: Mismatch, operand: Operand, fitting: list[Repair]) -> Finding:
     """Explain an argument that has too many or too few dimensions."""
     wanted, scene = " or ".join(map(str, found.wanted)), site.scene
-    no_batch = bool(fitting) and (fitting[0].kind, fitting[0].dimensions) == ("unsqueeze", (0,))
+    own = bool(fitting) and found.parameter in fitting[0].parameters
+    no_batch = own and (fitting[0].kind, fitting[0].dimensions) == ("unsqueeze", (0,))
     cause = f"{operand} has {many(found.size)}, but {site.where} takes {wanted}, {found.pattern}"
     cause += ": the batch dimension is missing" * no_batch
     fix = f"give {operand.name} {wanted} dimension{'s' * (found.wanted != (1,))}, {found.pattern}"

@@ -1,35 +1,32 @@
-"""Explain demands other than matching sizes: an existing dimension, contiguous memory, a dtype, a range of values.
-
-Also explains checks that a library makes itself before it raises.
-"""
+"""Explain demands other than matching sizes: an existing dimension, contiguous memory, a dtype, a range of values."""
 
 from __future__ import annotations
 
 import ast
-import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from .failure import Finding
 from .ghosts import Operand, first, flat_of, many, shape_of
 from .meta import method
-from .operands import text_of
 from .scene import Scene
 from .sites import Expression, expressions
 from .table import BY_INDEX
-from .tracebacks import FUNCTIONS, Step
 
-_SIMPLE = (int, float, str, bool, tuple, list)
 _WITH_DIM = frozenset((
     "softmax", "log_softmax", "sum", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "cumsum", "size",
     "transpose", "swapaxes", "squeeze", "flatten", "select", "chunk", "unbind", "norm", "std", "var", "logsumexp",
     "unsqueeze", "sort", "topk", "narrow", "split", "prod", "any", "all", "movedim", "index_select", "gather",
 ))  # fmt: skip
 _OF_NUMBERS = frozenset(["narrow", "topk", "chunk", "split", "norm", "select", "std", "var", "sort"])  # not only dims
+_LENGTHS = {
+    "ctc_loss": (("input_lengths", "log_probs", 0), ("target_lengths", "targets", 1)),
+    "pack_padded_sequence": (("lengths", "input", 0),),
+}
 _FLOATING = frozenset(["mean", "softmax", "log_softmax", "std", "var", "norm", "sigmoid_", "bernoulli"])
 
 
@@ -39,11 +36,11 @@ def unmet_demand(scene: Scene) -> Finding | None:
         one = next(iter(expression.operands.values()), None)
         if one is None or not one.is_tensor:
             continue
-        rules = (_no_such_dimension, _permuted, _not_in_order, _not_floating, _no_index)
+        rules = (_no_such_dimension, _permuted, _not_each, _not_in_order, _not_floating, _no_index)
         found = first(rule(scene, expression, one) for rule in rules)
         if found is not None:
             return found
-    return _one_value(scene) or _no_probability(scene) or _too_small(scene)
+    return _one_value(scene) or _no_probability(scene) or _too_small(scene) or _too_long(scene)
 
 
 def _no_such_dimension(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
@@ -69,6 +66,20 @@ def _permuted(scene: Scene, expression: Expression, one: Operand) -> Finding | N
         return None
     cause = f"{one} has {many(len(one.shape))}, but permute() is given {len(dims)}"
     return Finding("rank", cause, f"name each of the {len(one.shape)} dimensions once", scene.bounds(one))
+
+
+def _not_each(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
+    """Find a method that takes matrices, or a number for each dimension, on a tensor of more dimensions."""
+    rank = len(one.shape)
+    if expression.name == "t" and rank > 2:
+        cause = f"{one} has {many(rank)}, but t() takes at most 2"
+        return Finding("rank", cause, f"{one.name}.transpose({rank - 2}, {rank - 1})", scene.bounds(one))
+    times = flat_of([part.value for part in [*expression.operands.values()][1:]])
+    if expression.name != "repeat" or len(times) >= rank or not all(type(time) is int for time in times):
+        return None
+    whole = ", ".join(map(str, times + [1] * (rank - len(times))))
+    cause = f"{one} has {many(rank)}, but repeat() is given {many(len(times), 'number')}, {', '.join(map(str, times))}"
+    return Finding("rank", cause, f"give a number for each, such as {one.name}.repeat({whole})", scene.bounds(one))
 
 
 def _not_in_order(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
@@ -164,84 +175,36 @@ def _too_small(scene: Scene) -> Finding | None:
     return None
 
 
+def _too_long(scene: Scene) -> Finding | None:
+    """Find lengths of texts that exceed the size of the tensor that they belong to."""
+    for place, step in enumerate(scene.steps):
+        for lengths, name, along in _LENGTHS.get(step.name, ()) if step.in_torch else ():
+            given, whole = step.locals.get(lengths), step.locals.get(name)
+            shape, first = shape_of(whole) or (), bool(step.locals.get("batch_first"))
+            at = along ^ first if step.name == "pack_padded_sequence" else along
+            numbers = given.tolist() if isinstance(given, Tensor) else given
+            if not isinstance(numbers, (list, tuple)) or len(shape) <= at or max(numbers, default=0) <= shape[at]:
+                continue
+            one, other = (scene.names.of_parameter(place, key, step.locals[key]) for key in (lengths, name))
+            said = one.name if one.text == lengths else f"{one.name}, the {lengths},"
+            cause = f"{said} go up to {max(numbers)}, but {other} has {shape[at]} in dimension {at}"
+            fix = f"give {one.name} values of at most {shape[at]}, the length of {other.name}"
+            return Finding("length", cause, fix, (scene.bound(other, at),))
+    return _badly_packed(scene)
+
+
+def _badly_packed(scene: Scene) -> Finding | None:
+    """Find a packed sequence whose lengths exceed what was packed: PyTorch notices only when it is used."""
+    for call in scene.calls:
+        for name, value in call.given.items():
+            if isinstance(value, PackedSequence) and int(value.batch_sizes.sum()) > len(value.data):
+                one = scene.names.of_parameter(call.place, name, value)
+                cause = f"{one.name} was packed with lengths up to {len(value.batch_sizes)},"
+                cause += f" {int(value.batch_sizes.sum())} positions in total, but has {len(value.data)}"
+                fix = "give pack_padded_sequence lengths that do not exceed the length of what is packed"
+                return Finding("length", f"{cause}: a length is too large", fix)
+    return None
+
+
 def _each(value: Any, count: int) -> list[int]:
     return list(value) if isinstance(value, (tuple, list)) else [0 if isinstance(value, str) else value] * count
-
-
-def guarded(scene: Scene) -> Finding | None:
-    """Find what a library checked before it raised: a None, or two values that differ."""
-    step, place = scene.steps[-1], len(scene.steps) - 1
-    if not step.raises:
-        return None
-    tests = list(_tests(step))
-    asking = itertools.takewhile(lambda one: _asks_for_none(one[0]) and not _others(step, one[0]), tests)
-    return _missing(scene, step, place, [test for test, _ in asking]) or _checked(scene, step, tests)
-
-
-def _tests(step: Step) -> Iterator[tuple[ast.expr, bool]]:
-    """Yield the test of an ``assert`` and of each ``if`` around the line, innermost first; False marks an ``else``."""
-    statement: Any = step.running[1]
-    if isinstance(statement, ast.Assert):
-        yield statement.test, True
-    while statement is not None and not isinstance(statement, FUNCTIONS):
-        parent = getattr(statement, "parent", None)
-        if isinstance(parent, ast.If):
-            yield parent.test, statement in parent.body
-        statement = parent
-
-
-def _missing(scene: Scene, step: Step, place: int, tests: list[ast.expr]) -> Finding | None:
-    asks = (one.left for test in tests for one in _asks_for_none(test))
-    asked = list(dict.fromkeys(one.id for one in asks if isinstance(one, ast.Name)))
-    if not asked or any(step.values.names.get(name, 0) is not None for name in asked):
-        return None
-    names = dict.fromkeys(_first_name(scene, place, name) for name in asked)
-    inside = "" if scene.inner is None else f" in {scene.where(scene.inner)}"
-    verb = {1: "is", 2: "are both"}.get(len(asked), "are all")
-    cause = f"{' and '.join(asked)} {verb} None{inside}: no {' and no '.join(names)} was given"
-    return Finding("none", cause, f"give {' or '.join(names)}")
-
-
-def _first_name(scene: Scene, place: int, name: str) -> str:
-    """Return the name of a None where it was first passed on."""
-    for _ in range(20):
-        found = scene.names.argument(place, name)
-        if found is None or not isinstance(found[1], ast.Name):
-            return name
-        if scene.steps[found[0]].values(found[1]) is not None:
-            return name
-        place, name = found[0], found[1].id
-    return name
-
-
-def _comparisons(test: ast.AST) -> list[ast.Compare]:
-    return [one for one in ast.walk(test) if isinstance(one, ast.Compare)]
-
-
-def _asks_for_none(test: ast.AST) -> list[ast.Compare]:
-    return [one for one in _comparisons(test) if isinstance(one.ops[0], (ast.Is, ast.IsNot))]
-
-
-def _others(step: Step, test: ast.AST) -> list[tuple[str, Any]]:
-    """Return the sides of the comparisons in a test, with their values, except for comparisons with None."""
-    found: dict[str, Any] = {}
-    either = isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or)
-    for one in _comparisons(test):
-        if len(one.ops) == 1 and not isinstance(one.ops[0], (ast.Is, ast.IsNot)):
-            sides = [(side, step.values(side)) for side in (one.left, one.comparators[0])]
-            if either and isinstance(one.ops[0], ast.NotEq) and sides[0][1] == sides[1][1]:
-                continue  # this part of the test held
-            if all(isinstance(value, _SIMPLE) for _, value in sides):
-                found.update({text_of(side): value for side, value in sides if not isinstance(side, ast.Constant)})
-    return [*found.items()]
-
-
-def _checked(scene: Scene, step: Step, tests: list[tuple[ast.expr, bool]]) -> Finding | None:
-    """Say what the innermost check was and what it compared."""
-    test, holds = tests[0] if tests else (None, False)
-    others = [] if test is None or not holds else _others(step, test)
-    if test is None or not others:
-        return None
-    values = [f"`{text}` is {list(value) if isinstance(value, tuple) else value}" for text, value in others]
-    where = "the code" if scene.inner is None else scene.where(scene.inner)
-    return Finding("check", f"{where} checks `{text_of(test)}`: {', '.join(values)}")

@@ -55,7 +55,10 @@ def explain_outside(trace: ShapeTrace, model: nn.Module, error: BaseException) -
     forward = trace.rows[-1].forward if trace.rows else 0
     raised = read(error)
     with _scene_of(trace, model, error, raised, forward) as scene:
-        return None if not scene.steps or is_own(scene) else _outside(scene, raised, "the code around the model")
+        if not scene.steps or is_own(scene):
+            return None
+        failure = _outside(scene, raised, "the code around the model")
+        return None if failure.kind == "check" and not scene.calls else failure  # the error's message says as much
 
 
 def explain_traceback(error: BaseException) -> Failure | None:

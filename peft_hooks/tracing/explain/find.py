@@ -15,19 +15,20 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from .checks import guarded, no_forward
 from .clashes import broken_expression, broken_loss
 from .contracts import broken_contract
-from .demands import guarded, unmet_demand
+from .demands import unmet_demand
 from .failure import Finding
-from .ghosts import many
 from .indices import bad_index, out_of_range
 from .kinds import mixed_devices, wrong_device, wrong_dtype
-from .meta import fails_alone
-from .objects import is_none, missing_feature, wrong_object, wrong_operand
+from .objects import missing_feature, wrong_object, wrong_operand
 from .promises import broken_promise
+from .refusals import refused, refused_dtype
 from .scene import Scene
 from .sites import expressions, sites
 from .texts import no_batch, virtual_tokens_inside
+from .unpacking import unpacked
 from .values import UNKNOWN
 
 logger = logging.getLogger("peft_hooks")
@@ -99,31 +100,6 @@ def _follows(found: Finding, promise: Finding) -> bool:
     return bool(changed & sizes) or not changed or promise.kind in ("rank", "transposed")
 
 
-def _unpacked(scene: Scene) -> Finding | None:
-    """Find a shape or tuple that was unpacked into more or fewer names than it has parts."""
-    step, place = scene.steps[-1], len(scene.steps) - 1
-    statement = step.running[1]
-    if not isinstance(scene.error, (ValueError, TypeError)) or not isinstance(statement, ast.Assign) or step.node:
-        return None
-    target, made = statement.targets[0], statement.value
-    names = target.elts if isinstance(target, (ast.Tuple, ast.List)) else []
-    if not names or any(isinstance(one, ast.Starred) for one in names):
-        return None
-    value = step.values(made)
-    if value is None:
-        return is_none(scene, scene.names.of_expression(place, made), ast.unparse(statement))
-    if not isinstance(value, (tuple, list)) or len(value) == len(names):
-        return None
-    of_size = made.func if isinstance(made, ast.Call) else made
-    if not isinstance(of_size, ast.Attribute) or of_size.attr not in ("shape", "size"):
-        return Finding("object", f"{ast.unparse(made)} has {len(value)} parts, but {len(names)} are unpacked")
-    owner = scene.names.of_expression(place, of_size.value)
-    origin = scene.origin(owner)
-    culprit = None if origin is None else origin.maker
-    cause = f"{owner} has {many(len(value))}, but the code unpacks {len(names)}{scene.on(culprit)}"
-    return Finding("rank", cause, f"give {owner.name} {many(len(names))}", scene.bounds(owner), culprit)
-
-
 def _wrong_arguments(scene: Scene) -> Finding | None:
     """Find a forward or function that was called with arguments that it does not take."""
     if not isinstance(scene.error, TypeError):
@@ -173,19 +149,7 @@ def _nested(scene: Scene) -> Finding | None:
     return None
 
 
-def _refused(scene: Scene) -> Finding | None:
-    """Find an operation that refuses these shapes or dtypes by a rule of its own, whatever the values."""
-    for expression in expressions(scene):
-        operation = expression.step.values.operation(expression.node)
-        if operation is not None and fails_alone(*operation, scene.error):
-            tensors = expression.tensors()
-            given = " and ".join(f"{one}, {one.short}" for one in tensors)
-            cause = f"{expression.name}() fails on {given}, whatever their values"
-            return Finding("operation", cause, None, tuple(scene.bound(one, 0) for one in tensors if one.shape))
-    return None
-
-
 _RULES: tuple[Callable[[Scene], Finding | None], ...] = (
-    broken_loss, wrong_operand, bad_index, broken_expression, unmet_demand, _unpacked, guarded, _wrong_arguments, _key,
-    mixed_devices, _nested, virtual_tokens_inside, _refused,
+    broken_loss, no_forward, wrong_operand, bad_index, broken_expression, unmet_demand, unpacked, guarded,
+    _wrong_arguments, _key, mixed_devices, _nested, virtual_tokens_inside, refused, refused_dtype,
 )  # fmt: skip

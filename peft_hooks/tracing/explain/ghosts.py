@@ -156,3 +156,12 @@ def what_changed(known: Shape, shape: Shape, wide: bool = True) -> tuple[str, st
         return kind, f"its {noun}s are doubled"
     count = abs(after - before)
     return kind, f"{many(count, noun)} {'more' if after > before else 'fewer'}"
+
+
+def storage_of(tensor: Tensor) -> tuple[Any, int] | None:
+    """Return where a tensor's values are stored; None if that is unknown or it has none."""
+    try:
+        place = tensor.untyped_storage().data_ptr()
+    except Exception:  # some tensors have no storage
+        return None
+    return (tensor.device, place) if place else None

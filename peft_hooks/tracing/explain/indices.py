@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from .scene import Scene
 from .sites import Expression, Site, expressions
 from .table import BY_INDEX
 from .texts import is_optional, is_vocabulary, room, vocabulary
+from .whole import numbers_of
 
+_OF_ROWS = ("index_select", "index_add", "index_add_", "index_copy", "index_copy_")  # their index is a vector
 IGNORED = -100  # the label that PyTorch's losses ignore by default
 
 
@@ -170,11 +173,15 @@ def _by_index(scene: Scene, expression: Expression) -> Finding | None:
     if table is None or index is None or dim is None or not isinstance(dim.value, int) or not table.shape:
         return None
     rank = len(table.shape)
-    if len(index.shape) != rank and expression.name not in ("index_select", "index_add", "index_copy"):
+    if len(index.shape) > 1 and expression.name in _OF_ROWS:
+        cause = f"{index} has {many(len(index.shape))}, but {expression.name}() takes 1: the same positions in each row"
+        fix = f"use {index.name}.flatten() for that; for other positions in each row use gather() and an index"
+        return Finding("rank", cause, f"{fix} with {many(rank)}", scene.bounds(index))
+    if len(index.shape) != rank and expression.name not in _OF_ROWS:
         cause = f"{index} has {many(len(index.shape))}, but {table} has {rank}: {expression.name}() needs as many"
         fix = f"unsqueeze and expand {index.name} to {many(rank)}"
         return Finding("rank", cause, fix, scene.bounds(index))
-    found = _read(index.value, table.shape[dim.value % rank])
+    found = _read(numbers_of(expression.step.values, index.node, index.value), table.shape[dim.value % rank])
     return None if found is None else _along(scene, table, index, dim.value % rank, found)
 
 
@@ -197,7 +204,11 @@ def _item(scene: Scene, expression: Expression) -> Finding | None:
         length = len(table.value)
         cause = f"{table.name} has {length} {'entry' if length == 1 else 'entries'}, but {index} is asked for"
         return None if -length <= index < length else Finding("index", cause)
-    parts = list(index) if isinstance(index, tuple) else [index]
+    slices = expression.node.slice if isinstance(expression.node, ast.Subscript) else None
+    nodes = slices.elts if isinstance(slices, ast.Tuple) else [slices]
+    parts = [*index] if isinstance(index, tuple) else [index]
+    if len(nodes) == len(parts):
+        parts = [numbers_of(expression.step.values, node, part) for node, part in zip(nodes, parts)]
     if not table.is_tensor or any(part is ... or part is None for part in parts):
         return None
     if len(parts) > len(table.shape):

@@ -90,7 +90,25 @@ def fails_alone(work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
             return True
     else:
         return False
+    return fails_on_numbers(work, args, kwargs, error)
+
+
+def fails_on_numbers(
+    work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], error: BaseException
+) -> bool:
+    """Tell whether an operation raises the same error on zeros and on ones: some fail only when they compute."""
     return all(_fails_on(number, work, args, kwargs, error) for number in (0, 1))
+
+
+def runs_on_numbers(work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether an operation runs on zeros and on ones of these shapes and dtypes."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for number in (0, 1):
+                _run(work, args, kwargs, functools.partial(_full, number))
+    except Exception:
+        return False
+    return True
 
 
 def _fails_on(
@@ -114,7 +132,7 @@ def is_operation(function: Any) -> bool:
 
 def is_method(name: str) -> bool:
     """Tell whether tensors have a method of this name that is an operation."""
-    return name in _operations()[1] or name in _NEW
+    return name in _operations()[1] or name in _NEW or name == "unflatten"  # written in Python and not listed
 
 
 @functools.cache

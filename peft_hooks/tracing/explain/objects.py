@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Mapping
 from types import BuiltinFunctionType
 from typing import Any
@@ -142,8 +143,14 @@ def _other(scene: Scene, one: Operand, but: str) -> Finding:
     what = f"{name} is {kind}{shown}{but}"
     row = _returned(scene, one)
     if row is None:
-        return Finding("object", what, _tensor_in(one))
+        return Finding("object", what, _by_name(scene, one) or _tensor_in(one))
+    plain = type(value) in (tuple, list) and all(isinstance(part, Tensor) for part in value)
+    held = {identity_of(part) for part in value} if plain else set()
+    own = [leaf.name for leaf in tensors_of(row.outputs) if leaf.identity in held]
     outputs = [leaf.name for leaf in tensors_of(row.outputs)]
+    if plain and len(held) <= len(own) < len(outputs):  # only a part of its output, such as the hidden states
+        cause = f"{what}: it has {many(len(value), 'tensor')} that {row.where} returned, {', '.join(own[:4])}"
+        return Finding("object", cause, f"take one of them, for instance {name}[0] or {name}[-1]", culprit=row.path)
     names = ", ".join(outputs[:4]) + (", ..." if len(outputs) > 4 else "")
     cause = f"returned {kind} of {many(len(outputs), 'tensor')}, {names}"
     fix = f"take one of them, such as the first: [0] of what {row.where} returns"
@@ -156,6 +163,14 @@ def _other(scene: Scene, one: Operand, but: str) -> Finding:
     elif isinstance(value, Mapping):
         fix = f"take one by name, .{outputs[0] if outputs else '...'}"
     return Finding("object", f"{what}: {row.where} {cause}", fix, culprit=row.path)
+
+
+def _by_name(scene: Scene, one: Operand) -> str | None:
+    """Say to pass a mapping to the model by name, if the model takes these names; otherwise return None."""
+    names = [*one.value] if isinstance(one.value, Mapping) else []
+    takes = inspect.signature(scene.model.forward).parameters
+    fits = bool(names) and {*names} <= {*takes}
+    return f"pass **{one.text}: the model takes {' and '.join(map(repr, names))} by name" if fits else None
 
 
 def _tensor_in(one: Operand) -> str | None:

@@ -6,6 +6,7 @@ import ast
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -35,6 +36,22 @@ class Names:
         inner = _made_of(node, self.steps[place])
         base = None if inner is None else self.of_expression(place, inner)
         return Operand(text_of(node), value, base if base is not None and base.is_tensor else None, place, node)
+
+    def made(self, place: int, node: ast.AST) -> ast.expr | None:
+        """Return the expression that another is made from: a method's tensor, or the only tensor among the operands."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            step = self.steps[place]
+            of_library = isinstance(step.values(node.func.value), ModuleType) and node.args  # F.relu(x)
+            return _made_of(node, step) or (node.args[0] if of_library else node.func.value)
+        return _made_of(node, self.steps[place])
+
+    def made_of(self, operand: Operand) -> list[Operand]:
+        """Return the named tensors in the expression of an operand, or in the expression assigned to its name."""
+        root = operand.root
+        step = self.steps[root.place]
+        made = assigned(step, root.node.id) if isinstance(root.node, ast.Name) else root.node
+        named = [] if made is None else [one for one in ast.walk(made) if isinstance(one, ast.Name)]
+        return [one for one in (self.of_expression(root.place, part) for part in named) if one.is_tensor]
 
     def of_parameter(self, place: int, parameter: str, value: Any) -> Operand:
         """Return the argument for a parameter of a step's function, under its name in the calling code."""
@@ -123,6 +140,9 @@ def _made_of(node: ast.AST, step: Step) -> ast.expr | None:
     elif isinstance(node, (ast.Subscript, ast.Attribute)):
         owner = step.values(node.value)
         inner = node.value if is_tensor(owner) else None
+    elif isinstance(node, (ast.Compare, ast.BinOp, ast.UnaryOp)):
+        sides = [one for one in ast.iter_child_nodes(node) if isinstance(one, ast.expr) and is_tensor(step.values(one))]
+        inner = sides[0] if len(sides) == 1 else None
     return inner
 
 
@@ -132,7 +152,13 @@ def text_of(node: ast.AST) -> str:
 
 
 def assigned(step: Step, name: str) -> ast.expr | None:
-    """Return what was last assigned to a name before the line that raised, in code that certainly ran.
+    """Return what was last assigned to a name before the line that raised, in code that certainly ran."""
+    found = assignment(step, name)
+    return None if found is None else found[0]
+
+
+def assignment(step: Step, name: str) -> tuple[ast.expr, int | None] | None:
+    """Return what was last assigned to a name, and the index of the part if that was unpacked, else None.
 
     Only assignments in the blocks around the line count. None if another statement, such as an ``if``, follows.
     """
@@ -161,13 +187,19 @@ def assigns(step: Step, name: str) -> bool:
 
 
 def _assigned_by(statement: ast.stmt, name: str) -> Any:
-    """Return what a statement assigns to a name, None if nothing, and False if that is unclear."""
+    """Return what a statement assigns to a name, and which part; None if nothing, and False if that is unclear."""
     if isinstance(statement, (ast.Assign, ast.AnnAssign)):
         for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
             names = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
-            if any(isinstance(one, ast.Name) and one.id == name for one in names):
-                return statement.value
+            value = statement.value
+            for place, one in enumerate(names):
+                if isinstance(one, ast.Name) and one.id == name:
+                    if isinstance(value, ast.Tuple) and len(names) == len(value.elts) > 1:  # a, b = f(x), g(x)
+                        return value.elts[place], None
+                    return value, None if names == [target] else place
         return None
+    if isinstance(statement, ast.With):  # what is inside ran
+        return next((found for one in reversed(statement.body) if (found := _assigned_by(one, name)) is not None), None)
     return False if name in _stored(statement) else None
 
 

@@ -5,46 +5,19 @@ from __future__ import annotations
 import ast
 import itertools
 import math
-import operator
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 from .ghosts import Operand, first, flat_of, shape_of
-from .meta import worked_out
+from .selections import by_index, by_item, by_mask
 from .sites import Expression
-from .table import BROADCAST, EQUAL
-
-
-class Clash(NamedTuple):
-    """Two sizes of an operation's operands that do not match.
-
-    Attributes:
-        kind: ``"sizes"`` of two dimensions; or ``"rank"``, ``"equal"``, ``"select"`` or ``"view"``.
-        left: An operand.
-        place: Which of its dimensions; for ``"rank"`` how many it has, and for ``"select"`` how many values.
-        right: The other operand, if there is one.
-        other: The same for the other operand, or the number that is required if there is no other operand.
-        rule: The rule that they break, as text.
-    """
-
-    kind: str
-    left: Operand
-    place: int
-    right: Operand | None = None
-    other: int = 0
-    rule: str = ""
+from .table import BROADCAST, BY_INDEX, EQUAL
+from .unlike import RULE, Clash, unlike
 
 
 def clash_of(expression: Expression) -> Clash | None:
     """Return the sizes that do not match in an expression, or None if they all do."""
     work = _WORK.get(expression.name, _broadcast if expression.name in BROADCAST else None)
     return None if work is None else work(expression)
-
-
-_RULE = "must have the same size there, or one of them 1"
 
 
 def clash_of_loss(name: str, given: Sequence[Operand]) -> Clash | None:
@@ -56,17 +29,9 @@ def clash_of_loss(name: str, given: Sequence[Operand]) -> Clash | None:
     return clash
 
 
-def _first_unlike(operands: Sequence[Operand], rule: str = _RULE) -> Clash | None:
+def _first_unlike(operands: Sequence[Operand], rule: str = RULE) -> Clash | None:
     """Return the first two operands that cannot be broadcast together."""
-    return first(_unlike(*pair, rule) for pair in itertools.combinations(operands, 2))
-
-
-def _unlike(one: Operand, other: Operand, rule: str = _RULE, last: int = 0) -> Clash | None:
-    """Return the first sizes, from the end but without the ``last`` ones, that cannot be broadcast together."""
-    for place in range(1 + last, min(len(one.shape), len(other.shape)) + 1):
-        if one.shape[-place] != other.shape[-place] and 1 not in (one.shape[-place], other.shape[-place]):
-            return Clash("sizes", one, len(one.shape) - place, other, len(other.shape) - place, rule)
-    return None
+    return first(unlike(*pair, rule) for pair in itertools.combinations(operands, 2))
 
 
 def _broadcast(expression: Expression) -> Clash | None:
@@ -76,12 +41,14 @@ def _broadcast(expression: Expression) -> Clash | None:
 
 
 def parts(expression: Expression) -> list[Operand]:
-    """Return the tensors given to ``cat`` or ``stack``, by name if the source lists them."""
-    given = expression.operands.get("tensors")
-    if given is None or expression.name not in ("cat", "concat", "stack"):
+    """Return the tensors given to ``cat``, ``stack`` or ``pad_sequence``, by name if the source lists them."""
+    given = expression.operands.get("tensors") or expression.operands.get("sequences")
+    if given is None or expression.name not in ("cat", "concat", "stack", "pad_sequence"):
         return []
-    if isinstance(given.node, (ast.List, ast.Tuple)):
-        return [expression.operand(one) for one in given.node.elts]
+    listed = given.node.elts if isinstance(given.node, (ast.List, ast.Tuple)) else None
+    listed = listed or expression.step.values.laid_out(given.node)
+    if listed is not None:
+        return [expression.operand(one) for one in listed]
     values = given.value if isinstance(given.value, (list, tuple)) else []
     return [Operand(f"{given.text}[{number}]", value) for number, value in enumerate(values)]
 
@@ -103,6 +70,19 @@ def _join(expression: Expression) -> Clash | None:
     return None
 
 
+def _sum(expression: Expression) -> Clash | None:
+    """Tensors that Python's own ``sum`` adds up."""
+    given = next(iter(expression.operands.values()), None)
+    if given is None or expression.target is not sum:
+        return None
+    nodes = given.node.elts if isinstance(given.node, (ast.List, ast.Tuple)) else None
+    nodes = nodes or expression.step.values.laid_out(given.node)
+    listed = given.value if isinstance(given.value, (list, tuple)) else ()
+    known = [Operand(f"{given.text}[{number}]", value) for number, value in enumerate(listed)]
+    known = known if nodes is None else [expression.operand(one) for one in nodes]
+    return _first_unlike([one for one in known if one.is_tensor])
+
+
 def _matmul(expression: Expression) -> Clash | None:
     left, right = expression.operands.get("input"), expression.operands.get("other")
     if left is None or right is None or not left.shape or not right.shape:
@@ -110,7 +90,7 @@ def _matmul(expression: Expression) -> Clash | None:
     inner = len(right.shape) - 2 if len(right.shape) > 1 else 0
     if left.shape[-1] != right.shape[inner]:
         return Clash("sizes", left, len(left.shape) - 1, right, inner, "must have the same size there to be multiplied")
-    return _unlike(left, right, last=2)
+    return unlike(left, right, last=2)
 
 
 def _view(expression: Expression) -> Clash | None:
@@ -162,52 +142,28 @@ def _einsum(expression: Expression) -> Clash | None:
     return None
 
 
-def _index(expression: Expression) -> Clash | None:
-    """Find a mask that does not fit its tensor, or values that do not fit the places they are assigned to."""
-    one, index = expression.operands["input"], expression.value("index")
-    if not one.is_tensor:
+def _split(expression: Expression) -> Clash | None:
+    """Find sizes that do not add up to the size of what is split."""
+    one, sizes = expression.operands.get("tensor"), expression.value("split_size_or_sections")
+    dim = expression.value("dim")
+    if one is None or not one.shape or not isinstance(sizes, (list, tuple)):
         return None
-    masks = list(index) if isinstance(index, tuple) else [index]
-    shape = shape_of(masks[0])
-    if len(masks) == 1 and shape is not None and masks[0].dtype == torch.bool:
-        for place, (a, b) in enumerate(zip(one.shape, shape)):
-            if a != b:
-                selects = expression.operands["index"]
-                return Clash("sizes", one, place, selects, place, "must have the same size there for a mask")
-    if expression.name != "setitem":
+    place = (dim if isinstance(dim, int) else 0) % len(one.shape)
+    if not all(isinstance(size, int) for size in sizes) or sum(sizes) == one.shape[place]:
         return None
-    values, target = expression.operands["value"], worked_out(operator.getitem, [one.value, index])
-    if target is not None and values.is_tensor:
-        places = Operand(ast.unparse(expression.node) if expression.node else "", target, one)
-        rule = "are the target and the values of the assignment, which must have the same size there, or the values 1"
-        return _unlike(places, values, rule)
-    mask = masks[0]
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not values.shape:
-        return None
-    count = int(mask.sum())  # the mask selects places, each of which takes a row of values
-    if len(values.shape) == len(one.shape) - mask.dim() + 1 and values.shape[0] not in (1, count):
-        return Clash("select", values, values.shape[0], Operand(expression.operands["index"].text, mask), count, "rows")
-    return None
-
-
-def _scattered(expression: Expression) -> Clash | None:
-    """Find a mask that selects more places than the source has elements."""
-    one, mask, source = (expression.operands.get(name) for name in ("input", "mask", "source"))
-    if one is None or mask is None or source is None or not isinstance(mask.value, Tensor) or not source.is_tensor:
-        return None
-    clash = _unlike(one, mask)
-    if clash is not None:
-        return clash
-    count, numbers = int(mask.value.expand(one.shape).sum()), math.prod(source.shape)
-    return Clash("select", source, numbers, mask, count, "elements") if numbers < count else None
+    rule = f"is to be split into {list(sizes)}, which add up to {sum(sizes)}"
+    return Clash("sizes", one, place, None, sum(sizes), rule)
 
 
 _WORK: dict[str, Callable[[Expression], Clash | None]] = {
-    **dict.fromkeys(("cat", "concat", "stack"), _join),
+    **dict.fromkeys(("cat", "concat", "stack", "pad_sequence"), _join),
     "matmul": _matmul,
+    "sum": _sum,
     **dict.fromkeys(("view", "reshape"), _view),
     **dict.fromkeys(("expand", "expand_as"), _expand),
     "einsum": _einsum,
-    **dict.fromkeys(("masked_scatter", "masked_scatter_"), _scattered),
-    **dict.fromkeys(("getitem", "setitem"), _index),
+    **dict.fromkeys(("masked_scatter", "masked_scatter_"), by_mask),
+    **dict.fromkeys(("getitem", "setitem"), by_item),
+    "split": _split,
+    **dict.fromkeys(BY_INDEX, by_index),
 }

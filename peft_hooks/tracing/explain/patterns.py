@@ -57,6 +57,14 @@ class _Known:
 
     site: Site
     letters: dict[str, tuple[int, Fixed]] = field(default_factory=dict)
+    batched: bool | None = None
+
+    def same_batch(self, alternatives: list[list[str]]) -> list[list[str]]:
+        """Drop the alternatives with a batch if earlier arguments have none, and vice versa."""
+        kinds = {"N" in words for words in alternatives}
+        if self.site.module is None or self.batched is None or len(kinds) < 2:
+            return alternatives
+        return [words for words in alternatives if ("N" in words) == self.batched]
 
     def wanted(self, word: str) -> tuple[int, Fixed] | None:
         """Return the size that a word asks for, and what sets it; None if any size will do."""
@@ -128,7 +136,10 @@ def _alternatives(site: Site, pattern: str, batch_first: bool) -> list[list[str]
 
 
 def _check_one(parameter: str, alternatives: list[list[str]], shape: Shape, known: _Known) -> Mismatch | None:
+    both, alternatives = len({"N" in words for words in alternatives}) > 1, known.same_batch(alternatives)
     fitting = [words for words in alternatives if _rank_fits(words, len(shape))]
+    if fitting and both and known.batched is None:
+        known.batched = "N" in fitting[0]
     if not fitting:
         wanted = tuple(sorted({len(words) - ("..." in words) for words in alternatives}))
         return Mismatch(parameter, None, len(shape), wanted, Fixed(""), "", _readable(alternatives[0]))
@@ -176,10 +187,17 @@ def repairs(site: Site, found: Mismatch) -> list[Repair]:
     main = next(iter(name for name in takes.patterns if name in shapes), found.parameter)
     for name in dict.fromkeys((found.parameter, main, found.fixed.name)):
         for kind, dimensions in _changes(takes, name, shapes[name], found) if name in shapes else ():
-            together, after = site.same(name), _after(kind, dimensions, shapes[name], found)
+            together, after = _together(site, name, shapes), _after(kind, dimensions, shapes[name], found)
             if after is not None and check(site, {**shapes, **dict.fromkeys(together, after)}) is None:
                 fitting.append(Repair(kind, together, dimensions))
     return fitting
+
+
+def _together(site: Site, name: str, shapes: Mapping[str, Shape]) -> tuple[str, ...]:
+    """Return the arguments that change with one: the same tensor, or the other state of a pair."""
+    prefix, dot, _ = name.partition(".")
+    pair = [one for one in shapes if dot and one.startswith(prefix + dot) and shapes[one] == shapes[name]]
+    return tuple(dict.fromkeys((*site.same(name), *pair)))
 
 
 def _after(kind: str, dimensions: tuple[int, ...], shape: Shape, found: Mismatch) -> Shape | None:
@@ -198,8 +216,12 @@ def _changes(takes: Takes, name: str, shape: Shape, found: Mismatch) -> Iterator
     if own and found.dimension is None:
         yield from (("unsqueeze", (place,)) for place in (0, 1) if rank + 1 in found.wanted)
         yield from (("squeeze", (place,)) for place in range(rank) if shape[place] == 1 and rank - 1 in found.wanted)
+        if "in_channels" in takes.patterns[name] and max(found.wanted) == rank - 1:  # several frames or crops each
+            yield "flatten", (0, 1)
         return
     yield from _of_size(takes.patterns[name], shape, found) if own else ()
+    if found.dimension is None:  # the other argument may lack a dimension
+        yield from (("unsqueeze", (place,)) for place in (0, 1))
     pairs = itertools.combinations(range(rank), 2)
     yield from (("turn", (one, other)) for one, other in pairs if shape[one] != shape[other])
     if own and found.dimension is not None and found.size == 1:

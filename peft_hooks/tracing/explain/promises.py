@@ -7,40 +7,28 @@ failed, a hook changed the output, or the layer's forward was replaced.
 from __future__ import annotations
 
 import ast
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..._format import dtype_of
-from ...compat.torch_internals import has_children
-from ..leaves import Leaf, tensors_of
+from ..leaves import Leaf, identity_of, tensors_of
 from ..records import Row
 from .failure import Bound, Finding
 from .ghosts import Ghost, Operand, Shape, first, is_tensor, kind_of_dimension, what_changed
-from .meta import on_meta, worked_out
+from .layers import output_of
 from .operands import assigned
 from .origins import Origin
 from .scene import Owned, Scene, is_autocast
 
 
 def due(module: nn.Module, given: Leaf) -> Ghost | None:
-    """Return what a PyTorch layer must return for a tensor, or None if its class does not determine that.
-
-    Runs the forward on the meta device, on a copy without hooks whose parameters have no values.
-    """
-    layer = type(module)
-    if not layer.__module__.startswith("torch.nn.modules") or has_children(module) or given.dtype is None:
+    """Return what a PyTorch layer must return for a tensor, or None if its class does not determine that."""
+    if given.dtype is None:
         return None
-    held = {name: vars(module).get(name, {}) for name in ("_parameters", "_buffers")}
-    own = {name: {key: one if one is None else on_meta(one) for key, one in held[name].items()} for name in held}
-    copy = object.__new__(layer)
-    vars(copy).update(vars(module), **own)
-    given_one = Ghost(given.shape or (), given.dtype, given.device or torch.device("cpu"))
-    made = worked_out(functools.partial(layer.forward, copy), [given_one])
-    return made if isinstance(made, Ghost) else None
+    return output_of(module, Ghost(given.shape or (), given.dtype, given.device or torch.device("cpu")))
 
 
 def kind_of(operand: Operand, place: int) -> str:
@@ -220,10 +208,19 @@ def _made_inside(scene: Scene, operand: Operand, place: int) -> Blame | None:
     for leaf in scene.row.came:
         shape = leaf.shape or ()
         others = shape[:place] + shape[place + 1 :] == operand.shape[:place] + operand.shape[place + 1 :]
-        if len(shape) == len(operand.shape) and others and shape != operand.shape:
+        if len(shape) == len(operand.shape) and others and shape != operand.shape and _may_be_of(scene, operand, leaf):
             words = f"{scene.row.where} was given {leaf.name} {list(shape)} and turned it into {list(operand.shape)}"
             return Blame(words, scene.row.path, scene.row.where, kind_of(operand, place))
     return None
+
+
+def _may_be_of(scene: Scene, operand: Operand, leaf: Leaf, left: int = 6) -> bool:
+    """Tell whether an operand may be made from an input: not if, by the source, only outputs of modules are in it."""
+    made = scene.names.made_of(operand) if left else []
+    if not made or (isinstance(operand.root.value, Tensor) and identity_of(operand.root.value) == leaf.identity):
+        return True
+    named = [one for one in made if scene.maker(one) is None]
+    return any(_may_be_of(scene, one, leaf, left - 1) for one in named)
 
 
 def _is_due(scene: Scene, operand: Operand, place: int) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from ...compat import sentence_transformers as releases
 from ..records import Row
 from ..trace import ShapeTrace
 from .failure import Bound
-from .ghosts import Ghost, Operand
+from .ghosts import Ghost, Operand, is_tensor, storage_of
+from .layers import output_of
 from .operands import Names, assigned, assigns, module_calls
 from .origins import History, Origin, is_float, is_wide, returned_none
 from .tracebacks import Raised, foreign_hooks
@@ -78,9 +80,13 @@ class Scene:
             around = self.history.around(around)
         return around or row
 
-    def returned(self, module: nn.Module) -> Any:
-        """Return what a module returned last: None, a ``Ghost``, a tuple of them, or ``UNKNOWN``."""
-        row = next((row for row in self.history.ended() if self.modules.get(row.path) is module), None)
+    def returned(self, module: nn.Module, later: int = 0, args: Sequence[Any] = ()) -> Any:
+        """Return what a module returned ``later`` calls before its last: None, a ``Ghost``, a tuple, or ``UNKNOWN``."""
+        rows = (row for row in self.history.ended() if self.modules.get(row.path) is module)
+        row = next(itertools.islice(rows, later, None), None)
+        plain = len(args) == 1 and is_tensor(args[0]) and "forward" not in vars(module) and not foreign_hooks(module)
+        if plain and not self.history.own[1:]:  # nothing was recorded inside the model
+            return output_of(module, args[0]) or UNKNOWN
         if row is not None and returned_none(row):
             return None
         if row is None or not row.outputs or not all(leaf.shape is not None for leaf in row.outputs):
@@ -129,8 +135,8 @@ class Scene:
         exact = next((one for one in self._owned if one.tensor is tensor or one.tensor is tensor._base), None)
         if exact is not None:
             return exact
-        place = _storage_of(tensor)
-        return None if place is None else next((one for one in self._owned if _storage_of(one.tensor) == place), None)
+        place = storage_of(tensor)
+        return None if place is None else next((one for one in self._owned if storage_of(one.tensor) == place), None)
 
     def maker(self, operand: Operand) -> nn.Module | None:
         """Return the module that returned an operand, as far as the source says so plainly."""
@@ -144,7 +150,9 @@ class Scene:
             called = step.values(node.func)
             if isinstance(called, nn.Module):
                 return called
-            return self._maker(place, node.func.value, left - 1) if isinstance(node.func, ast.Attribute) else None
+            return self._maker(place, self.names.made(place, node), left - 1)
+        if isinstance(node, ast.BinOp):
+            return self._maker(place, self.names.made(place, node), left - 1)
         if isinstance(node, (ast.Subscript, ast.Attribute)):
             return self._maker(place, node.value, left - 1)
         if not isinstance(node, ast.Name):
@@ -235,12 +243,3 @@ def with_article(kind: str) -> str:
 def is_autocast() -> bool:
     """Tell whether autocast chooses the dtypes."""
     return torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu")
-
-
-def _storage_of(tensor: Tensor) -> tuple[Any, int] | None:
-    """Return where a tensor's values are stored; None if that is unknown or it has none."""
-    try:
-        place = tensor.untyped_storage().data_ptr()
-    except Exception:  # some tensors have no storage
-        return None
-    return (tensor.device, place) if place else None

@@ -17,6 +17,7 @@ from .scene import Scene
 from .table import ANY_TENSOR, CLASSIFY, FUNCTIONS, LAYERS, PARAMETERS, Takes
 from .values import UNKNOWN, attribute
 
+_CHANNELS = ("in_channels", "num_features", "num_channels", "C_")
 _LETTERS = ["N", "C", "A", "B", "D", "F"]
 
 
@@ -72,15 +73,25 @@ class Expression:
     def _set(self, name: str, **parts: ast.expr) -> None:
         self.name, self.operands = name, {parameter: self.operand(part) for parameter, part in parts.items()}
 
+    def _laid_out(self, arg: ast.expr) -> list[ast.expr]:
+        """Return the arguments that ``*args`` stands for, or the argument itself."""
+        value = self.step.values(arg.value) if isinstance(arg, ast.Starred) else None
+        if not isinstance(arg, ast.Starred) or not isinstance(value, (tuple, list)):
+            return [arg]
+        return [ast.Subscript(arg.value, ast.Constant(number), ast.Load()) for number in range(len(value))]
+
     def _read_call(self, node: ast.Call) -> None:
-        given = [self.operand(one) for one in node.args]
+        given = [self.operand(one) for arg in node.args for one in self._laid_out(arg)]
         owner = self.operand(node.func.value) if isinstance(node.func, ast.Attribute) else None
         self.name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if owner is not None and is_tensor(owner.value):
             given = [owner, *given]
         else:
             self.target = self.step.values(node.func)
-            self.name = self.name if self.target is UNKNOWN else getattr(self.target, "__name__", self.name)
+            named = (
+                type(self.target) if isinstance(self.target, nn.Module) else self.target
+            )  # self.linear is no linear()
+            self.name = self.name if self.target is UNKNOWN else getattr(named, "__name__", self.name)
         names = PARAMETERS.get(self.name, ())
         for number, one in enumerate(given):
             self.operands[names[number] if number < len(names) else f"args.{number}"] = one
@@ -160,6 +171,17 @@ def takes_of(module: nn.Module) -> tuple[str, Takes] | None:
     name = type(module).__name__
     container = isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
     return (name, ANY_TENSOR) if type(module).__module__.startswith("torch.nn.modules") and not container else None
+
+
+def has_channels_first(scene: Scene, operand: Operand) -> bool:
+    """Tell whether an operand, or what it was made from, is the output of a layer that puts the channels first."""
+    made = [operand, *scene.names.made_of(operand)]
+    seen = [scene.origin(one) for one in made]
+    makers = [*map(scene.maker, made), *(scene.modules[one.row.path] for one in seen if one is not None and one.made)]
+    parts = [part for maker in makers if maker is not None for part in maker.modules()]
+    patterns = [known[1].patterns.get("input", "") for part in parts if (known := takes_of(part)) is not None]
+    wanted = len(operand.shape)
+    return any(len(one.partition("|")[0].split()) == wanted and one.split()[1] in _CHANNELS for one in patterns)
 
 
 def sites(scene: Scene) -> Iterator[Site]:

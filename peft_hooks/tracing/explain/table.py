@@ -64,7 +64,7 @@ def _conv_function(dimensions: str) -> Takes:
 
 
 def _recurrent(state: dict[str, str]) -> Takes:
-    return Takes({"input": "(L N) input_size | L input_size", **state}, "batch_first", alike=("input",))
+    return Takes({"input": "(L N) input_size | L input_size", **state}, "batch_first", alike=("input", *state))
 
 
 def _attention(heads: str, **masks: str) -> dict[str, str]:
@@ -209,7 +209,7 @@ BY_INDEX = {
     **_all("gather index_select", "input", "dim", "index"),
     **_all("take_along_dim", "input", "index", "dim"),
     **_all("scatter scatter_ scatter_add scatter_add_", "input", "dim", "index", "src"),
-    **_all("index_add index_copy", "input", "dim", "index", "source"),
+    **_all("index_add index_add_ index_copy index_copy_", "input", "dim", "index", "source"),
 }
 """Functions that take an index along a dimension."""
 
@@ -231,6 +231,8 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     **_all("matmul", "input", "other"),
     **_all("masked_scatter masked_scatter_", "input", "mask", "source"),
     **_all("masked_select", "input", "mask"),
+    **_all("pad_sequence", "sequences", "batch_first"),
+    **_all("split", "tensor", "split_size_or_sections", "dim"),
     **BROADCAST,
     **BY_INDEX,
 }

@@ -21,7 +21,8 @@ def virtual_tokens(
     """Find two sizes, of operands or what they were made from, that differ by the virtual tokens of an adapter."""
     pairs = [pair]
     if len(operands) == 2:
-        pairs += [(a, b) for a, b in zip(*(one.root.shape for one in operands)) if a != b]
+        others = [(a, b) for a, b in zip(*(one.root.shape for one in operands)) if a != b]
+        pairs += others if len(others) == 1 else []  # they differ in the length only
     for short, long in (sorted(one) for one in pairs):
         for adapter in scene.adapters:
             if adapter.virtual_tokens == long - short:

@@ -64,7 +64,7 @@ class Step:
         self.name = self.frame.f_code.co_name
         self.line = traceback.tb_lineno
         self.locals: Mapping[str, Any] = self.frame.f_locals
-        self.returned: Callable[[nn.Module], Any] = lambda module: UNKNOWN
+        self.returned: Callable[[nn.Module, int, Sequence[Any]], Any] = lambda module, later, args: UNKNOWN
         owner = self.locals.get("self", self._first_of_forward())
         self.module = owner if isinstance(owner, nn.Module) else None
 
@@ -139,7 +139,7 @@ class Step:
     @functools.cached_property
     def values(self) -> Values:
         """The values of expressions in the frame."""
-        return Values(self.frame, self.returned)
+        return Values(self.frame, self.returned, self.node)
 
 
 class Raised(NamedTuple):
@@ -175,7 +175,8 @@ def read(error: BaseException) -> Raised:
         if step.file == CALLS and hook is None:
             hook = _hook_that_runs(step.module, steps[number + 1 :])
             hooked = None if hook is None else inner
-    return Raised([step for step in steps if not step.is_ours], hook, hooked, inner, _source(steps))
+    others = [step for step in steps if not step.is_ours]
+    return Raised(others, hook, hooked, inner, _source(others))
 
 
 def foreign_hooks(module: nn.Module) -> list[str]:
@@ -188,7 +189,7 @@ def foreign_hooks(module: nn.Module) -> list[str]:
 def _hook_that_runs(module: nn.Module, inside: Sequence[Step]) -> str | None:
     """Return the hook of ``module`` whose code comes next, as text; None if that is not a hook's code."""
     for hook in forward_hooks_of(module) if inside else ():
-        if inside[0].frame.f_code in _codes(hook):
+        if inside[0].frame.f_code in _codes(hook) and not isinstance(getattr(hook, "__self__", None), Tap):
             return _registered(inside) if dispatcher_of(hook) is not None else _name(hook)
     return None
 

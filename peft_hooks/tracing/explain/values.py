@@ -6,7 +6,7 @@ import ast
 import inspect
 import operator
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -15,6 +15,7 @@ from pure_eval import CannotEval, Evaluator
 from torch import Tensor, nn
 
 from .ghosts import is_tensor, shape_of
+from .loops import calls_in_order, unrolled
 from .meta import created, is_method, is_operation, method, worked_out
 
 _NUMBERS: dict[type, Callable[[Any, Any], Any]] = {
@@ -58,11 +59,20 @@ class Values:
 
     Args:
         frame: The frame.
-        returned: Returns what a module returned last, with ghosts for its tensors.
+        returned: Returns what a module returned in its last call, or a number of calls before it, with ghosts for its
+            tensors. Is given the module, that number and the call's positional arguments.
+        running: The expression that was running.
     """
 
-    def __init__(self, frame: FrameType, returned: Callable[[nn.Module], Any] = lambda module: UNKNOWN) -> None:
+    def __init__(
+        self,
+        frame: FrameType,
+        returned: Callable[[nn.Module, int, Sequence[Any]], Any] = lambda module, later, args: UNKNOWN,
+        running: ast.AST | None = None,
+    ) -> None:
         self.returned = returned
+        self.running = running
+        self._laid_out: dict[int, tuple[ast.AST | None, list[ast.expr] | None]] = {}
         self.names: Mapping[str, Any] = ChainMap(dict(frame.f_locals), frame.f_globals, frame.f_builtins)
         self._pure = Evaluator(self.names)
 
@@ -124,6 +134,16 @@ class Values:
             parts += value
         return tuple(parts) if isinstance(node, ast.Tuple) else parts
 
+    def laid_out(self, node: ast.AST | None) -> list[ast.expr] | None:
+        """Return the expressions that a comprehension stands for: the same objects each time."""
+        if id(node) not in self._laid_out:
+            self._laid_out[id(node)] = node, unrolled(node, self)
+        return self._laid_out[id(node)][1]
+
+    def _comprehension(self, node: ast.ListComp) -> Any:
+        parts = self.laid_out(node)
+        return UNKNOWN if parts is None else [self(one) for one in parts]
+
     def _binary(self, node: ast.BinOp) -> Any:
         operation = self.operation(node)
         if operation is None:
@@ -153,13 +173,22 @@ class Values:
             return _known(method(owner, node.func.attr, *self.arguments(node)))
         function = self(node.func)
         if isinstance(function, nn.Module):
-            return self.returned(function)
+            return self.returned(function, self._later(node, function), self.arguments(node)[0])
         args, kwargs = self.arguments(node)
         if function is len and len(args) == 1:
             return (shape_of(args[0]) or (UNKNOWN,))[0]
         if function is torch.tensor and args and isinstance(args[0], (list, int, float)):
             return torch.tensor(args[0])  # numbers in the source: a new tensor, which nothing refers to
         return _known((worked_out if is_operation(function) else created)(function, args, kwargs))
+
+    def _later(self, node: ast.Call, module: nn.Module) -> int:
+        """Return how many times the running expression called a module again after this call."""
+        if self.running is None:
+            return 0
+        plain = [one for one in calls_in_order(self.running, self.laid_out) if not _has_call(one.func)]
+        same = [one for one in plain if self(one.func) is module]
+        places = [number for number, one in enumerate(same, 1) if one is node]
+        return len(same) - places[0] if places else 0
 
     def _owner(self, node: ast.Call) -> Any:
         """Return the object whose method is called; None for a plain function."""
@@ -182,6 +211,10 @@ class Values:
         return (function, *self.arguments(node)) if is_operation(function) else None
 
 
+def _has_call(node: ast.AST) -> bool:
+    return any(isinstance(one, ast.Call) for one in ast.walk(node))
+
+
 def _known(made: Any) -> Any:
     return UNKNOWN if made is None else made
 
@@ -193,6 +226,7 @@ _WORK: dict[type | None, Callable[[Values, Any], Any]] = {
     ast.Slice: Values._slice,
     ast.Tuple: Values._display,
     ast.List: Values._display,
+    ast.ListComp: Values._comprehension,
     ast.BinOp: Values._binary,
     ast.Compare: Values._compare,
     ast.UnaryOp: Values._negative,

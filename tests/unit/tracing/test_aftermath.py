@@ -291,3 +291,32 @@ def test_where_torch_was_never_imported_nothing_is() -> None:
         "assert explain_afterwards(ValueError('a')) is None\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_layer_of_pytorch_says_what_it_returned_where_nothing_recorded_it() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.ModuleList([nn.Linear(8, 4), nn.Linear(8, 6)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([head(x) for head in self.heads])
+
+    failure = explain_afterwards(raised(lambda: Heads()(torch.zeros(2, 8))))
+    assert failure is not None
+    assert_says(failure.cause, "self.heads[0](x)` [2, 4] | self.heads[1](x)` [2, 6]")
+
+
+def test_a_layer_that_a_hook_may_have_changed_says_nothing() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 4), nn.Linear(8, 4)
+            self.b.register_forward_hook(lambda module, args, output: output[:, :3])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([self.a(x), self.b(x)])
+
+    failure = explain_afterwards(raised(lambda: Pair()(torch.zeros(2, 8))))
+    assert failure is not None
+    assert failure.kind == "unknown"

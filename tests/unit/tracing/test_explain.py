@@ -477,3 +477,24 @@ def test_an_attribute_of_a_layer_inside_is_named_with_its_path() -> None:
         model(torch.zeros(2, 5, 16), torch.zeros(2, 7, 32))
     assert trace.failure is not None
     assert "takes 16 (its multihead_attn.kdim)" in trace.failure.finding.cause
+
+
+def test_what_a_library_checks_outside_of_any_forward_gains_no_note() -> None:
+    model = nn.Linear(3, 1)
+    with pytest.raises(RuntimeError) as caught, trace_shapes(model) as trace:
+        model(torch.ones(2, 3))
+        model.load_state_dict({"weight": torch.zeros(2, 3), "bias": torch.zeros(1)})
+    assert trace.failure is None
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_a_device_that_is_not_there_is_not_laid_to_the_shapes() -> None:
+    class Moves(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.to("xpu")
+
+    model = Moves()
+    with pytest.raises((RuntimeError, AssertionError, NotImplementedError)), trace_shapes(model) as trace:
+        model(torch.ones(2))
+    assert trace.failure is not None
+    assert trace.failure.kind != "operation"

@@ -7,10 +7,23 @@ import torch
 
 from peft_hooks.tracing.aftermath import explain_afterwards
 
-from .explain_cases import demands, forum, given, layers, losses, models, operations, reported
+from .explain_cases import (
+    again,
+    cures,
+    demands,
+    forum,
+    given,
+    layers,
+    losses,
+    models,
+    operations,
+    parts,
+    reported,
+    rows,
+)
 from .explain_cases.table import CASES, Case, note_of, raised_by, wrong_with
 
-FAMILIES = (demands, forum, given, layers, losses, models, operations, reported)
+FAMILIES = (again, cures, demands, forum, given, layers, losses, models, operations, parts, reported, rows)
 
 
 @pytest.mark.parametrize("one", CASES, ids=lambda one: one.name)

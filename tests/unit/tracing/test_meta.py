@@ -81,14 +81,13 @@ class Heads(nn.Module):
         return self.out(x.transpose(1, 2).view(2, 40))  # type: ignore[no-any-return]
 
 
-class Splits(nn.Module):
+class Unfolds(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.qkv = nn.Linear(8, 30)
 
     def forward(self, x: Tensor) -> Tensor:
-        queries, keys, values = self.qkv(x).split([10, 10, 12], dim=-1)
-        return queries @ keys @ values  # type: ignore[no-any-return]
+        return self.qkv(x).unfold(1, 7, 1)  # type: ignore[no-any-return]
 
 
 class Hears(TorchFunctionMode):
@@ -135,17 +134,20 @@ def test_a_view_of_memory_that_is_not_in_order_is_told_from_one_of_another_size(
 
 
 @pytest.mark.parametrize(
-    ("model", "operand"),
+    ("model", "operand", "fits"),
     [
-        (Splits(), "`self.qkv(x)` [2, 5, 30]"),
-        (nn.Sequential(nn.Identity(), nn.PixelShuffle(2)), "input [2, 5, 8]"),
+        (Unfolds(), "`self.qkv(x)` [2, 5, 30]", "7 in dimension 1"),
+        (nn.Sequential(nn.Identity(), nn.PixelShuffle(2)), "input [2, 5, 8]", "4 in dimension 0"),
+        (nn.Sequential(nn.Identity(), nn.Unflatten(2, (3, 4))), "input [2, 5, 8]", "12 in dimension 2"),
     ],
 )
-def test_what_an_operation_refuses_by_a_rule_of_its_own_is_shown_without_numbers(model: Any, operand: str) -> None:
+def test_what_an_operation_refuses_by_a_rule_of_its_own_is_shown_without_numbers(
+    model: Any, operand: str, fits: str
+) -> None:
     finding = told(model, torch.randn(2, 5, 8))
     assert finding.kind == "operation"
     assert operand in finding.cause
-    assert finding.fix is None
+    assert fits in finding.fix
 
 
 @pytest.mark.parametrize("work", [torch.linalg.inv, lambda x: torch.linalg.cholesky(-x), torch.multinomial])
@@ -155,3 +157,14 @@ def test_what_fails_by_its_numbers_is_not_laid_to_the_shapes(work: Any) -> None:
             return work(x, 2) if work is torch.multinomial else work(x)  # type: ignore[no-any-return]
 
     assert told(Works(), torch.zeros(3, 3)).kind != "operation"
+
+
+def test_a_dtype_that_is_refused_where_it_is_computed_is_told_with_one_that_is_not() -> None:
+    class Minus(nn.Module):
+        def forward(self, mask: Tensor) -> Tensor:
+            return (1 - mask) * -1e4
+
+    finding = told(Minus(), torch.ones(2, 4, dtype=torch.bool))
+    assert finding.kind == "dtype"
+    assert "mask [2, 4] is bool" in finding.cause
+    assert finding.fix == "mask.float()"
