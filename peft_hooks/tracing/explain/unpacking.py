@@ -54,7 +54,7 @@ def unpacked(scene: Scene) -> Finding | None:
 
 
 def _each(one: _Unpacking) -> Iterator[_Unpacking]:
-    """Yield the unpacking, and those nested in it."""
+    """Yield the unpacking, and the unpackings nested in it."""
     if not one.names:
         return
     yield one

@@ -1,4 +1,4 @@
-"""What a second look found: coincidences of size, indices that are not at hand, and dimensions too many."""
+"""Cases from a second look: coincidences of size, indices that must be worked out, and superfluous dimensions."""
 
 from __future__ import annotations
 
