@@ -81,7 +81,7 @@ def _of_shape(scene: Scene, place: int, one: _Unpacking) -> Finding | None:
     ones = [at for at, size in enumerate(owner.shape) if size == 1]
     fix = f"give {owner.name} {many(wanted)}"
     if len(owner.shape) == wanted + 1 and ones:
-        fix += f", as {owner.name}.squeeze({ones[-1]}) does"
+        fix += f", for instance with {owner.name}.squeeze({ones[-1]})"
     return Finding("rank", cause, fix, scene.bounds(owner), culprit)
 
 
