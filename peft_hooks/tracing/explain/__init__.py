@@ -25,15 +25,6 @@ The modules, in the order in which they are used:
     ``texts``       virtual tokens, vocabularies and lengths; the other rules use it, too
     ``refusals``    an operation's own rule: PyTorch is asked what it would take instead
 
-    ``objects``     something that is not a tensor, a None, a missing key
-    ``kinds``       a different device or dtype
-    ``contracts``   sizes that a layer, loss or function does not take: ``table`` says what it takes; ``patterns``
-                    reads the table and finds what would fit
-    ``indices``     indices out of range
-    ``clashes``     sizes in an expression that do not match: ``operations`` says which
-    ``demands``     a missing dimension, memory layout, a range of values, a library's own check
-    ``texts``       virtual tokens, vocabularies and lengths; the other rules use it, too
-
 ``promises``    Tells the rules which module a wrong size first came out of, and finds layers that returned something
                 other than their class does.
 ``failure``     The result: the cause as data and as the text of the note.

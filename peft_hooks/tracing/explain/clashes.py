@@ -240,7 +240,9 @@ def _unequal(scene: Scene, clash: Clash) -> Finding:
     fix = f"give them the same shape, {list(left.shape)} or {list(right.shape)}"
     for place, size in enumerate(longer.shape):
         if size == 1 and longer.shape[:place] + longer.shape[place + 1 :] == shorter.shape:
-            fix = f"{longer.name}.squeeze({place}), or {shorter.name}.unsqueeze({place}): then their shapes are equal"
+            fix = (
+                f"use {longer.name}.squeeze({place}), or {shorter.name}.unsqueeze({place}): then their shapes are equal"
+            )
             break
     kind = "length" if len(left.shape) == len(right.shape) else "rank"
     return Finding(kind, f"{clash.rule}: {left}, {right}", fix, scene.bounds(left) + scene.bounds(right))

@@ -100,9 +100,8 @@ def _likely(site: Site, found: Mismatch, repair: Repair) -> bool:
     if repair.kind == "turn":
         return _likely_turn(site, found, repair, batch)
     first = bool(site.takes.batch_first) and site.number(site.takes.batch_first) is False  # the length comes first
-    if (
-        repair.kind == "unsqueeze" and repair.dimensions == (0,) and not first
-    ):  # with the forward's rows, it lacks no batch
+    if repair.kind == "unsqueeze" and repair.dimensions == (0,) and not first:
+        # What has the forward's rows does not lack its batch.
         return site.shapes[repair.parameters[0]][:1] != batch
     return True
 
@@ -188,14 +187,14 @@ def _turn(site: Site, found: Mismatch, repair: Repair) -> tuple[str, str]:
     of_one = of_layer and rank > 2 and not more
     back = ", and back again after it if what follows expects the present order" if of_one else ""
     norm = "; or use a LayerNorm, which takes its features last" if site.name == "BatchNorm1d" else ""
-    return words, f"{call} before {site.where}{back}{norm}"
+    return words, f"use {call} before {site.where}{back}{norm}"
 
 
 def _fix_of(site: Site, repair: Repair, wanted: int) -> str:
     name, place = site.operands[repair.parameters[0]].name, next(iter(repair.dimensions), 0)
-    call = f"{name}.{repair.kind}({', '.join(map(str, repair.dimensions))})"
+    call = f"use {name}.{repair.kind}({', '.join(map(str, repair.dimensions))})"
     if repair.kind == "mask":
-        call = f"{name}[:, None, None, :]"
+        call = f"use {name}[:, None, None, :]"
     elif repair.kind == "repeat":
         call = f"repeat or expand {name} to {wanted} in dimension {place}"
     return f"{call}: then everything fits"

@@ -73,7 +73,7 @@ def _not_each(scene: Scene, expression: Expression, one: Operand) -> Finding | N
     rank = len(one.shape)
     if expression.name == "t" and rank > 2:
         cause = f"{one} has {many(rank)}, but t() takes at most 2"
-        return Finding("rank", cause, f"{one.name}.transpose({rank - 2}, {rank - 1})", scene.bounds(one))
+        return Finding("rank", cause, f"use {one.name}.transpose({rank - 2}, {rank - 1})", scene.bounds(one))
     times = flat_of([part.value for part in [*expression.operands.values()][1:]])
     if expression.name != "repeat" or len(times) >= rank or not all(type(time) is int for time in times):
         return None
@@ -98,7 +98,7 @@ def _not_floating(scene: Scene, expression: Expression, one: Operand) -> Finding
     if expression.name not in _FLOATING or one.dtype is None or one.dtype.is_floating_point or one.dtype.is_complex:
         return None
     cause = f"{one} is {one.short}, but {expression.name}() takes floating-point numbers"
-    return Finding("dtype", cause, f"{one.name}.float()", scene.bounds(one))
+    return Finding("dtype", cause, f"use {one.name}.float()", scene.bounds(one))
 
 
 def _no_index(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
@@ -113,7 +113,7 @@ def _no_index(scene: Scene, expression: Expression, one: Operand) -> Finding | N
         if part.is_float or (by_index and part.dtype not in (None, torch.int64, torch.int32)):
             cause = f"{part} is {part.short}, but an index must hold whole numbers (i64)"
             mask = "" if by_index else f", or {part.name}.bool() if it is a mask"
-            return Finding("dtype", cause, f"{part.name}.long(){mask}", scene.bounds(part))
+            return Finding("dtype", cause, f"use {part.name}.long(){mask}", scene.bounds(part))
     return None
 
 
@@ -142,14 +142,16 @@ def _no_probability(scene: Scene) -> Finding | None:
         one = scene.names.of_parameter(place, "target", given["target"])
         if not one.is_float:
             cause = f"{one}, the target, is {one.short}; {step.name}() takes floating-point numbers there"
-            return Finding("dtype", cause, f"{one.name}.float()", scene.bounds(one))
+            return Finding("dtype", cause, f"use {one.name}.float()", scene.bounds(one))
         for name, value in given.items() if step.name == "binary_cross_entropy" else ():
             one = scene.names.of_parameter(place, name, value)
             low, high = (0.0, 0.0) if not value.numel() else map(float, value.detach().aminmax())
             if not 0 <= low <= high <= 1:
                 cause = f"{one}, the {name}, ranges from {low:.2f} to {high:.2f}; binary_cross_entropy() takes 0 to 1"
                 logits = "use binary_cross_entropy_with_logits, or apply a sigmoid first"
-                return Finding("index", cause, logits if name == "input" else "targets from 0 to 1", scene.bounds(one))
+                return Finding(
+                    "index", cause, logits if name == "input" else "give targets from 0 to 1", scene.bounds(one)
+                )
     return None
 
 

@@ -15,7 +15,7 @@ from .unlike import RULE, Clash
 
 
 def fix_of(clash: Clash, of_images: bool = False) -> str | None:
-    """Say what to do about two sizes.
+    """Say how to fix two sizes that do not match.
 
     Args:
         clash: The sizes.
@@ -46,7 +46,7 @@ def turned(clash: Clash) -> str | None:
             instead = "" if one is right else f" instead of {right.name}"
             square = left.shape[-2:-1] == left.shape[-1:]  # such as an adjacency matrix: rows may be missing, too
             rows = f"; or give {right.name} {left.shape[-1]} rows, as {left.name} is square" if square else ""
-            return f"{one.name}.transpose({last - 1}, {last}){instead}: then they can be multiplied{rows}"
+            return f"use {one.name}.transpose({last - 1}, {last}){instead}: then they can be multiplied{rows}"
     return None
 
 
@@ -67,9 +67,9 @@ def inserted(pair: tuple[Operand, Operand], of_images: bool = False) -> str | No
         return None
     kept = set(min(first) if of_images else max(first))
     if kept == {*range(rank)} and more == rank + 1:
-        return f"{one.name}.unsqueeze(-1): then they match"
+        return f"use {one.name}.unsqueeze(-1): then they match"
     parts = [":" if place in kept else "None" for place in range(min(kept), more)]
-    return f"{one.name}[{', '.join(parts)}]: then they match"
+    return f"use {one.name}[{', '.join(parts)}]: then they match"
 
 
 def joined(scene: Scene, clash: Clash) -> str | None:
@@ -84,5 +84,5 @@ def joined(scene: Scene, clash: Clash) -> str | None:
             other = method(one.value, call, (place,), {})
             tried = [other if value is one.value else value for value in values]
             if other is not None and worked_out(torch.cat, [tried, dim]) is not None:
-                return f"{one.name}.{call}({place}): then they can be joined"
+                return f"use {one.name}.{call}({place}): then they can be joined"
     return None

@@ -136,7 +136,7 @@ def _of_tokens(scene: Scene, operand: Operand, found: Range, rows: int, table: n
     """Say how to fix ids beyond a model's vocabulary or beyond another of its tables; None if that is unknown."""
     name, known = operand.text, vocabulary(scene)
     if is_vocabulary(scene, table) and known is not None and rows < known > found.high:
-        resize = f"model[0].auto_model.resize_token_embeddings({known})"
+        resize = f"call model[0].auto_model.resize_token_embeddings({known})"
         return f"{resize}: the tokenizer has {known} tokens, but only {rows} have a row"
     optional = is_optional(scene, operand)
     if rows == 1 and optional:

@@ -57,7 +57,7 @@ def _materialise(scene: Scene, module: nn.Module) -> str:
     if not all(part.isidentifier() for part in name.split(".")):
         name = f'model.get_submodule("{path}")'
     reset = " and .reset_parameters()" if hasattr(type(module), "reset_parameters") else ""
-    anew = f"{name}.to_empty(device=...){reset}, if they are to be trained from scratch"
+    anew = f"call {name}.to_empty(device=...){reset}, if they are to be trained from scratch"
     return f"load the weights of {path or type(module).__name__!r}; or {anew}"
 
 
@@ -99,7 +99,7 @@ def _mask(site: Site) -> Finding | None:
             layer = site.module is not None
             what = f"booleans there (True means {'ignored' if layer else 'attended to'}) or floats"
             cause = f"{one}, the {parameter}, is {one.short}; {site.where} takes {what}"
-            fix = f"{one.name} == 0 if 1 means attended to" if layer else f"{one.name}.bool()"
+            fix = f"use {one.name} == 0 if 1 means attended to" if layer else f"use {one.name}.bool()"
             return Finding("dtype", cause, fix, site.scene.bounds(one))
     return None
 
@@ -112,7 +112,7 @@ def _one_hot(site: Site) -> Finding | None:
     if target.shape != given.shape or target.dtype is None or target.is_float:
         return None
     cause = f"{target} has the shape of the logits, one number for each class, so they must be floats"
-    fix = f"{target.name}.float(), or class numbers, {target.name}.argmax(1)"
+    fix = f"use {target.name}.float(), or class numbers, {target.name}.argmax(1)"
     return Finding("dtype", f"{cause}, not {target.short}", fix, site.scene.bounds(target))
 
 

@@ -53,7 +53,7 @@ def _rows_too_many(scene: Scene, target: Operand, logits: Operand) -> Finding | 
     cause = f"{target} has {many(shape[1 - place], 'label')}, but {logits} has {many(shape[place], 'row')} for each"
     one = "[:, -1], [:, 0] or a mean" if place == 1 else "[-1]"
     fix = (
-        f"{logits.name}.squeeze({place})"
+        f"use {logits.name}.squeeze({place})"
         if shape[place] == 1
         else f"use one row of {logits.name} for each label: {one}"
     )

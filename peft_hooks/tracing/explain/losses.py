@@ -23,7 +23,7 @@ def of_loss(scene: Scene, clash: Clash, name: str) -> Finding | None:
     both = f"{name}() takes {left} and {right}, which must have the same shape"
     unlike_ones = [size for size in left.shape if size != 1] != [size for size in right.shape if size != 1]
     if unlike_ones and math.prod(left.shape) == math.prod(right.shape):
-        fix = f"{right.name}.reshape({name_of(left)}.shape)"
+        fix = f"use {right.name}.reshape({name_of(left)}.shape)"
         return Finding("rank", f"{both}: they have the same number of elements, {math.prod(left.shape)}", fix, bounds)
     if sizes and left.shape[:-1] == right.shape and left.shape[-1] > 1:
         width = left.shape[-1]
@@ -38,7 +38,7 @@ def of_loss(scene: Scene, clash: Clash, name: str) -> Finding | None:
 
 
 def _of_batch(scene: Scene, pair: tuple[Operand, Operand], both: str, bounds: tuple[Bound, ...]) -> Finding | None:
-    """Find a tensor with as many rows as the model was given, beside one that is not the model's and has others."""
+    """Find a tensor that has as many rows as the model was given, where the other is not the model's and does not."""
     one, other = pair
     batch = scene.history.batch_and_length[:1]
     if one.shape[:1] != batch or scene.origin(one) is None or scene.origin(other) or scene.maker(other):

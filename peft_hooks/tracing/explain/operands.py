@@ -198,7 +198,7 @@ def _assigned_by(statement: ast.stmt, name: str) -> Any:
                         return value.elts[place], None
                     return value, None if names == [target] else place
         return None
-    if isinstance(statement, ast.With):  # what is inside ran
+    if isinstance(statement, ast.With):  # its body ran
         return next((found for one in reversed(statement.body) if (found := _assigned_by(one, name)) is not None), None)
     return False if name in _stored(statement) else None
 

@@ -71,7 +71,7 @@ def _join(expression: Expression) -> Clash | None:
 
 
 def _sum(expression: Expression) -> Clash | None:
-    """Tensors that Python's own ``sum`` adds up."""
+    """Find tensors that Python's own ``sum`` cannot add up."""
     given = next(iter(expression.operands.values()), None)
     if given is None or expression.target is not sum:
         return None

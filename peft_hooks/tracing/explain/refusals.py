@@ -49,7 +49,7 @@ def refused_dtype(scene: Scene) -> Finding | None:
                 what = "arithmetic" if expression.name == "add" else f"{expression.name}()"
                 cause = f"{one} is {one.short}, which {what} does not take there; it takes {dtype_of(dtype)}"
                 call = _DTYPES.get(dtype, f".to({dtype})")
-                return Finding("dtype", cause, f"{one.name}{call}", scene.bounds(one))
+                return Finding("dtype", cause, f"use {one.name}{call}", scene.bounds(one))
     return None
 
 
@@ -80,7 +80,7 @@ def refused(scene: Scene) -> Finding | None:
 
 
 def _what_would_do(known: _Operation, tensors: list[Operand]) -> Iterator[tuple[str, str]]:
-    """Yield what one operand, or a number, would have to be: as part of the cause, and as a fix."""
+    """Yield what one operand, or a number, would have to be, in words for the cause and for the fix."""
     if worked_out(known.work, known.args, known.kwargs) is not None:
         return  # it fails on real devices only, where trying many shapes would take too long
     for one in tensors:
@@ -98,7 +98,7 @@ def _what_would_do(known: _Operation, tensors: list[Operand]) -> Iterator[tuple[
 def _dtypes(known: _Operation, one: Operand) -> Iterator[tuple[str, str]]:
     for dtype, call in _DTYPES.items():
         if dtype != one.dtype and known.takes(one, Ghost(one.shape, dtype, one.value.device)):
-            yield f"it takes {dtype_of(dtype)} there", f"{one.name}{call}"
+            yield f"it takes {dtype_of(dtype)} there", f"use {one.name}{call}"
 
 
 def _ranks(known: _Operation, one: Operand) -> Iterator[tuple[str, str]]:
@@ -108,7 +108,7 @@ def _ranks(known: _Operation, one: Operand) -> Iterator[tuple[str, str]]:
     less = [("squeeze", place, (*shape[:place], *shape[place + 1 :])) for place, size in enumerate(shape) if size == 1]
     for kind, place, other in less + more:
         if known.takes(one, Ghost(other, one.value.dtype, one.value.device)):
-            yield f"it takes {many(len(other))} there", f"{one.name}.{kind}({place})"
+            yield f"it takes {many(len(other))} there", f"use {one.name}.{kind}({place})"
             return
 
 

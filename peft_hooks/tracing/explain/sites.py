@@ -88,9 +88,8 @@ class Expression:
             given = [owner, *given]
         else:
             self.target = self.step.values(node.func)
-            named = (
-                type(self.target) if isinstance(self.target, nn.Module) else self.target
-            )  # self.linear is no linear()
+            # The call of a module goes by its class: ``self.linear(x)`` is not ``linear()``.
+            named = type(self.target) if isinstance(self.target, nn.Module) else self.target
             self.name = self.name if self.target is UNKNOWN else getattr(named, "__name__", self.name)
         names = PARAMETERS.get(self.name, ())
         for number, one in enumerate(given):

@@ -81,7 +81,7 @@ def no_batch(scene: Scene) -> Finding | None:
             one = scene.names.of_parameter(call.place, "input_ids", ids)
             where = scene.where(call.module)
             cause = f"{one} has 1 dimension, but {where} takes 2, [batch, length]: the batch dimension is missing"
-            return Finding("rank", cause, f"{one.name}.unsqueeze(0)", scene.bounds(one))
+            return Finding("rank", cause, f"use {one.name}.unsqueeze(0)", scene.bounds(one))
     return None
 
 

@@ -54,7 +54,7 @@ def unpacked(scene: Scene) -> Finding | None:
 
 
 def _each(one: _Unpacking) -> Iterator[_Unpacking]:
-    """Yield the unpacking, and those nested in it."""
+    """Yield the unpacking, and the unpackings nested in it."""
     if not one.names:
         return
     yield one
@@ -81,7 +81,7 @@ def _of_shape(scene: Scene, place: int, one: _Unpacking) -> Finding | None:
     ones = [at for at, size in enumerate(owner.shape) if size == 1]
     fix = f"give {owner.name} {many(wanted)}"
     if len(owner.shape) == wanted + 1 and ones:
-        fix += f", as {owner.name}.squeeze({ones[-1]}) does"
+        fix += f", for instance with {owner.name}.squeeze({ones[-1]})"
     return Finding("rank", cause, fix, scene.bounds(owner), culprit)
 
 

@@ -293,7 +293,7 @@ def test_where_torch_was_never_imported_nothing_is() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_layer_of_pytorch_says_what_it_returned_where_nothing_recorded_it() -> None:
+def test_what_a_pytorch_layer_returned_is_worked_out_if_nothing_recorded_it() -> None:
     class Heads(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -307,7 +307,7 @@ def test_a_layer_of_pytorch_says_what_it_returned_where_nothing_recorded_it() ->
     assert_says(failure.cause, "self.heads[0](x)` [2, 4] | self.heads[1](x)` [2, 6]")
 
 
-def test_a_layer_that_a_hook_may_have_changed_says_nothing() -> None:
+def test_nothing_is_worked_out_for_a_layer_whose_output_a_hook_may_have_changed() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()

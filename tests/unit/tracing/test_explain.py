@@ -479,7 +479,7 @@ def test_an_attribute_of_a_layer_inside_is_named_with_its_path() -> None:
     assert "takes 16 (its multihead_attn.kdim)" in trace.failure.finding.cause
 
 
-def test_what_a_library_checks_outside_of_any_forward_gains_no_note() -> None:
+def test_a_librarys_own_check_outside_any_forward_gets_no_note() -> None:
     model = nn.Linear(3, 1)
     with pytest.raises(RuntimeError) as caught, trace_shapes(model) as trace:
         model(torch.ones(2, 3))
@@ -488,7 +488,7 @@ def test_what_a_library_checks_outside_of_any_forward_gains_no_note() -> None:
     assert not hasattr(caught.value, "__notes__")
 
 
-def test_a_device_that_is_not_there_is_not_laid_to_the_shapes() -> None:
+def test_a_missing_device_is_not_blamed_on_the_shapes() -> None:
     class Moves(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.to("xpu")

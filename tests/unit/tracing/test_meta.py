@@ -159,7 +159,7 @@ def test_what_fails_by_its_numbers_is_not_laid_to_the_shapes(work: Any) -> None:
     assert told(Works(), torch.zeros(3, 3)).kind != "operation"
 
 
-def test_a_dtype_that_is_refused_where_it_is_computed_is_told_with_one_that_is_not() -> None:
+def test_a_dtype_that_is_refused_only_in_computing_is_named_with_one_that_is_taken() -> None:
     class Minus(nn.Module):
         def forward(self, mask: Tensor) -> Tensor:
             return (1 - mask) * -1e4
@@ -167,4 +167,4 @@ def test_a_dtype_that_is_refused_where_it_is_computed_is_told_with_one_that_is_n
     finding = told(Minus(), torch.ones(2, 4, dtype=torch.bool))
     assert finding.kind == "dtype"
     assert "mask [2, 4] is bool" in finding.cause
-    assert finding.fix == "mask.float()"
+    assert finding.fix == "use mask.float()"

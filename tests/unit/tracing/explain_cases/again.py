@@ -1,4 +1,4 @@
-"""What a second look found: coincidences of size, indices that are not at hand, and dimensions too many."""
+"""Cases from a second look: coincidences of size, indices that must be worked out, and superfluous dimensions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def scores_that_nobody_made_of_the_input() -> Made:
     return called(Does(does, **parts), torch.randn(2, 5, 8), torch.randn(2, 7, 8))
 
 
-@case("", r"edge_index\[1\]` from_1_to_4|goes_from_1_to_4 0_to_3", "0_to_3")
+@case("", r"edge_index\[1\]` ranges_from_1_to_4 0_to_3", "0_to_3")
 def an_edge_to_a_node_that_is_not_there() -> Made:
     def does(self: Any, x: Tensor, edge_index: Tensor) -> Tensor:
         h = self.lin(x)

@@ -1,4 +1,4 @@
-"""Errors whose sizes are plain and whose cure is not: dimensions that lack, states, views, checks of a library."""
+"""Errors whose sizes are obvious but whose fix is not: missing dimensions, states, views, a library's own checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comprehensions, what is unpacked or split, and indices that do not fit in size."""
+"""Comprehensions, unpacking and splitting, and indices whose sizes do not match."""
 
 from __future__ import annotations
 

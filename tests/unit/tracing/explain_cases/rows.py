@@ -1,4 +1,4 @@
-"""Rows, channels and places that only seem to be in each other's place; and what once was explained falsely."""
+"""Rows, channels and positions that only seem to be swapped, and errors that were once explained wrongly."""
 
 from __future__ import annotations
 
@@ -159,5 +159,5 @@ def a_division_by_zero_beside_tensors() -> Made:
 
 
 @case("", "RecursionError|not_known", "", "the_hook model_itself_did_not")
-def a_net_that_calls_itself_for_ever() -> Made:
+def a_net_that_calls_itself_forever() -> Made:
     return called(Does(lambda self, x: self(x)), torch.randn(2, 4))
