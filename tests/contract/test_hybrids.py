@@ -47,7 +47,13 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     },
     "bamba": {**_MAMBA, "attn_layer_indices": [1, 3]},
     "recurrent_gemma": {"lru_width": 32, "attention_window_size": 16, "block_types": ["recurrent", "attention"]},
-    "kimi_linear": {"first_k_dense_replace": 4, "linear_head_dim": 8, "linear_num_heads": 2},
+    "kimi_linear": {
+        "first_k_dense_replace": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "linear_head_dim": 8,
+        "linear_num_heads": 2,
+        "num_key_value_heads": 4,
+    },
     "mamba": {"state_size": 4, "time_step_rank": 4},
     "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16},
 }
@@ -60,7 +66,7 @@ def hybrid(adapted: Any) -> Any:
 
     def make(architecture: str, side: str) -> Any:
         try:
-            return adapted(architecture, "prompt_tuning", padding_side=side, **_SIZES, **HYBRIDS[architecture])
+            return adapted(architecture, "prompt_tuning", padding_side=side, **{**_SIZES, **HYBRIDS[architecture]})
         except (ValueError, KeyError, ImportError, AttributeError, NotImplementedError) as error:
             pytest.skip(f"{architecture} is not in this release, or not in this size: {error}")
 
