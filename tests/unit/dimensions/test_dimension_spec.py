@@ -152,9 +152,9 @@ def test_without_a_colon_any_dtype_is_right() -> None:
 
 
 def test_an_unknown_dtype_is_refused_with_what_comes_close(golden: Golden) -> None:
-    told = refused({"x": "boole: batch"})
+    told = refused({"x": "flaot32: batch"})
     golden("refusals", told)
-    assert_says(told, "'boole' | 'x' | dtype | 'bool' | 'complex'")
+    assert_says(told, "'flaot32' | 'x' | dtype | 'float32' | 'float'")
 
 
 def test_a_parsed_contract_travels() -> None:
