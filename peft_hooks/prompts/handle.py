@@ -81,8 +81,8 @@ class HookHandle:
     def attach(self, pipeline: Pipeline) -> None:
         """Attach the hooks to a model that has just been read into ``pipeline``."""
         model = pipeline.root
-        other = _handles.get(model)
-        if other is not None and other is not self and other.active:
+        other = _active_on(model)
+        if other is not None and other is not self:
             raise HookError(f"the model has the hooks of another handle, {other!r}: call `.remove()` on it first")
         attempt(lambda: self._attach(pipeline), self.former(pipeline))
 
@@ -186,7 +186,7 @@ def options_on(model: nn.Module) -> Options | None:
     Raises:
         HookError: If ``model`` shares a module with another model, whose hooks are on it.
     """
-    found = _found_on(model)
+    found = _active_on(model) or _found_in(Pipeline.of(model))
     return found.options if isinstance(found, HookHandle) else found
 
 
@@ -196,28 +196,30 @@ def adopt_handle(model: nn.Module, pipeline: Pipeline | None = None) -> HookHand
     Raises:
         HookError: If ``model`` shares a module with another model, whose hooks are on it.
     """
-    found = _found_on(model, pipeline)
+    handle = _active_on(model)
+    if handle is not None:
+        return handle
+    pipeline = Pipeline.of(model) if pipeline is None else pipeline
+    found = _found_in(pipeline)
     if not isinstance(found, Options):
         return found
     handle = HookHandle(model, found, HookRegistry.adopt(model, found))
-    handle.adopted(Pipeline.of(model) if pipeline is None else pipeline)
+    handle.adopted(pipeline)
     return handle
 
 
-def _found_on(model: nn.Module, pipeline: Pipeline | None = None) -> HookHandle | Options | None:
-    """Return the handle of the hooks on a model, or the options of hooks that came along and have no handle yet."""
+def _active_on(model: nn.Module) -> HookHandle | None:
+    """Return the handle of a model, if its hooks are on."""
     handle = _handles.get(model)
-    if handle is not None and handle.active:
-        return handle
-    pipeline = Pipeline.of(model) if pipeline is None else pipeline
-    found = _hooks_in(pipeline)
+    return handle if handle is not None and handle.active else None
+
+
+def _found_in(pipeline: Pipeline) -> HookHandle | Options | None:
+    """Return the handle of a model that this one wraps, or the options of hooks that came along without a handle."""
+    # Dispatchers of the model's own handle, or of handles of models that its parts come from.
+    on_it = dispatchers_on(pipeline.modules)
+    found = [one for one in on_it if isinstance(one[2].owner, Options) and one[2].entries]
     return _handle_inside(pipeline, found) or _options_of(pipeline, found)
-
-
-def _hooks_in(pipeline: Pipeline) -> _OnModules:
-    """Return the dispatchers of handles on a model: its own handle's, or those of models that its parts come from."""
-    found = dispatchers_on(pipeline.modules)
-    return [one for one in found if isinstance(one[2].owner, Options) and one[2].entries]
 
 
 def _handle_inside(pipeline: Pipeline, found: _OnModules) -> HookHandle | None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from peft_hooks import register_prompt_mask_hooks
 from peft_hooks.testing import TEXTS, tiny_model
 
-from ..tools.methods import backbone_of, put_adapter
+from ..tools.methods import backbone_of, pipeline_of, put_adapter
 from .encode import agree, encoding
 from .models import features_of, minilm
 from .table import Row
@@ -95,8 +95,8 @@ def _compiled(virtual: int, rounds: int) -> list[Row]:
     for model, name in ((own, "PEFT's own way"), (shared, "shared")):
         put_adapter(model, "prompt_tuning", num_virtual_tokens=virtual)
         register_prompt_mask_hooks(model, share_prompt=model is shared)
-        works[f"{name}, compiled"] = _forward(model, torch.compile(_pipeline(model)))
-    works["shared"] = _forward(shared, _pipeline(shared))
+        works[f"{name}, compiled"] = _forward(model, torch.compile(pipeline_of(model)))
+    works["shared"] = _forward(shared, pipeline_of(shared))
     times = in_turns(works, rounds)
     torch.testing.assert_close(*(work() for name, work in works.items() if "compiled" in name), rtol=0, atol=1e-5)
     what = f"forward of {BATCH} with {virtual} virtual tokens, compiled"
@@ -105,11 +105,6 @@ def _compiled(virtual: int, rounds: int) -> list[Row]:
         Row.of(f"{what}, shared: times as fast", "PEFT's own way, compiled", fast, None, **raw),
         Row.of(f"{what}, shared: times as fast", "not compiled", ratios(times, "shared", "shared, compiled"), None),
     ]
-
-
-def _pipeline(model: Any) -> Callable[[dict[str, Any]], Tensor]:
-    transformer, pooling = model[0], model[1]
-    return lambda features: pooling(transformer(features))["sentence_embedding"]  # type: ignore[no-any-return]
 
 
 def _forward(model: Any, pipeline: Callable[[dict[str, Any]], Tensor]) -> Callable[[], Tensor]:

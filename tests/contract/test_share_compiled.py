@@ -15,8 +15,8 @@ import peft_hooks
 from peft_hooks import prompt_mask_hooks
 from peft_hooks.compat.kv_cache import NO_LAYERS, can_be_traced
 
-from ..tools.checks import TEXTS, distance, encoded, expected, needs, options_for, pipeline_of
-from ..tools.methods import VIRTUAL_TOKENS, backbone_of
+from ..tools.checks import TEXTS, distance, encoded, expected, needs, options_for
+from ..tools.methods import VIRTUAL_TOKENS, backbone_of, pipeline_of
 from ..tools.sharing import METHODS, layers_of, look, put_second, remark
 from ..tools.wording import assert_says
 

@@ -20,8 +20,8 @@ from peft_hooks import (
     without_adapter,
 )
 
-from ..tools.checks import TEXTS, break_graph, distance, forward, options_for, pipeline_of, unchanged
-from ..tools.methods import METHODS, backbone_of, prefix_tuning, put_backbone
+from ..tools.checks import TEXTS, break_graph, distance, forward, options_for, unchanged
+from ..tools.methods import METHODS, backbone_of, pipeline_of, prefix_tuning, put_backbone
 from ..tools.wording import assert_says
 
 POLICIES = ("auto", "pool", "ignore", "strip")

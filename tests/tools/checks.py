@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -76,12 +76,6 @@ def forward(model: Any, features: Any) -> Any:
     """Run the whole pipeline on features, without gradients."""
     with torch.no_grad():
         return model(features)
-
-
-def pipeline_of(model: Any) -> Callable[[dict[str, Any]], Tensor]:
-    """Return the pipeline as a function of features."""
-    transformer, pooling = model[0], model[1]
-    return lambda features: pooling(transformer(features))["sentence_embedding"]
 
 
 def snapshot(model: nn.Module) -> dict[str, dict[str, Any]]:

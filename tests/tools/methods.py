@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 VIRTUAL_TOKENS = 4
 
@@ -162,6 +164,12 @@ CACHE_METHODS = ("prefix_tuning", "prefix_tuning_projection", "cartridge")
 
 NO_CACHE = ("albert", "deberta-v2", "distilbert", "modernbert", "mpnet", "t5")
 """The backbones that ignore or reject `past_key_values`, on every release: hooks put a prefix into their attention."""
+
+
+def pipeline_of(model: Any) -> Callable[[dict[str, Any]], Tensor]:
+    """Return the pipeline as a function of features."""
+    transformer, pooling = model[0], model[1]
+    return lambda features: pooling(transformer(features))["sentence_embedding"]
 
 
 def put_adapter(model: Any, method: str, *, adapter_name: str = "default", seed: int = 0, **kw: Any) -> Any:
