@@ -7,6 +7,7 @@ import math
 
 from .failure import Bound, Finding
 from .ghosts import Operand
+from .labels import bound_of
 from .patterns import Mismatch
 from .sites import Site
 
@@ -41,9 +42,7 @@ def of_two_batches(
         if rows[0] and operand.shape[0] == rows[0] and found.size * rows[0] == wanted * rows[1]:
             words = f"{one.name} {list(a)} and {other.name} {list(b)}, which disagree in the batch dimension"
             ratio = f"{found.size} is {wanted} * {rows[1]} / {rows[0]}"
-            given = tuple(
-                Bound(leaf.shape[0], leaf.name, leaf.shape, 0, "", None) for leaf in (one, other) if leaf.shape
-            )
+            given = (bound_of(one, 0), bound_of(other, 0))
             where = site.scene.history.events[0].row.where
             said = f"{where} was given {words}; so {cause}: {ratio}"
             return Finding("batch", said, "give tensors that agree in the batch dimension", (*given, *bounds))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -17,10 +16,10 @@ from .operands import text_of
 from .scene import Scene
 from .tracebacks import FUNCTIONS, Step
 
+_Kinds = tuple[type, ...]
 _SIMPLE = (int, float, str, bool, tuple, list)
-_MORE: dict[type, Callable[[Any, Any], Any]] = {ast.Gt: operator.gt, ast.GtE: operator.ge}
-_LESS: dict[type, Callable[[Any, Any], Any]] = {ast.Lt: operator.lt, ast.LtE: operator.le}
-_OTHER: dict[type, Callable[[Any, Any], Any]] = {ast.NotEq: operator.ne}
+_MORE, _LESS = (ast.Gt, ast.GtE), (ast.Lt, ast.LtE)
+_STRICT = (ast.Gt, ast.Lt)  # a size that equals the limit passes
 
 
 def guarded(scene: Scene) -> Finding | None:
@@ -117,24 +116,24 @@ def _said(scene: Scene, test: ast.expr) -> tuple[str, str | None]:
             source = source_of(scene, place, side)
             if source is None or type(value) is not int or type(wanted) is not int:
                 continue
-            tables = (_LESS, _MORE) if turned else (_MORE, _LESS)
+            kinds = (_LESS, _MORE) if turned else (_MORE, _LESS)
             if any(is_tensor(step.values(part)) for part in ast.walk(other) if isinstance(part, ast.Name)):
                 return "", f"give `{text_of(side)}` and `{text_of(other)}` the same value, {value} or {wanted}"
-            fix = _fix_of(source, value, wanted, type(one.ops[0]), *tables)
-            if fix is not None and source[0].shape[source[1]] == value:
+            fix = _fix_of(source, value, wanted, type(one.ops[0]), *kinds)
+            if fix is not None:
                 return f"; `{text_of(side)}` is dimension {source[1]} of {source[0]}", fix
     return "", None
 
 
-def _fix_of(source: tuple[Operand, int], value: int, wanted: int, asks: type, more: Any, less: Any) -> str | None:
+def _fix_of(source: tuple[Operand, int], value: int, wanted: int, asks: type, more: _Kinds, less: _Kinds) -> str | None:
     operand, place = source
     if asks in more and value >= wanted:
-        most = wanted if more[asks] in (operator.gt, operator.lt) else wanted - 1
+        most = wanted if asks in _STRICT else wanted - 1
         return f"cut dimension {place} of {operand.name} to at most {most}"
     if asks in less and value <= wanted:
-        least = wanted if less[asks] in (operator.gt, operator.lt) else wanted + 1
+        least = wanted if asks in _STRICT else wanted + 1
         return f"give {operand.name} at least {least} in dimension {place}"
-    if asks not in _OTHER or value == wanted:
+    if asks is not ast.NotEq or value == wanted:
         return None
     last = len(operand.shape) - 1
     if place == 1 and last > 1 and operand.shape[last] == wanted and operand.shape.count(wanted) == 1:

@@ -98,8 +98,7 @@ _TOGETHER = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "i
 
 def inputs_disagree(scene: Scene, pair: tuple[int, int]) -> Finding | None:
     """Find two features, given to the model or to this call, that must agree in batch and length and do not."""
-    rows = [event.row for event in scene.history.events[:1]] + ([] if scene.row is None else [scene.row])
-    for row in rows:
+    for row in scene.ends:
         known = [leaf for leaf in row.came if leaf.key in _TOGETHER and len(leaf.shape or ()) > 1]
         for one, other in itertools.combinations(known, 2):
             for place, (a, b) in enumerate(zip((one.shape or ())[:2], (other.shape or ())[:2])):

@@ -47,7 +47,7 @@ def _no_such_dimension(scene: Scene, expression: Expression, one: Operand) -> Fi
     if expression.name not in _WITH_DIM:
         return None
     named = [expression.value(name) for name in ("dim", "dim0", "dim1", "axis")]
-    plain = [] if expression.name in _OF_NUMBERS else [part.value for part in [*expression.operands.values()][1:]]
+    plain = [] if expression.name in _OF_NUMBERS else [part.value for part in expression.arguments]
     dims = [dim for dim in (*named, *plain) if type(dim) is int]
     rank = len(one.shape) + (expression.name == "unsqueeze")
     wrong = next((dim for dim in dims if not -rank <= dim < rank), None)
@@ -61,7 +61,7 @@ def _no_such_dimension(scene: Scene, expression: Expression, one: Operand) -> Fi
 def _permuted(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
     if expression.name != "permute":
         return None
-    dims = flat_of([part.value for part in [*expression.operands.values()][1:]])
+    dims = flat_of([part.value for part in expression.arguments])
     if len(dims) == len(one.shape) or not all(isinstance(dim, int) for dim in dims):
         return None
     cause = f"{one} has {many(len(one.shape))}, but permute() is given {len(dims)}"
@@ -74,7 +74,7 @@ def _not_each(scene: Scene, expression: Expression, one: Operand) -> Finding | N
     if expression.name == "t" and rank > 2:
         cause = f"{one} has {many(rank)}, but t() takes at most 2"
         return Finding("rank", cause, f"use {one.name}.transpose({rank - 2}, {rank - 1})", scene.bounds(one))
-    times = flat_of([part.value for part in [*expression.operands.values()][1:]])
+    times = flat_of([part.value for part in expression.arguments])
     if expression.name != "repeat" or len(times) >= rank or not all(type(time) is int for time in times):
         return None
     whole = ", ".join(map(str, times + [1] * (rank - len(times))))
@@ -84,7 +84,7 @@ def _not_each(scene: Scene, expression: Expression, one: Operand) -> Finding | N
 
 def _not_in_order(scene: Scene, expression: Expression, one: Operand) -> Finding | None:
     """Find a view that asks for the right number of elements: it can fail for one reason only."""
-    sizes = [part.value for part in [*expression.operands.values()][1:]]
+    sizes = [part.value for part in expression.arguments]
     if expression.name != "view" or not isinstance(scene.error, RuntimeError) or isinstance(sizes[0], torch.dtype):
         return None
     if method(one.value, "reshape", sizes, {}) is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 
-from .ghosts import Operand
+from .ghosts import Ghost, Operand
 from .meta import method, worked_out
 from .operations import parts
 from .scene import Scene
@@ -78,11 +79,23 @@ def joined(scene: Scene, clash: Clash) -> str | None:
     values = [] if expression is None else [one.value for one in parts(expression)]
     dim = None if expression is None else expression.value("dim")
     for one in [one for one in (clash.left, clash.right) if one is not None and isinstance(dim, int)]:
-        less = [("squeeze", place) for place, size in enumerate(one.shape) if size == 1]
-        more = [("unsqueeze", place) for place in range(1, len(one.shape) + 1)]
-        for call, place in less + more:
-            other = method(one.value, call, (place,), {})
+        for call, other in of_other_rank(one, 1):
             tried = [other if value is one.value else value for value in values]
-            if other is not None and worked_out(torch.cat, [tried, dim]) is not None:
-                return f"use {one.name}.{call}({place}): then they can be joined"
+            if worked_out(torch.cat, [tried, dim]) is not None:
+                return f"use {call}: then they can be joined"
     return None
+
+
+def of_other_rank(one: Operand, start: int = 0) -> Iterator[tuple[str, Ghost]]:
+    """Yield the calls that take one dimension from an operand or insert one, with what they return.
+
+    Args:
+        one: The operand.
+        start: The first place at which a dimension is inserted.
+    """
+    less = [("squeeze", place) for place, size in enumerate(one.shape) if size == 1]
+    more = [("unsqueeze", place) for place in range(start, len(one.shape) + 1)]
+    for call, place in less + more:
+        other = method(one.value, call, (place,), {})
+        if isinstance(other, Ghost):
+            yield f"{one.name}.{call}({place})", other

@@ -88,8 +88,7 @@ def _one_for_each_token(scene: Scene, target: Operand, logits: Operand, bounds: 
 
 def _of_other_length(scene: Scene, target: Operand, logits: Operand, bounds: tuple[Bound, ...]) -> Finding | None:
     """Find labels for each token of texts that are longer or shorter than those that the model was given."""
-    rows = [event.row for event in scene.history.events[:1]] + ([] if scene.row is None else [scene.row])
-    for row in reversed(rows):
+    for row in reversed(scene.ends):
         for labels, given in itertools.permutations(row.came, 2):
             one, other = labels.shape or (), (given.shape or ())[:2]
             same = len(one) == len(other) == 2 and one[0] == other[0] and one[1] != other[1]
@@ -100,7 +99,7 @@ def _of_other_length(scene: Scene, target: Operand, logits: Operand, bounds: tup
                     f"{row.where} was given {_text(labels)} and {_text(given)}, which disagree in the length dimension"
                 )
                 fix = f"give a label for each of the {other[1]} tokens, and -100 for those that do not count"
-                return Finding("length", cause, fix, (_bound(labels, 1), _bound(given, 1), *bounds))
+                return Finding("length", cause, fix, (bound_of(labels, 1), bound_of(given, 1), *bounds))
     return None
 
 
@@ -143,6 +142,7 @@ def _text(leaf: Leaf) -> str:
     return f"{leaf.name} {list(leaf.shape or ())}"
 
 
-def _bound(leaf: Leaf, place: int) -> Bound:
+def bound_of(leaf: Leaf, place: int) -> Bound:
+    """Return a size of a tensor that the model was given."""
     shape: Shape = leaf.shape or ()
     return Bound(shape[place], leaf.name, shape, place, "", None)

@@ -23,12 +23,12 @@ def of_loss(scene: Scene, clash: Clash, name: str) -> Finding | None:
     both = f"{name}() takes {left} and {right}, which must have the same shape"
     unlike_ones = [size for size in left.shape if size != 1] != [size for size in right.shape if size != 1]
     if unlike_ones and math.prod(left.shape) == math.prod(right.shape):
-        fix = f"use {right.name}.reshape({name_of(left)}.shape)"
+        fix = f"use {right.name}.reshape({left.text}.shape)"
         return Finding("rank", f"{both}: they have the same number of elements, {math.prod(left.shape)}", fix, bounds)
     if sizes and left.shape[:-1] == right.shape and left.shape[-1] > 1:
         width = left.shape[-1]
         cause = f"{both}: {right.name} has one number for each of {left.shape[0]} rows, but {left.name} has {width}"
-        call = f"cross_entropy({name_of(left)}, {name_of(right)}.long())"
+        call = f"cross_entropy({left.text}, {right.text}.long())"
         fix = f"use {call} if these are the numbers of {width} classes; or"
         return Finding("width", cause, f"{fix} make the last layer 1 wide instead of {width}, and squeeze(-1)", bounds)
     if sizes and clash.place == clash.other == 0:
@@ -49,8 +49,3 @@ def _of_batch(scene: Scene, pair: tuple[Operand, Operand], both: str, bounds: tu
     return Finding(
         "batch", cause, f"create {other.name} with {batch[0]} rows, for instance with {one.name}.size(0)", bounds
     )
-
-
-def name_of(operand: Operand) -> str:
-    """Return the text of an operand, without quotes."""
-    return operand.text

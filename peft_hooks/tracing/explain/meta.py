@@ -103,9 +103,8 @@ def fails_on_numbers(
 def runs_on_numbers(work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Tell whether an operation runs on zeros and on ones of these shapes and dtypes."""
     try:
-        with torch.random.fork_rng(devices=[]):
-            for number in (0, 1):
-                _run(work, args, kwargs, functools.partial(_full, number))
+        for number in (0, 1):
+            _run_on(number, work, args, kwargs)
     except Exception:
         return False
     return True
@@ -115,11 +114,16 @@ def _fails_on(
     number: int, work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], error: BaseException
 ) -> bool:
     try:
-        with torch.random.fork_rng(devices=[]):
-            _run(work, args, kwargs, functools.partial(_full, number))
+        _run_on(number, work, args, kwargs)
     except Exception as raised:
         return _is_like(raised, error)
     return False
+
+
+def _run_on(number: int, work: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Run an operation on tensors full of a number, which takes nothing from the generator of random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        _run(work, args, kwargs, functools.partial(_full, number))
 
 
 def is_operation(function: Any) -> bool:

@@ -45,11 +45,16 @@ def parts(expression: Expression) -> list[Operand]:
     given = expression.operands.get("tensors") or expression.operands.get("sequences")
     if given is None or expression.name not in ("cat", "concat", "stack", "pad_sequence"):
         return []
-    listed = given.node.elts if isinstance(given.node, (ast.List, ast.Tuple)) else None
-    listed = listed or expression.step.values.laid_out(given.node)
-    if listed is not None:
-        return [expression.operand(one) for one in listed]
-    values = given.value if isinstance(given.value, (list, tuple)) else []
+    return _entries(expression, given)
+
+
+def _entries(expression: Expression, given: Operand) -> list[Operand]:
+    """Return the entries of a list, by name if the source lists them."""
+    nodes = given.node.elts if isinstance(given.node, (ast.List, ast.Tuple)) else None
+    nodes = nodes or expression.step.values.laid_out(given.node)
+    if nodes is not None:
+        return [expression.operand(one) for one in nodes]
+    values = given.value if isinstance(given.value, (list, tuple)) else ()
     return [Operand(f"{given.text}[{number}]", value) for number, value in enumerate(values)]
 
 
@@ -75,12 +80,7 @@ def _sum(expression: Expression) -> Clash | None:
     given = next(iter(expression.operands.values()), None)
     if given is None or expression.target is not sum:
         return None
-    nodes = given.node.elts if isinstance(given.node, (ast.List, ast.Tuple)) else None
-    nodes = nodes or expression.step.values.laid_out(given.node)
-    listed = given.value if isinstance(given.value, (list, tuple)) else ()
-    known = [Operand(f"{given.text}[{number}]", value) for number, value in enumerate(listed)]
-    known = known if nodes is None else [expression.operand(one) for one in nodes]
-    return _first_unlike([one for one in known if one.is_tensor])
+    return _first_unlike([one for one in _entries(expression, given) if one.is_tensor])
 
 
 def _matmul(expression: Expression) -> Clash | None:

@@ -9,6 +9,7 @@ import torch
 
 from ..._format import dtype_of
 from .failure import Finding
+from .fixes import of_other_rank
 from .ghosts import Ghost, Operand, is_tensor, many, shape_of
 from .meta import fails_alone, fails_on_numbers, runs_on_numbers, worked_out
 from .scene import Scene
@@ -103,12 +104,9 @@ def _dtypes(known: _Operation, one: Operand) -> Iterator[tuple[str, str]]:
 
 def _ranks(known: _Operation, one: Operand) -> Iterator[tuple[str, str]]:
     """Yield the first shape with one dimension less or more that would do."""
-    shape = one.shape
-    more = [("unsqueeze", place, (*shape[:place], 1, *shape[place:])) for place in range(len(shape) + 1)]
-    less = [("squeeze", place, (*shape[:place], *shape[place + 1 :])) for place, size in enumerate(shape) if size == 1]
-    for kind, place, other in less + more:
-        if known.takes(one, Ghost(other, one.value.dtype, one.value.device)):
-            yield f"it takes {many(len(other))} there", f"use {one.name}.{kind}({place})"
+    for call, other in of_other_rank(one):
+        if known.takes(one, other):
+            yield f"it takes {many(len(other.shape))} there", f"use {call}"
             return
 
 

@@ -72,6 +72,11 @@ class Scene:
         for step in self.steps:
             step.returned = self.returned
 
+    @property
+    def ends(self) -> list[Row]:
+        """The outermost call of the forward, and the innermost that raised."""
+        return [event.row for event in self.history.events[:1]] + ([] if self.row is None else [self.row])
+
     def _in_traceback(self, row: Row | None) -> Row | None:
         """Return the innermost call, at or around ``row``, in the traceback: a caught error may have had its ``id``."""
         ran = {id(step.module) for step in self.steps}

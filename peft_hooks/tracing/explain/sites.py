@@ -47,6 +47,11 @@ class Expression:
         """Return the value of a parameter, or ``UNKNOWN``."""
         return self.operands[parameter].value if parameter in self.operands else UNKNOWN
 
+    @property
+    def arguments(self) -> list[Operand]:
+        """The operands after the first: what a method of a tensor is given."""
+        return [*self.operands.values()][1:]
+
     def tensors(self) -> list[Operand]:
         """Return the operands that are tensors, including those in lists."""
         found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+from typing import Any
 
 from .failure import Finding
 from .ghosts import Operand, flat_of
@@ -23,14 +24,14 @@ def of_view(scene: Scene, clash: Clash) -> Finding:
     culprit = next(iter(told), None)
     cause = f"{one.name} {list(one.shape)} {clash.rule}"
     expression = next((one for one in expressions(scene) if one.name in ("view", "reshape")), None)
-    nodes = [] if expression is None else _sizes(expression)
-    cause += _rest(one, expression)
-    divided = _divided(scene, expression, nodes)
-    sources = [] if divided else _sources(scene, expression, nodes)
+    sizes = [] if expression is None else flat_of([part.value for part in expression.arguments])
+    cause += _rest(one, sizes)
+    divided = [] if expression is None else _divided(scene, expression)
+    sources = [] if divided or expression is None else _sources(scene, expression)
     for said in [*(words for words, _ in divided), *sources]:
         cause += f"; {said}"
     cause += f"; {told[culprit]}{scene.on(culprit)}" if culprit else ""
-    flat = None if sources else _flattened(one, expression)
+    flat = None if sources else _flattened(one, sizes)
     whole = next((call for _, call in divided), None)
     fix = whole or flat or "ask for sizes whose product is the number of elements"
     return Finding("view", cause, fix, scene.bounds(one), culprit)
@@ -38,17 +39,15 @@ def of_view(scene: Scene, clash: Clash) -> Finding:
 
 def _sizes(expression: Expression) -> list[ast.expr]:
     """Return the expressions of the sizes in the call of a view."""
-    nodes = [one.node for one in [*expression.operands.values()][1:] if isinstance(one.node, ast.expr)]
+    nodes = [one.node for one in expression.arguments if isinstance(one.node, ast.expr)]
     listed = nodes[0] if len(nodes) == 1 and isinstance(nodes[0], (ast.Tuple, ast.List)) else None
     return nodes if listed is None else listed.elts
 
 
-def _divided(scene: Scene, expression: Expression | None, nodes: list[ast.expr]) -> list[tuple[str, str]]:
+def _divided(scene: Scene, expression: Expression) -> list[tuple[str, str]]:
     """Say which of the sizes leaves a remainder, and how to avoid it."""
-    if expression is None:
-        return []
     found: dict[str, tuple[str, str]] = {}
-    parts = [part for node in nodes for part in ast.walk(node) if isinstance(part, ast.BinOp)]
+    parts = [part for node in _sizes(expression) for part in ast.walk(node) if isinstance(part, ast.BinOp)]
     for part in parts:
         above, below = expression.step.values(part.left), expression.step.values(part.right)
         if isinstance(part.op, ast.FloorDiv) and type(above) is int and type(below) is int and below and above % below:
@@ -61,21 +60,20 @@ def _divided(scene: Scene, expression: Expression | None, nodes: list[ast.expr])
     return [*found.values()]
 
 
-def _sources(scene: Scene, expression: Expression | None, nodes: list[ast.expr]) -> list[str]:
+def _sources(scene: Scene, expression: Expression) -> list[str]:
     """Say which sizes come from other tensors than the viewed one."""
     found: dict[str, str] = {}
-    for node in nodes if expression is not None else ():
+    own = next(iter(expression.operands.values()))
+    for node in _sizes(expression):
         for part in ast.walk(node):
-            source = None if expression is None else source_of(scene, expression.place, part)
-            own = next(iter(expression.operands.values())) if expression is not None else None
-            if source is not None and own is not None and source[0].value is not own.value:
+            source = source_of(scene, expression.place, part)
+            if source is not None and source[0].value is not own.value:
                 found[text_of(part)] = f"`{text_of(part)}` is dimension {source[1]} of {source[0]}"
     return [*found.values()][:2]
 
 
-def _rest(one: Operand, expression: Expression | None) -> str:
+def _rest(one: Operand, sizes: list[Any]) -> str:
     """Say which sizes replace which, if the leading ones are kept."""
-    sizes = [] if expression is None else flat_of([part.value for part in [*expression.operands.values()][1:]])
     same = 0
     while same < min(len(sizes), len(one.shape)) and sizes[same] == one.shape[same]:
         same += 1
@@ -85,9 +83,8 @@ def _rest(one: Operand, expression: Expression | None) -> str:
     return f": {' * '.join(map(str, rest))} = {math.prod(rest)} instead of {' * '.join(map(str, own))}"
 
 
-def _flattened(one: Operand, expression: Expression | None) -> str | None:
+def _flattened(one: Operand, sizes: list[Any]) -> str | None:
     """Say how wide each row is if a view asks for rows of another width."""
-    sizes = [] if expression is None else flat_of([part.value for part in [*expression.operands.values()][1:]])
     if len(sizes) != 2 or len(one.shape) < 3 or sizes[0] not in (-1, one.shape[0]) or sizes[1] == -1:
         return None
     wide = math.prod(one.shape[1:])

@@ -23,19 +23,23 @@ def a_view_that_moves_rows() -> Made:
     return model, lambda: functional.cross_entropy(model(torch.randn(25, 3, 10, 10)), labels)
 
 
-@case(None, "8 5_rows", r"logits\[:,_-1\]|logits_for_each_label", "give_y batch,_A")
-def a_label_for_all_steps_of_an_lstm() -> Made:
-    def does(self: Any, x: Tensor) -> Tensor:
-        out, _ = self.lstm(x)
-        return self.fc(out)
-
-    model = Does(does, lstm=nn.LSTM(4, 6, batch_first=True), fc=nn.Linear(6, 3))
+def one_label_each(model: nn.Module) -> Made:
+    """Compute the loss of 8 sequences of 5 steps, with one label for each."""
 
     def call() -> Any:
         logits, y = model(torch.randn(8, 5, 4)), torch.zeros(8, dtype=torch.long)
         return functional.cross_entropy(logits, y)
 
     return model, call
+
+
+@case(None, "8 5_rows", r"logits\[:,_-1\]|logits_for_each_label", "give_y batch,_A")
+def a_label_for_all_steps_of_an_lstm() -> Made:
+    def does(self: Any, x: Tensor) -> Tensor:
+        out, _ = self.lstm(x)
+        return self.fc(out)
+
+    return one_label_each(Does(does, lstm=nn.LSTM(4, 6, batch_first=True), fc=nn.Linear(6, 3)))
 
 
 @case(None, r"logits_\[1,_8,_3\] 1_row", r"squeeze\(0\)", "give_y batch,_A")
@@ -44,13 +48,7 @@ def the_last_state_with_its_layers() -> Made:
         _, h = self.gru(x)
         return self.fc(h)
 
-    model = Does(does, gru=nn.GRU(4, 6, batch_first=True), fc=nn.Linear(6, 3))
-
-    def call() -> Any:
-        logits, y = model(torch.randn(8, 5, 4)), torch.zeros(8, dtype=torch.long)
-        return functional.cross_entropy(logits, y)
-
-    return model, call
+    return one_label_each(Does(does, gru=nn.GRU(4, 6, batch_first=True), fc=nn.Linear(6, 3)))
 
 
 @case(None, r"y_\[8,_4\] number_for_each", r"argmax\(1\)", "token text")
